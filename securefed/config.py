@@ -1,0 +1,306 @@
+"""The run file: TOML sections as frozen, validated models.
+
+Every section refuses keys that it does not know.  A validation error is reported as one
+:class:`~securefed.errors.ConfigError` that names each field, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from securefed.errors import ConfigError
+
+Stage = Literal["advertise", "share", "masked_input", "consistency", "unmask"]
+STAGES: tuple[Stage, ...] = ("advertise", "share", "masked_input", "consistency", "unmask")
+Unit = Literal["example", "client"]
+Mechanism = Literal["distributed", "local", "none"]
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(gt=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen section that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class ModelSection(Section):
+    """Which language model is adapted.
+
+    ``source`` is a folder, a hub name, or ``builtin:smollm2-135m-instruct`` /
+    ``builtin:minilm-l6-v2``.  ``fingerprint`` pins the weights: the SHA-256 that
+    ``securefed.training.models.weights_fingerprint`` gives; without it the fingerprint that is
+    found is recorded and bound into every round.
+    """
+
+    source: str = "builtin:smollm2-135m-instruct"
+    task: Literal["causal-lm", "sequence-classification"] = "causal-lm"
+    labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    revision: str | None = None
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _labels_fit_the_task(self) -> Self:
+        if (self.task == "sequence-classification") != (self.labels is not None):
+            raise ValueError("labels must be given exactly when task = 'sequence-classification'")
+        return self
+
+
+class DataSection(Section):
+    """Each client's own data, and how it is cut into examples.
+
+    ``source`` is a folder (one file or one sub-folder a client), or a built-in corpus.
+    For causal language modelling an example is one non-overlapping window of ``window_tokens``
+    tokens; for classification it is one record, cut off at ``window_tokens``.
+    """
+
+    source: str = "builtin:state-of-the-union"
+    format: Literal["auto", "jsonl", "csv", "text"] = "auto"
+    text_field: str = "text"
+    label_field: str = "label"
+    window_tokens: Annotated[int, Field(ge=4, le=8192)] = 32
+    clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
+    min_examples: Annotated[int, Field(ge=1)] = 1
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+
+
+class LoraSection(Section):
+    """The low-rank adapter.  ``ffa``: A is made once and frozen, only B travels (2403.12313)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 4
+    alpha: Positive = 8.0
+    target_modules: Annotated[list[str], Field(min_length=1)] = ["v_proj"]
+    modules_to_save: list[str] = []
+    sharing: Literal["ffa"] = "ffa"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 20260101
+
+
+class TrainingSection(Section):
+    """How clients compute an update and how the server applies the sum.
+
+    ``batch_size`` and ``local_steps`` are for updates made of several local steps
+    (``unit = "client"``, ``mechanism = "local"`` and ``"none"``); under distributed DP-SGD a round
+    is one step and ``privacy.expected_batch`` says how large it is.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    local_steps: Annotated[int, Field(ge=1)] = 4
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    local_learning_rate: Positive = 1e-3
+    micro_batch: Annotated[int, Field(ge=1)] = 16
+    server_optimizer: Literal["adam", "sgd"] = "adam"
+    server_learning_rate: Positive = 1e-2
+    trainer: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="a LocalTrainer of your own, as module:Class; refused under distributed DP-SGD",
+    )
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class PrivacySection(Section):
+    """What is protected, by how much, and against whom.
+
+    ``noise_multiplier`` is the standard deviation of the honest survivors' summed noise divided
+    by ``clip_norm``.  ``corrupt_fraction`` and ``dropout_fraction`` are shares of the cohort:
+    noise is sized for the clients that are neither.
+    """
+
+    unit: Unit = "example"
+    mechanism: Mechanism = "distributed"
+    clip_norm: Positive = 0.5
+    noise_multiplier: NonNegative = 0.6
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    expected_batch: Positive = 128.0
+    update_clip_norm: Positive = 10.0
+    corrupt_fraction: Fraction = 0.1
+    dropout_fraction: Fraction = 0.25
+
+    @model_validator(mode="after")
+    def _mechanism_has_noise(self) -> Self:
+        if self.mechanism == "none":
+            return self
+        if self.noise_multiplier == 0.0:
+            raise ValueError(
+                f"noise_multiplier = 0 with mechanism = {self.mechanism!r} protects nothing; give "
+                "a value > 0, or mechanism = 'none' for an unprotected baseline"
+            )
+        if self.mechanism == "local" and self.unit != "example":
+            raise ValueError("mechanism = 'local' is example-level DP-SGD: unit must be 'example'")
+        return self
+
+
+class AggregationSection(Section):
+    """How the sum is formed.  ``plaintext`` is an insecure baseline and every output says so."""
+
+    kind: Literal["pairwise", "plaintext"] = "pairwise"
+    bits: Literal["auto"] | Annotated[int, Field(ge=20, le=32)] = "auto"
+
+
+class SimulatedDropout(Section):
+    """A client that falls silent from ``stage`` on, in one round of a simulation."""
+
+    round: Annotated[int, Field(ge=1)]
+    client: str
+    stage: Stage
+
+
+class CohortSection(Section):
+    """Who takes part.  ``min_clients`` is each client's own floor."""
+
+    min_clients: Annotated[int, Field(ge=2)] = 3
+    simulated_dropouts: list[SimulatedDropout] = []
+
+
+class EvaluationSection(Section):
+    """Held-out figures; they travel through the same secure sum, outside the guarantee.
+
+    ``every``: a round count between evaluations (0: only before the first and after the last
+    round).  ``max_windows`` bounds each client's held-out examples, of ``window_tokens`` tokens
+    each (default: ``data.window_tokens``).  ``show_clients`` lets a simulation, which owns every
+    client, print the worst one.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    max_windows: Annotated[int, Field(ge=1)] = 64
+    window_tokens: Annotated[int, Field(ge=4, le=8192)] | None = None
+    show_clients: bool = False
+
+
+class BudgetSection(Section):
+    """The run stops before a round that would exceed ``epsilon`` against the server."""
+
+    epsilon: Positive | None = None
+
+
+class OutputSection(Section):
+    """What a run is called and whether it draws a picture."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")] = "run"
+    picture: bool = True
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection = PrivacySection()
+    aggregation: AggregationSection = AggregationSection()
+    cohort: CohortSection = CohortSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    budget: BudgetSection = BudgetSection()
+    output: OutputSection = OutputSection()
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Self:
+        if self.privacy.unit == "example" and self.training.trainer is not None:
+            raise ValueError(
+                "training.trainer cannot be used with privacy.unit = 'example': the guarantee of "
+                "(distributed) DP-SGD needs each example's own clipped gradient, which a trainer "
+                "of your own does not show; use privacy.unit = 'client'"
+            )
+        for drop in self.cohort.simulated_dropouts:
+            if drop.round > self.training.rounds:
+                raise ValueError(
+                    f"cohort.simulated_dropouts names round {drop.round}, but training.rounds = "
+                    f"{self.training.rounds}"
+                )
+        return self
+
+
+def _meant(where: tuple[int | str, ...]) -> str:
+    """The keys that are allowed at an unknown key's place, the likeliest one first."""
+    fields: Any = RunConfig.model_fields
+    for part in where[:-1]:
+        section = fields[part].annotation if part in fields else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return ""
+        fields = section.model_fields
+    close = difflib.get_close_matches(str(where[-1]), fields, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"{hint} (allowed: {', '.join(fields)})"
+
+
+def _complaints(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "run file"
+        value = item["input"]
+        shown = "" if isinstance(value, (dict, BaseModel)) else f" (value: {value!r})"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: no such key{_meant(item['loc'])}")
+        else:
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return "; ".join(lines)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Validate a mapping of sections.
+
+    Raises:
+        ConfigError: names every field that is unknown or out of range, its value and what is
+            allowed.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_complaints(error)) from None
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run file.
+
+    Relative folders in ``model.source`` and ``data.source`` are taken from the run file's folder.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or does not validate.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"run file {path}: {error}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"run file {path} is not TOML: {error}") from None
+    for section in ("model", "data"):
+        table = values.get(section)
+        if isinstance(table, dict) and isinstance(table.get("source"), str):
+            beside = path.parent / table["source"]
+            if beside.is_dir():
+                table["source"] = str(beside.resolve())
+    return parse_config(values)
+
+
+def dump_config(config: RunConfig) -> str:
+    """The fully resolved run file as TOML; ``load_config`` of it gives an equal object."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def run_file_schema() -> str:
+    """The JSON Schema of the run file, as text; ``securefed/schemas/run.json`` is this."""
+    schema = RunConfig.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["$id"] = "urn:securefed:schema:run-1"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"
+
+
+def share_of(fraction: float, count: int) -> int:
+    """``floor(fraction * count)``, unharmed by the last bit of the product."""
+    return math.floor(fraction * count + 1e-9)

@@ -1,0 +1,1 @@
+"""Keystreams, secret sharing and keys; every primitive comes from ``cryptography``."""

@@ -1,0 +1,1 @@
+"""Between float vectors, ring vectors and bytes."""

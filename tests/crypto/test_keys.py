@@ -1,0 +1,344 @@
+import copy
+import hashlib
+import os
+import pickle
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from securefed.crypto.keys import (
+    COMMITMENT_BYTES,
+    HYBRID_PUBLIC_BYTES,
+    SEAL_OVERHEAD,
+    SIGNATURE_BYTES,
+    HybridPrivateKey,
+    HybridPublicKey,
+    IdentityKey,
+    IdentityPublicKey,
+    commit,
+    derive,
+    labelled,
+)
+from securefed.crypto.prg import system_random
+from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+
+LABEL = b"securefed/1/test"
+OTHER = b"securefed/1/other"
+INFO = labelled(LABEL, b"session")
+
+
+@pytest.fixture(scope="module")
+def identity():
+    return IdentityKey.generate()
+
+
+@pytest.fixture(scope="module")
+def hybrid():
+    return HybridPrivateKey.generate(system_random)
+
+
+# Labels, derivation, commitment
+
+
+@given(st.lists(st.binary(max_size=12), max_size=4), st.lists(st.binary(max_size=12), max_size=4))
+def test_different_parts_never_encode_alike(left, right):
+    assert (labelled(LABEL, *left) == labelled(LABEL, *right)) == (left == right)
+
+
+def test_bytes_moved_between_label_and_context_change_everything():
+    secret = os.urandom(32)
+    pairs = [(LABEL, b"xyz"), (LABEL + b"x", b"yz"), (LABEL + b"xyz", b"")]
+    assert len({derive(secret, label=a, context=b) for a, b in pairs}) == 3
+    assert len({commit(secret, label=a, context=b) for a, b in pairs}) == 3
+
+
+@pytest.mark.parametrize("label", [b"", b"test", b"securefed/2/test", b"Securefed/1/test"])
+def test_a_label_outside_the_namespace_is_refused_everywhere(label, identity):
+    for call in (
+        lambda: labelled(label),
+        lambda: derive(bytes(32), label=label, context=b""),
+        lambda: commit(bytes(32), label=label, context=b""),
+        lambda: identity.sign(b"", label=label),
+        lambda: identity.public.verify(bytes(64), b"", label=label),
+    ):
+        with pytest.raises(ConfigError, match="label"):
+            call()
+
+
+def test_the_hkdf_oracle_agrees_with_rfc_5869(oracle):
+    # Test case 1 of appendix A.
+    okm = oracle.hkdf(
+        bytes.fromhex("000102030405060708090a0b0c"),
+        b"\x0b" * 22,
+        bytes.fromhex("f0f1f2f3f4f5f6f7f8f9"),
+        42,
+    )
+    assert okm.hex() == (
+        "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865"
+    )
+
+
+@given(st.binary(min_size=32, max_size=80), st.binary(max_size=300), st.integers(1, 200))
+@settings(max_examples=40)
+def test_derive_is_hkdf_over_label_context_and_length(oracle, secret, context, length):
+    expected = oracle.derived(secret, LABEL, context, length)
+    assert derive(secret, label=LABEL, context=context, length=length) == expected
+
+
+def test_keys_of_two_lengths_do_not_share_a_beginning():
+    secret = os.urandom(32)
+    short = derive(secret, label=LABEL, context=b"", length=32)
+    assert derive(secret, label=LABEL, context=b"", length=64)[:32] != short
+
+
+@pytest.mark.parametrize("length", [-1, 0, 8161])
+def test_a_length_outside_hkdf_is_refused(length):
+    with pytest.raises(ConfigError, match="length"):
+        derive(bytes(32), label=LABEL, context=b"", length=length)
+    assert len(derive(bytes(32), label=LABEL, context=b"", length=8160)) == 8160
+
+
+@pytest.mark.parametrize("size", [0, 16, 31])
+def test_a_secret_too_short_to_hide_is_refused(size):
+    with pytest.raises(ConfigError, match=f"secret has {size} bytes"):
+        derive(bytes(size), label=LABEL, context=b"")
+    with pytest.raises(ConfigError, match=f"secret has {size} bytes"):
+        commit(bytes(size), label=LABEL, context=b"")
+    with pytest.raises(ConfigError, match="secret has 33 bytes"):
+        commit(bytes(33), label=LABEL, context=b"")
+
+
+def test_a_commitment_binds_secret_label_and_context():
+    secret = os.urandom(32)
+    first = commit(secret, label=LABEL, context=b"c")
+    assert len(first) == COMMITMENT_BYTES
+    assert commit(secret, label=LABEL, context=b"c") == first
+    assert commit(os.urandom(32), label=LABEL, context=b"c") != first
+    assert commit(secret, label=OTHER, context=b"c") != first
+    assert commit(secret, label=LABEL, context=b"d") != first
+    assert derive(secret, label=LABEL, context=b"c") != first
+
+
+# Identities
+
+
+def test_an_identity_has_the_public_key_of_rfc_8032():
+    # Section 7.1, test 1.
+    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
+    public = IdentityKey.generate(lambda count: seed).public.raw.hex()
+    assert public == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
+
+
+@pytest.mark.parametrize("message", [b"", b"m", os.urandom(100_000)], ids=["empty", "one", "large"])
+def test_a_signature_verifies_and_covers_the_label(identity, message):
+    signature = identity.sign(message, label=LABEL)
+    assert len(signature) == SIGNATURE_BYTES
+    identity.public.verify(signature, message, label=LABEL)
+    raw = Ed25519PublicKey.from_public_bytes(identity.public.raw)
+    raw.verify(signature, labelled(LABEL, message))
+    with pytest.raises(RemoteProtocolError, match="does not verify"):
+        identity.public.verify(signature, message, label=OTHER)
+    with pytest.raises(RemoteProtocolError, match="does not verify"):
+        identity.public.verify(signature, message + b"!", label=LABEL)
+    with pytest.raises(RemoteProtocolError, match="does not verify"):
+        IdentityKey.generate().public.verify(signature, message, label=LABEL)
+
+
+@given(st.integers(0, 8 * SIGNATURE_BYTES - 1))
+@settings(max_examples=60)
+def test_a_signature_with_any_bit_changed_is_refused(identity, bit):
+    signature = bytearray(identity.sign(b"message", label=LABEL))
+    signature[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(RemoteProtocolError):
+        identity.public.verify(bytes(signature), b"message", label=LABEL)
+
+
+def test_verify_answers_by_raising_only(identity):
+    signature = identity.sign(b"message", label=LABEL)
+    assert identity.public.verify(signature, b"message", label=LABEL) is None
+
+
+def test_identity_public_keys_round_trip_and_compare(identity):
+    public = identity.public
+    again = IdentityPublicKey.from_bytes(public.raw)
+    assert again == public
+    assert hash(again) == hash(public)
+    assert public != IdentityKey.generate().public
+    assert public != public.raw
+    assert public.raw.hex() in repr(public)
+
+
+def test_every_point_of_small_order_is_refused_as_an_identity():
+    # Small order means that 8 P is neutral.  On -x^2 + y^2 = 1 + d x^2 y^2 those are the points
+    # with y in {1, -1} (orders 1, 2), y = 0 (order 4) or d y^4 + 2 y^2 - 1 = 0 (order 8).
+    p = 2**255 - 19
+    d = -121665 * pow(121666, -1, p) % p
+    root = pow(d + 1, (p + 3) // 8, p)  # a square root of d + 1, or of -(d + 1)
+    if root * root % p != (d + 1) % p:
+        root = root * pow(2, (p - 1) // 4, p) % p
+    assert root * root % p == (d + 1) % p
+    ys = {0, 1, p - 1, p, p + 1}
+    for sign in (1, -1):
+        square = (-1 + sign * root) * pow(d, -1, p) % p
+        y = pow(square, (p + 3) // 8, p)
+        if y * y % p != square:
+            y = y * pow(2, (p - 1) // 4, p) % p
+        if y * y % p == square:
+            assert (d * y**4 + 2 * y**2 - 1) % p == 0
+            ys |= {y, p - y}
+    assert len(ys) == 7
+    for y in ys:
+        for sign_bit in (0, 1 << 255):
+            with pytest.raises(RemoteProtocolError, match="small order"):
+                IdentityPublicKey.from_bytes((y | sign_bit).to_bytes(32, "little"))
+
+
+@pytest.mark.parametrize("size", [0, 31, 33])
+def test_an_identity_key_of_another_length_is_refused(size):
+    with pytest.raises(RemoteProtocolError, match=f"identity key has {size} bytes"):
+        IdentityPublicKey.from_bytes(b"\x05" * size)
+
+
+# Envelopes
+
+
+@pytest.mark.parametrize("plaintext", [b"", b"p", os.urandom(200_000)], ids=["0", "1", "large"])
+def test_an_envelope_opens_to_its_plaintext(hybrid, plaintext):
+    sealed = hybrid.public.seal(plaintext, info=INFO)
+    assert len(sealed) == len(plaintext) + SEAL_OVERHEAD
+    assert hybrid.open(sealed, info=INFO) == plaintext
+    assert hybrid.public.seal(plaintext, info=INFO) != sealed
+
+
+def test_an_envelope_does_not_open_under_another_key_or_info(hybrid):
+    sealed = hybrid.public.seal(b"secret", info=INFO)
+    with pytest.raises(RemoteProtocolError, match="does not open"):
+        HybridPrivateKey.generate(system_random).open(sealed, info=INFO)
+    for info in (b"", INFO[:-1], INFO + b"\0", labelled(OTHER, b"session")):
+        with pytest.raises(RemoteProtocolError, match="does not open"):
+            hybrid.open(sealed, info=info)
+
+
+@given(st.integers(0, 8 * (SEAL_OVERHEAD + 6) - 1))
+@settings(max_examples=80)
+def test_an_envelope_with_any_bit_changed_does_not_open(hybrid, bit):
+    sealed = bytearray(hybrid.public.seal(b"secret", info=INFO))
+    sealed[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(RemoteProtocolError):
+        hybrid.open(bytes(sealed), info=INFO)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1088, 1120, SEAL_OVERHEAD - 1, SEAL_OVERHEAD + 5])
+def test_a_truncated_envelope_does_not_open(hybrid, size):
+    sealed = hybrid.public.seal(b"secret", info=INFO)
+    with pytest.raises(RemoteProtocolError):
+        hybrid.open(sealed[:size], info=INFO)
+
+
+def test_one_seed_gives_one_key_pair(oracle):
+    seed = os.urandom(32)
+    first, second = HybridPrivateKey.from_seed(seed), HybridPrivateKey.from_seed(seed)
+    assert first.public == second.public
+    assert first.public.raw == oracle.hybrid_public(seed)
+    assert second.open(first.public.seal(b"x", info=INFO), info=INFO) == b"x"
+    assert HybridPrivateKey.generate(lambda count: seed).public == first.public
+    assert HybridPrivateKey.from_seed(os.urandom(32)).public != first.public
+    with pytest.raises(ConfigError, match="seed has 31 bytes"):
+        HybridPrivateKey.from_seed(seed[:-1])
+    with pytest.raises(LocalProtocolError):
+        HybridPrivateKey.generate(lambda count: b"")
+
+
+def test_hybrid_public_keys_round_trip_and_compare(hybrid):
+    raw = hybrid.public.raw
+    assert len(raw) == HYBRID_PUBLIC_BYTES
+    again = HybridPublicKey.from_bytes(raw)
+    assert again == hybrid.public
+    assert again.raw == raw
+    assert hash(again) == hash(hybrid.public)
+    assert again != raw
+    assert hybrid.open(again.seal(b"x", info=INFO), info=INFO) == b"x"
+
+
+def combined(mlkem_secret, x25519_secret, x25519_ciphertext, x25519_public):
+    """X-Wing's combiner (draft-connolly-cfrg-xwing-kem, section 5.3)."""
+    label = bytes.fromhex("5c2e2f2f5e5c")
+    parts = (mlkem_secret, x25519_secret, x25519_ciphertext, x25519_public, label)
+    return hashlib.sha3_256(b"".join(parts)).digest()
+
+
+def test_the_combiner_oracle_agrees_with_the_x_wing_draft():
+    # Appendix C, vector 1.  The ML-KEM secret is computed as FIPS 203's K = G(m || H(ek)).
+    seed = bytes.fromhex("7f9c2ba4e88f827d616045507605853ed73b8093f6efbc88eb1a6eacfa66ef26")
+    random = bytes.fromhex(
+        "3cb1eea988004b93103cfb0aeefd2a686e01fa4a58e8a3639ca8a1e3f9ae57e2"
+        "35b8cc873c23dc62b8d260169afa2f75ab916a58d974918835d25e6a435085b2"
+    )
+    material = hashlib.shake_256(seed).digest(96)
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(material[:64]).public_key().public_bytes_raw()
+    x25519 = X25519PrivateKey.from_private_bytes(material[64:]).public_key()
+    assert mlkem.hex().startswith(
+        "e2236b35a8c24b39b10aa1323a96a919a2ced88400633a7b07131713fc14b2b5"
+    )
+    mlkem_secret = hashlib.sha3_512(random[:32] + hashlib.sha3_256(mlkem).digest()).digest()[:32]
+    ephemeral = X25519PrivateKey.from_private_bytes(random[32:])
+    secret = combined(
+        mlkem_secret,
+        ephemeral.exchange(x25519),
+        ephemeral.public_key().public_bytes_raw(),
+        x25519.public_bytes_raw(),
+    )
+    assert secret.hex() == "d2df0522128f09dd8e2c92b1e905c793d8f57a54c3da25861f10bf4ca613e384"
+
+
+def test_an_envelope_is_rfc_9180_base_mode_over_x_wing(oracle):
+    """Opens a sealed envelope by the specifications, so keys and ciphertexts are bound as said."""
+    seed = os.urandom(32)
+    mlkem, x25519 = oracle.hybrid_keys(seed)
+    sealed = HybridPrivateKey.from_seed(seed).public.seal(b"plaintext", info=INFO)
+    ephemeral = X25519PublicKey.from_public_bytes(sealed[1088:1120])
+    shared = combined(
+        mlkem.decapsulate(sealed[:1088]),
+        x25519.exchange(ephemeral),
+        sealed[1088:1120],
+        x25519.public_key().public_bytes_raw(),
+    )
+    # Suite identifiers: KEM 0x647a (X-Wing), KDF 1 (HKDF-SHA256), AEAD 2 (AES-256-GCM).
+    suite = b"HPKE" + bytes.fromhex("647a00010002")
+
+    def extract(salt, label, secret):
+        return oracle.hmac.digest(salt or bytes(32), b"HPKE-v1" + suite + label + secret, "sha256")
+
+    def expand(secret, label, context, length):
+        info = length.to_bytes(2, "big") + b"HPKE-v1" + suite + label + context
+        return oracle.hkdf_expand(secret, info, length)
+
+    context = b"\0" + extract(b"", b"psk_id_hash", b"") + extract(b"", b"info_hash", INFO)
+    secret = extract(shared, b"secret", b"")
+    key, nonce = expand(secret, b"key", context, 32), expand(secret, b"base_nonce", context, 12)
+    assert AESGCM(key).decrypt(nonce, sealed[1120:], b"") == b"plaintext"
+
+
+# Secrets stay inside
+
+
+@pytest.mark.parametrize(
+    "make", [IdentityKey.generate, lambda: HybridPrivateKey.generate(system_random)]
+)
+def test_a_private_key_is_neither_copied_nor_pickled_nor_shown(make):
+    key = make()
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="holds a secret"):
+            duplicate(key)
+    assert not hasattr(key, "__dict__")
+
+
+def test_the_repr_of_a_key_does_not_hold_the_secret():
+    seed = os.urandom(32)
+    for key in (IdentityKey.generate(lambda count: seed), HybridPrivateKey.from_seed(seed)):
+        assert seed.hex()[:8] not in repr(key)

@@ -1,0 +1,1 @@
+"""Clipping, exact noise and what they guarantee."""

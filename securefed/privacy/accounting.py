@@ -1,0 +1,363 @@
+"""From what was done to what it guarantees: privacy loss distributions and their statement.
+
+Accounting is the Gaussian mechanism's privacy loss distribution (``dp_accounting``, pessimistic
+estimate), Poisson sampling and composition included, with two additions to delta: the distance of
+the real noise from a rounded Gaussian (:mod:`securefed.privacy.distance`) and the probability that
+rounding exceeds the sensitivity (:mod:`securefed.privacy.mechanisms`), both times
+(1 + e^epsilon) for each round.
+"""
+
+from __future__ import annotations
+
+import decimal
+import functools
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dp_accounting import NeighboringRelation
+from dp_accounting.pld import privacy_loss_distribution as pld
+
+from securefed.errors import ConfigError
+from securefed.privacy.distance import total_variation_per_round
+from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+
+Adversary = Literal["server", "release", "fellow_client"]
+ADVERSARIES: tuple[Adversary, ...] = ("server", "release", "fellow_client")
+
+_DISCRETISATION = 1e-4
+_MOST_STEPS = 200_000
+# Shares of delta that the Gaussian may use; the rest covers what rounding and noise shape add.  The
+# first that leaves room for those additions is taken: long runs with a large epsilon need more.
+_GAUSSIAN_SHARES = (0.999, 0.99, 0.9, 0.5)
+# A bound that is printed must not become smaller by being rounded.
+_ROUNDED_UP = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
+
+_VIEW: dict[Adversary, str] = {
+    "server": "the server, together with as many clients as Trust below says may be corrupt",
+    "release": "whoever sees only the sums or adapters that are released",
+    "fellow_client": "one other client, who sees each released sum and knows its own noise",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyGuarantee:
+    """An (epsilon, delta) statement with all that it rests on.  ``str()`` says it in words.
+
+    Attributes:
+        against: who the adversary is.
+        unit: what one unit is, and ``adjacency``: which two data sets are compared.
+        epsilon: upper bound; ``math.inf`` means that nothing is guaranteed.
+        delta: the probability that goes with it.
+        rounds: how many rounds (charged attempts) are composed.
+        accountant, mechanism, sampling, trust: how the number came about, and who is trusted.
+        assumptions: what must hold for the statement to hold.
+    """
+
+    against: Adversary
+    unit: str
+    adjacency: str
+    epsilon: float
+    delta: float
+    rounds: int
+    accountant: str
+    mechanism: str
+    sampling: str
+    trust: str
+    assumptions: tuple[str, ...]
+
+    @property
+    def protected(self) -> bool:
+        """Whether anything at all is guaranteed."""
+        return math.isfinite(self.epsilon)
+
+    def __str__(self) -> str:
+        if not self.protected:
+            head = f"NO differential privacy against {_VIEW[self.against]}."
+        else:
+            head = (
+                f"({epsilon_text(self.epsilon)}, {self.delta:g})-differential privacy for "
+                f"{self.unit}, "
+                f"against {_VIEW[self.against]}, over {self.rounds} round(s)."
+            )
+        lines = [
+            head,
+            f"Adjacency: {self.adjacency}.",
+            f"Mechanism: {self.mechanism}. Sampling: {self.sampling}.",
+            f"Accountant: {self.accountant}.",
+            f"Trust: {self.trust}.",
+            "Assumptions: " + "; ".join(self.assumptions) + ".",
+        ]
+        return "\n".join(lines)
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON types only; an infinite epsilon becomes the string ``"unprotected"``."""
+        record = asdict(self)
+        record["assumptions"] = list(self.assumptions)
+        if not self.protected:
+            record["epsilon"] = "unprotected"
+        return record
+
+
+def epsilon_text(epsilon: float | None) -> str:
+    """Epsilon for people: three digits, rounded up; ``UNPROTECTED`` where nothing holds."""
+    if epsilon is None or not math.isfinite(epsilon):
+        return "UNPROTECTED"
+    return f"{float(_ROUNDED_UP.create_decimal_from_float(epsilon)):.3g}"
+
+
+@functools.lru_cache(maxsize=64)
+def _one_round(noise_multiplier: float, sampling_probability: float) -> Any:
+    # The loss of one round spans about mu^2 / 2 + 10 mu either way; a wide one is cut into a
+    # bounded number of steps.  Steps are rounded pessimistically, so a coarser one stays a bound.
+    mu = 1.0 / noise_multiplier
+    return pld.from_gaussian_mechanism(
+        standard_deviation=noise_multiplier,
+        value_discretization_interval=max(_DISCRETISATION, (mu**2 / 2 + 10 * mu) / _MOST_STEPS),
+        sampling_prob=sampling_probability,
+        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def gaussian_epsilon(
+    noise_multiplier: float, sampling_probability: float, rounds: int, delta: float
+) -> float:
+    """Epsilon of ``rounds`` Poisson-sampled Gaussian mechanisms, by privacy loss distribution.
+
+    Args:
+        noise_multiplier: noise std / L2 sensitivity, > 0.
+        sampling_probability: q in (0, 1].
+        rounds: >= 0; no round at all costs 0.
+        delta: in (0, 1).
+
+    Returns:
+        An upper bound (pessimistic discretisation), possibly ``math.inf``.
+
+    Raises:
+        ConfigError: ``rounds`` is negative.
+    """
+    if rounds < 0:
+        raise ConfigError(f"rounds = {rounds}: must be >= 0")
+    if rounds == 0:
+        return 0.0
+    if sampling_probability == 1.0:
+        # T Gaussian mechanisms are exactly one with T^(-1/2) of the noise (Dong et al. 2022).
+        composed = _one_round(noise_multiplier / math.sqrt(rounds), 1.0)
+    else:
+        single = _one_round(noise_multiplier, sampling_probability)
+        composed = single if rounds == 1 else single.self_compose(rounds)
+    return max(0.0, float(composed.get_epsilon_for_delta(delta)))
+
+
+def distributed_epsilon(
+    plan: RoundPlan, *, honest: int, sampling_probability: float, rounds: int, delta: float
+) -> float:
+    """Epsilon of the distributed discrete Gaussian with ``honest`` clients' noise in every sum.
+
+    Args:
+        plan: the round's scale, ring and sensitivity.
+        honest: clients whose noise the adversary does not know, >= 1.
+        sampling_probability: q that this adversary does not see through.
+        rounds: charged attempts, >= 0.
+        delta: total, in (0, 1).
+
+    Returns:
+        An upper bound; ``math.inf`` where the additions to delta use up half of it or more.
+
+    Raises:
+        ConfigError: ``rounds`` is negative.
+        UnsupportedEvent: the honest clients' noise is too coarse for this accounting.
+
+    Guarantees:
+        Conservative: Poisson sampling is accounted for removing as well as adding a unit, and the
+        worse of the two is taken.
+    """
+    if rounds == 0:
+        return 0.0
+    eta = total_variation_per_round(plan, honest) + ROUNDING_FAILURE
+    std = plan.local_std * math.sqrt(honest)
+    # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
+    effective = math.sqrt(std**2 - 1.0 / 12.0) / plan.sensitivity
+    for share in _GAUSSIAN_SHARES:
+        epsilon = gaussian_epsilon(effective, sampling_probability, rounds, delta * share)
+        if epsilon > 500.0:
+            break
+        if (1.0 + math.exp(epsilon)) * rounds * eta <= delta * (1.0 - share):
+            return epsilon
+    return math.inf
+
+
+_UNIT_WORDS = {
+    "example": "one example (a row of one client's data; not a document and not a person)",
+    "client": "one client's whole contribution",
+}
+_ADJACENCY = {
+    "example": "zero-out of one example: its contribution is replaced by 0; how many examples a "
+    "client holds is public",
+    "client": "zero-out of one client: its update is replaced by 0; who takes part is public",
+}
+_ADJACENCY_OF_DRAWN_CLIENTS = (
+    "zero-out of one client: its update is replaced by 0; who is enrolled is public, who was drawn "
+    "is not"
+)
+
+
+def _unprotected(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGuarantee:
+    return PrivacyGuarantee(
+        against=against,
+        unit=_UNIT_WORDS[policy.unit],
+        adjacency=_ADJACENCY[policy.unit],
+        epsilon=math.inf,
+        delta=policy.delta,
+        rounds=rounds,
+        accountant="none",
+        mechanism="none: sums carry no noise",
+        sampling="not credited",
+        trust="everyone who sees a sum is trusted with all that it shows",
+        assumptions=("UNPROTECTED: this is a baseline",),
+    )
+
+
+def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGuarantee:
+    q = policy.sampling_probability
+    epsilon = gaussian_epsilon(
+        policy.noise_multiplier, q, rounds * policy.local_steps, policy.delta
+    )
+    return PrivacyGuarantee(
+        against=against,
+        unit=_UNIT_WORDS["example"],
+        adjacency=_ADJACENCY["example"],
+        epsilon=epsilon,
+        delta=policy.delta,
+        rounds=rounds,
+        accountant="Gaussian privacy loss distribution (dp_accounting, pessimistic)",
+        mechanism=(
+            f"local DP-SGD (Opacus), {policy.local_steps} step(s) a round, "
+            f"noise_multiplier {policy.noise_multiplier:g} at each client"
+        ),
+        sampling=f"Poisson, q = {q:.3g} a step, drawn in secret by each client",
+        trust="no other party is trusted: each client's update is private by itself",
+        assumptions=(
+            "floating-point Gaussian noise behaves as an exact Gaussian (attacks on its low bits "
+            "are not covered)",
+            "each client samples, clips and noises as this code does",
+            "a client's sampled batch sizes and timings are not seen",
+        ),
+    )
+
+
+def _trust(bounds: CohortBounds, against: Adversary, *, plaintext: bool) -> str:
+    server = (
+        "the server is trusted with every single contribution"
+        if plaintext
+        else "the server is not trusted with single contributions"
+    )
+    if against == "server":
+        return f"{server}; at most {bounds.corrupt} of {bounds.size} clients are corrupt"
+    # A corrupt client may leave its noise out, and all survivors' noise is counted here.
+    clients = "every client" if against == "release" else "every other client"
+    return f"{server}; it and {clients} follow the protocol and add their noise"
+
+
+def guarantee(
+    policy: PrivacyPolicy,
+    plan: RoundPlan,
+    *,
+    cohort_size: int,
+    against: Adversary = "server",
+    rounds: int | None = None,
+    plaintext: bool = False,
+) -> PrivacyGuarantee:
+    """The statement for one adversary.
+
+    Args:
+        policy: the privacy settings of every round.
+        plan: scale, ring and sensitivity that follow from them.
+        cohort_size: n, clients invited to every round.
+        against: ``"server"``: noise of the honest survivors only.  ``"release"``: noise of all
+            survivors.  ``"fellow_client"``: all survivors but that client.
+        rounds: attempts charged; default ``policy.rounds``.
+        plaintext: sums are formed without masking; then nothing holds against the server.
+
+    Guarantees:
+        For ``unit="client"`` no amplification is credited against the server or a fellow client,
+        who know who takes part.
+
+    Raises:
+        ConfigError: ``against`` is not one of the three adversaries.
+    """
+    if against not in ADVERSARIES:
+        raise ConfigError(f"against = {against!r}: must be one of {ADVERSARIES}")
+    count = policy.rounds if rounds is None else rounds
+    if policy.mechanism == "none":
+        return _unprotected(policy, against, count)
+    if policy.mechanism == "local":
+        return _local(policy, against, count)
+    bounds = CohortBounds.of(policy, cohort_size)
+    honest = {
+        "server": bounds.honest_floor,
+        "release": bounds.survivor_floor,
+        "fellow_client": bounds.survivor_floor - 1,
+    }[against]
+    if policy.unit == "client" and against != "release":
+        q = 1.0
+        sampling = "none credited: this adversary knows who takes part"
+    elif policy.sampling_probability == 1.0:
+        q = 1.0
+        sampling = "none credited (q = 1)"
+    else:
+        q = policy.sampling_probability
+        who = "each client, of its examples" if policy.unit == "example" else "a trusted sampler"
+        sampling = f"Poisson, q = {q:.3g} a round, drawn in secret by {who}"
+    in_clear = plaintext and against == "server"
+    epsilon = (
+        math.inf
+        if in_clear
+        else distributed_epsilon(
+            plan, honest=honest, sampling_probability=q, rounds=count, delta=policy.delta
+        )
+    )
+    enforced = "the server sees to it" if plaintext else "clients refuse to unmask fewer"
+    assumptions = [
+        f"at least {bounds.survivor_floor} of {bounds.size} clients are in every opened sum; "
+        f"{enforced}",
+        f"noise of {honest} of them is unknown to the adversary",
+        "honest clients sample, clip and noise as this code does, with generators the adversary "
+        "cannot predict",
+    ]
+    if against == "server" and not plaintext:
+        assumptions.append(
+            "the secure aggregation hides single contributions (its own assumptions are in "
+            "SECURITY.md)"
+        )
+    adjacency = _ADJACENCY[policy.unit]
+    if q < 1.0 and policy.unit == "example":
+        assumptions.append(
+            "sampled batch sizes, per-client seconds and response times are not seen"
+        )
+    elif q < 1.0:
+        adjacency = _ADJACENCY_OF_DRAWN_CLIENTS
+        assumptions.append("who was drawn for a round, and how many, is not seen")
+    if plaintext:
+        assumptions.append("UNPROTECTED against the server: contributions reach it unmasked")
+    return PrivacyGuarantee(
+        against=against,
+        unit=_UNIT_WORDS[policy.unit],
+        adjacency=adjacency,
+        epsilon=epsilon,
+        delta=policy.delta,
+        rounds=count,
+        accountant=(
+            "Gaussian privacy loss distribution (dp_accounting, pessimistic) plus the distance of "
+            "the noise from a rounded Gaussian and the failure of the rounding bound, in delta"
+        ),
+        mechanism=(
+            f"distributed discrete Gaussian, noise_multiplier {policy.noise_multiplier:g} over "
+            f"clip_norm {policy.clip_norm:g} from {bounds.honest_floor} honest survivors"
+        ),
+        sampling=sampling,
+        trust=_trust(bounds, against, plaintext=plaintext),
+        assumptions=tuple(assumptions),
+    )

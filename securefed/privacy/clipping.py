@@ -1,0 +1,101 @@
+"""Clipping to an L2 ball, and the sensitivity that follows from it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.errors import ConfigError
+
+_UNIT_ROUNDOFF = 2.0**-53
+# The norm of d <= 2^26 float64 values is computed to a relative error below d * 2^-53 < 2^-26;
+# aiming this much inside the ball keeps the exact norm inside it.
+_INSIDE = 1.0 - 2.0**-25
+
+
+@dataclass(frozen=True)
+class L2Clip:
+    """Scales a vector down to L2 norm ``clip_norm`` where it is longer.
+
+    Guarantees:
+        - The exact norm of a clipped vector is at most ``clip_norm`` (float error included).
+        - A vector shorter than ``clip_norm (1 - 2^-25)`` comes back as it was given; a longer one
+          keeps its direction, however large it is.
+        - A row that is not finite is replaced by zeros by ``clip_rows``: its norm is 0, so the
+          bound holds, and the round does not stop on one example.
+
+    Args:
+        clip_norm: C, finite, > 0.
+
+    Raises:
+        ConfigError: ``clip_norm`` is outside that (a NaN would clip nothing).
+
+    Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
+    """
+
+    clip_norm: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.clip_norm) and self.clip_norm > 0.0):
+            raise ConfigError(f"clip_norm = {self.clip_norm}: must be finite, > 0")
+
+    def clip(self, vector: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Clip one vector.
+
+        Args:
+            vector: float[d], finite.
+
+        Returns:
+            float64[d], a fresh array.
+
+        Raises:
+            ConfigError: a value is NaN or infinite; the message does not show it.
+        """
+        exact = np.array(vector, dtype=np.float64)
+        if not np.isfinite(exact).all():
+            raise ConfigError("update: holds NaN or infinity; every value must be finite")
+        # A huge but finite float64 vector would overflow in its squares, and so might its norm.
+        peak = float(np.max(np.abs(exact), initial=0.0))
+        if peak == 0.0:
+            return exact
+        unit = exact / peak
+        norm = float(np.linalg.norm(unit))
+        if peak * norm > self.clip_norm * _INSIDE:
+            unit *= (self.clip_norm / norm) * _INSIDE
+            return unit
+        return exact
+
+    def clip_rows(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Sum of the rows, each clipped by itself.
+
+        Args:
+            rows: float[b, d], one row an example.
+
+        Returns:
+            float64[d]: the sum; zeros for b = 0.
+        """
+        total = np.zeros(rows.shape[1], dtype=np.float64)
+        for row in rows:
+            exact = row.astype(np.float64)
+            if np.isfinite(exact).all():
+                total += self.clip(exact)
+        return total
+
+    def float_slack(self, summands: int, block: int) -> float:
+        """How far float64 arithmetic can move a rotated sum, as a multiple of ``clip_norm``.
+
+        Two neighbouring inputs differ in one summand; their computed rotated sums differ from the
+        exact image of that summand by at most this much in L2.  Adding b vectors of norm <= C one
+        after another errs by at most b u per partial sum of norm <= b C, twice; a butterfly of
+        log2(block) levels errs by at most 4 log2(block) u of the norm b C, twice; scaling adds u.
+        u = 2^-53.  Source: Higham 2002, "Accuracy and Stability of Numerical Algorithms", ch. 3-4.
+
+        Args:
+            summands: b, most vectors in one sum, >= 1.
+            block: length of a rotation block, a power of two.
+        """
+        levels = math.log2(block) + 1
+        return _UNIT_ROUNDOFF * (2.0 * summands**2 + 8.0 * levels * summands + 2.0 * summands)

@@ -1,0 +1,164 @@
+"""What a cohort agrees to protect, and what that asks of its size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from securefed.config import Mechanism, Unit, share_of
+from securefed.errors import ConfigError
+
+
+def _require(condition: bool, field: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{field} = {value!r}: must be {allowed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyPolicy:
+    """The privacy settings of a round, the same for every party of it.
+
+    Args:
+        clip_norm: L2 bound C on one unit's contribution to a round, in [1e-100, 1e100]: scaling
+            to grid units is then exact to the last bits, far from float64's ends.
+        noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm``; > 0 unless
+            ``mechanism`` is ``"none"``.
+        delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
+        unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
+        mechanism: ``"distributed"``: each client adds its share of discrete Gaussian noise before
+            masking.  ``"local"``: each client's training is differentially private by itself
+            (DP-SGD).  ``"none"``: no noise; every output names it as unprotected.
+        sampling_probability: q in (0, 1].  For ``"example"`` each client keeps each row
+            independently with probability q, in secret, every round.  For ``"client"`` it says how
+            the cohort itself was drawn, and is credited against the release only.
+        rounds: how many rounds with these settings are composed, >= 1.
+        corrupt_fraction: gamma, share of the cohort that may collude with the server.
+        dropout_fraction: delta of the protocol papers, share of the cohort that may fall silent.
+        max_examples: for ``unit="example"``, how many rows one client's sum may hold; sizes the
+            ring.  The default is the largest client's row count.
+        local_steps: for ``mechanism="local"``, DP-SGD steps per round, >= 1.
+
+    Raises:
+        ConfigError: names the field, the value and what is allowed.
+    """
+
+    clip_norm: float
+    noise_multiplier: float = 0.0
+    delta: float = 1e-5
+    unit: Unit = "client"
+    mechanism: Mechanism = "distributed"
+    sampling_probability: float = 1.0
+    rounds: int = 1
+    corrupt_fraction: float = 0.1
+    dropout_fraction: float = 0.25
+    max_examples: int | None = None
+    local_steps: int = 1
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite
+        _require(
+            1e-100 <= self.clip_norm <= 1e100, "clip_norm", self.clip_norm, "in [1e-100, 1e100]"
+        )
+        _require(
+            finite(self.noise_multiplier) and self.noise_multiplier >= 0,
+            "noise_multiplier",
+            self.noise_multiplier,
+            "finite, >= 0",
+        )
+        _require(0 < self.delta < 1, "delta", self.delta, "in (0, 1)")
+        _require(self.unit in get_args(Unit), "unit", self.unit, f"one of {get_args(Unit)}")
+        _require(
+            self.mechanism in get_args(Mechanism),
+            "mechanism",
+            self.mechanism,
+            f"one of {get_args(Mechanism)}",
+        )
+        _require(
+            0 < self.sampling_probability <= 1,
+            "sampling_probability",
+            self.sampling_probability,
+            "in (0, 1]",
+        )
+        _require(
+            isinstance(self.rounds, int) and self.rounds >= 1, "rounds", self.rounds, "an int >= 1"
+        )
+        _require(
+            isinstance(self.local_steps, int) and self.local_steps >= 1,
+            "local_steps",
+            self.local_steps,
+            "an int >= 1",
+        )
+        _require(
+            0 <= self.corrupt_fraction < 1, "corrupt_fraction", self.corrupt_fraction, "in [0, 1)"
+        )
+        _require(
+            0 <= self.dropout_fraction < 1, "dropout_fraction", self.dropout_fraction, "in [0, 1)"
+        )
+        _require(
+            self.max_examples is None
+            or (isinstance(self.max_examples, int) and self.max_examples >= 1),
+            "max_examples",
+            self.max_examples,
+            "an int >= 1",
+        )
+        if self.mechanism == "none":
+            _require(
+                self.noise_multiplier == 0,
+                "noise_multiplier",
+                self.noise_multiplier,
+                "0 when mechanism = 'none'",
+            )
+        else:
+            _require(
+                self.noise_multiplier > 0,
+                "noise_multiplier",
+                self.noise_multiplier,
+                f"> 0 with mechanism = {self.mechanism!r}; a baseline without noise is "
+                "mechanism = 'none'",
+            )
+        if self.mechanism == "local":
+            _require(
+                self.unit == "example", "unit", self.unit, "'example' with mechanism = 'local'"
+            )
+
+
+@dataclass(frozen=True)
+class CohortBounds:
+    """How many clients of a cohort must be there, and how many of those are honest.
+
+    With n clients invited, at most ``corrupt = floor(gamma n)`` collude and clients refuse to
+    unmask below ``survivor_floor = ceil((1 - delta) n)`` survivors, so at least
+    ``honest_floor = survivor_floor - corrupt`` of those inside the sum are honest.  Noise is sized
+    for ``honest_floor``: a corrupt client can leave its share out.
+    """
+
+    size: int
+    corrupt: int
+    survivor_floor: int
+
+    @property
+    def honest_floor(self) -> int:
+        """Honest clients inside any sum that is opened."""
+        return self.survivor_floor - self.corrupt
+
+    @classmethod
+    def of(cls, policy: PrivacyPolicy, size: int) -> CohortBounds:
+        """Bounds for ``size`` invited clients.
+
+        Raises:
+            ConfigError: fewer than two clients, or no two honest clients could be sure to remain
+                (a sum with one honest client is that client's update to the others).
+        """
+        if size < 2:
+            raise ConfigError(f"cohort of {size} clients: a sum needs at least 2")
+        corrupt = share_of(policy.corrupt_fraction, size)
+        floor = size - share_of(policy.dropout_fraction, size)
+        bounds = cls(size=size, corrupt=corrupt, survivor_floor=floor)
+        if bounds.honest_floor < 2:
+            raise ConfigError(
+                f"cohort of {size} clients with corrupt_fraction = {policy.corrupt_fraction} and "
+                f"dropout_fraction = {policy.dropout_fraction} leaves {bounds.honest_floor} honest "
+                "clients in the sum: at least 2 are needed"
+            )
+        return bounds

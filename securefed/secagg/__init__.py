@@ -1,0 +1,1 @@
+"""Secure aggregation: one interface, several protocols."""

@@ -1,0 +1,293 @@
+"""A server that lies: each lie ends in a named error at an honest client; nothing is opened."""
+
+import numpy as np
+import pytest
+from secagg_rounds import Cohort, drive
+
+from securefed.crypto.keys import HybridPrivateKey, IdentityKey
+from securefed.crypto.prg import system_random
+from securefed.encoding.wire import unpack_ring
+from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet, WireError
+from securefed.secagg import messages as wire_messages
+from securefed.secagg import round_secrets
+from securefed.secagg.messages import Advertisement, Reveal, Signed
+from securefed.secagg.pairwise_client import ClientState
+from securefed.secagg.pairwise_server import PairwiseServer
+
+
+def adverts_of(reply: bytes, size: int) -> dict[int, Signed]:
+    return {s.sender: s for s in wire_messages.decode_advertised(reply, size=size)}
+
+
+def readvertise(signed: dict[int, Signed]) -> bytes:
+    return wire_messages.encode_advertised({i: s.encode() for i, s in signed.items()})
+
+
+def test_a_substituted_key_is_refused():
+    cohort = Cohort(size=5)
+
+    def swap(stage, name, reply):
+        if stage != "share" or name != "c000":
+            return reply
+        signed = adverts_of(reply, 5)
+        own = Advertisement.decode(signed[1].body)
+        planted = HybridPrivateKey.generate(system_random).public.raw
+        body = Advertisement(
+            planted, own.envelope_key, own.root_commitment, own.self_commitment
+        ).encode()
+        signed[1] = Signed(1, body, signed[1].signature)
+        return readvertise(signed)
+
+    outcome = drive(cohort, meddle_down=swap)
+    assert isinstance(outcome.refused["c000"], RemoteProtocolError)
+    assert outcome.clients["c000"].state is ClientState.FAILED
+    assert "c000" not in outcome.sent["share"]
+
+
+def test_a_key_signed_by_a_stranger_is_refused():
+    cohort = Cohort(size=5)
+    stranger = IdentityKey.generate()
+
+    def resign(stage, name, reply):
+        if stage != "share" or name != "c000":
+            return reply
+        signed = adverts_of(reply, 5)
+        signature = stranger.sign(b"anything", label=b"securefed/1/round/sign-stage/advertise")
+        signed[1] = Signed(1, signed[1].body, signature)
+        return readvertise(signed)
+
+    assert "c000" in drive(cohort, meddle_down=resign).refused
+
+
+def test_a_smaller_cohort_than_agreed_is_refused():
+    cohort = Cohort(size=8)
+
+    def shrink(stage, name, reply):
+        if stage != "share" or name != "c000":
+            return reply
+        signed = adverts_of(reply, 8)
+        return readvertise({i: signed[i] for i in (0, 1, 2)})
+
+    outcome = drive(cohort, meddle_down=shrink)
+    assert isinstance(outcome.refused["c000"], ThresholdNotMet)
+
+
+def test_different_sharer_lists_give_masks_that_do_not_cancel():
+    """The server hides c004 from c000 only; whatever comes out is not the sum of those inputs."""
+    cohort = Cohort(size=5, dropout=0.2, length=2000)
+
+    def hide(stage, name, reply):
+        if stage != "masked_input" or name != "c000":
+            return reply
+        bundles = wire_messages.decode_delivery(reply, receiver=0, size=5)
+        del bundles[4]
+        return wire_messages.encode_delivery(bundles)
+
+    # An honest server notices, since the input says which list it was made for ...
+    assert isinstance(drive(cohort, meddle_down=hide).refused["c000"], RemoteProtocolError)
+
+    # ... and a server that adds it all the same gets noise, not a sum.
+    class Careless(PairwiseServer):
+        def _add_input(self, body: bytes) -> None:
+            self._total += unpack_ring(body[32:], 2000, 32)
+
+    outcome = drive(cohort, meddle_down=hide, server=Careless(cohort.context()))
+    found = outcome.server.result
+    assert found.survivors == cohort.names
+    wrong = found.total - cohort.plain_sum(cohort.names)
+    assert np.count_nonzero(wrong) > 1990
+
+    # Told the truth, the same careless server does get the sum: the difference is the lie.
+    honest = drive(cohort, server=Careless(cohort.context()))
+    np.testing.assert_array_equal(honest.server.result.total, cohort.plain_sum(cohort.names))
+
+
+@pytest.mark.parametrize("lie", ["too few", "without me", "a stranger", "unsorted"])
+def test_a_lying_survivor_list_is_not_signed(lie):
+    cohort = Cohort(size=8)
+
+    def rewrite(stage, name, reply):
+        if stage != "consistency" or name != "c001":
+            return reply
+        lists = {
+            "too few": [0, 1, 2],
+            "without me": [0, 2, 3, 4, 5, 6],
+            "a stranger": [0, 1, 2, 3, 4, 5, 7],
+            "unsorted": [1, 0, 2, 3, 4, 5],
+        }
+        return wire_messages.encode_survivors(wire_messages.SURVIVORS, lists[lie])
+
+    outcome = drive(cohort, drop={"c007": "share"}, meddle_down=rewrite)
+    assert isinstance(outcome.refused["c001"], (RemoteProtocolError, ThresholdNotMet))
+    assert "c001" not in outcome.sent["consistency"]
+
+
+def test_two_survivor_lists_cannot_both_be_confirmed():
+    """Half of the clients are told that c007 dropped: no client reveals anything."""
+    cohort = Cohort(size=8)
+    short = wire_messages.encode_survivors(wire_messages.SURVIVORS, list(range(7)))
+
+    def split(stage, name, reply):
+        return short if stage == "consistency" and name in ("c000", "c001", "c002") else reply
+
+    outcome = drive(cohort, meddle_down=split)
+    revealed = outcome.sent.get("unmask", {})
+    kinds = set()
+    for message in revealed.values():
+        body = Signed.decode(message, limit=len(message)).body
+        reveal = Reveal.decode(body, size=8)
+        kinds.add("self" if 7 in reveal.self_shares else "root")
+    assert kinds <= {"self"}
+
+
+def test_too_few_confirmations_reveal_nothing():
+    cohort = Cohort(size=6)
+
+    def thin(stage, name, reply):
+        if stage != "unmask":
+            return reply
+        signatures = wire_messages.decode_confirmations(reply, size=6)
+        return wire_messages.encode_confirmations({i: signatures[i] for i in (0, 1)})
+
+    outcome = drive(cohort, meddle_down=thin)
+    assert all(isinstance(error, ThresholdNotMet) for error in outcome.refused.values())
+    assert len(outcome.refused) == 6
+    assert outcome.sent["unmask"] == {}
+
+
+def test_a_forged_confirmation_is_refused():
+    cohort = Cohort(size=6)
+
+    def forge(stage, name, reply):
+        if stage != "unmask":
+            return reply
+        signatures = wire_messages.decode_confirmations(reply, size=6)
+        signatures[3] = bytes(64)
+        return wire_messages.encode_confirmations(signatures)
+
+    outcome = drive(cohort, meddle_down=forge)
+    assert outcome.sent["unmask"] == {}
+
+
+@pytest.mark.parametrize("defended", [True, False], ids=["as built", "views not bound"])
+def test_signatures_of_an_earlier_attempt_confirm_nothing_in_a_session_named_twice(
+    defended, monkeypatch
+):
+    """The server names one session twice and brings the first attempt's list and signatures.
+
+    In the first attempt c007 was dropped; in the second it sent its input, and the server claims
+    that it did not.  Honest clients would reveal c007's root beside the self-mask seeds of others,
+    on a list that in this attempt nobody but the victim of the lie has signed.
+    """
+    if not defended:
+        # What a statement without the attempt's fresh keys would be.
+        monkeypatch.setattr(
+            round_secrets,
+            "survivors_statement",
+            lambda digest, sharers, survivors: digest + bytes(survivors),
+        )
+    cohort = Cohort(size=8)
+    first = drive(cohort, drop={"c007": "masked_input"})
+    old = {
+        cohort.names.index(name): Signed.decode(message, limit=200).body
+        for name, message in first.sent["consistency"].items()
+    }
+    seven = wire_messages.encode_survivors(wire_messages.SURVIVORS, list(range(7)))
+
+    def replay(stage, name, reply):
+        if name != "c000" or stage not in ("consistency", "unmask"):
+            return reply
+        return seven if stage == "consistency" else wire_messages.encode_confirmations(old)
+
+    # The server does not check what c000 signs: it only wants its answer.
+    class Indifferent(PairwiseServer):
+        def _add_confirmation(self, sender: int, client_id: str, body: bytes) -> None:
+            self._confirmations[sender] = body
+
+    second = drive(cohort, meddle_down=replay, server=Indifferent(cohort.context()))
+    revealed = second.sent["unmask"].get("c000")
+    if defended:
+        assert revealed is None
+        assert isinstance(second.refused["c000"], RemoteProtocolError)
+    else:
+        body = Signed.decode(revealed, limit=10_000).body
+        assert 7 in Reveal.decode(body, size=8).root_shares
+
+
+def test_a_second_unmask_is_never_answered():
+    cohort = Cohort(size=5)
+    kept: dict[str, bytes] = {}
+
+    def keep(stage, name, reply):
+        if stage == "unmask":
+            kept[name] = reply
+        return reply
+
+    outcome = drive(cohort, meddle_down=keep)
+    with pytest.raises(RemoteProtocolError, match="no message is accepted"):
+        outcome.clients["c000"].handle(kept["c000"])
+
+
+def test_messages_of_another_session_are_refused():
+    cohort = Cohort(size=5)
+    other = cohort.context(session=b"t" * 16)
+    clients = {name: cohort.client(name) for name in cohort.names}
+    clients["c000"] = cohort.client("c000", other)
+    outcome = drive(cohort, clients=clients)
+    assert "c000" in outcome.refused
+    assert "c000" not in outcome.server.result.survivors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"binding": b"\1" * 32}, {"bits": 30}, {"length": 41}, {"dropout": 0.0}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_client_told_other_terms_takes_no_part(change):
+    cohort = Cohort(size=5)
+    other = Cohort(size=5, identities=cohort.identities, **change)
+    clients = {name: cohort.client(name) for name in cohort.names}
+    clients["c000"] = other.client("c000")
+    outcome = drive(cohort, clients=clients)
+    assert "c000" in outcome.refused
+
+
+def test_a_message_of_the_wrong_type_changes_nothing():
+    cohort = Cohort(size=5)
+    outcome = drive(cohort, until="share")
+    replies = outcome.server.advance()
+    client = outcome.clients["c000"]
+    early = wire_messages.encode_survivors(wire_messages.SURVIVORS, [0, 1, 2, 3, 4])
+    with pytest.raises(RemoteProtocolError, match="only type"):
+        client.handle(early)
+    assert client.state is ClientState.SHARED
+    outcome.server.receive("c000", client.handle(replies["c000"]))
+
+
+@pytest.mark.parametrize("stage", ["share", "masked_input", "consistency", "unmask"])
+@pytest.mark.parametrize("corruption", ["flip", "truncate", "extend", "empty"])
+def test_a_corrupted_message_of_the_server_is_refused(stage, corruption):
+    cohort = Cohort(size=5)
+
+    def corrupt(at, name, reply):
+        if at != stage or name != "c002":
+            return reply
+        middle = len(reply) // 2
+        return {
+            "flip": reply[:middle] + bytes([reply[middle] ^ 1]) + reply[middle + 1 :],
+            "truncate": reply[:-1],
+            "extend": reply + b"\0",
+            "empty": b"",
+        }[corruption]
+
+    outcome = drive(cohort, meddle_down=corrupt)
+    assert "c002" in outcome.refused
+    assert "c002" not in outcome.sent[stage]
+
+
+def test_a_huge_count_is_refused_before_anything_is_allocated():
+    client = Cohort().client("c000")
+    client.start()
+    lie = wire_messages.encode_advertised({})[:-4] + b"\xff\xff\xff\xff"
+    with pytest.raises((WireError, LocalProtocolError)):
+        client.handle(lie)

@@ -1,0 +1,127 @@
+"""Drives the two halves of a protocol in tests, with a hand on every message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.config import STAGES, Stage
+from securefed.crypto.keys import IdentityKey
+from securefed.errors import ProtocolError
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.pairwise_client import PairwiseClient
+from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.parameters import PairwiseParameters
+
+Meddle = Callable[[Stage, str, bytes], bytes]
+
+
+@dataclass
+class Cohort:
+    """A cohort with known inputs."""
+
+    size: int = 5
+    length: int = 40
+    bits: int = 32
+    corrupt: float = 0.0
+    dropout: float = 0.25
+    seed: int = 0
+    binding: bytes = bytes(32)
+    identities: dict[str, IdentityKey] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = tuple(f"c{i:03}" for i in range(self.size))
+        rng = np.random.default_rng(self.seed)
+        self.inputs = {
+            name: rng.integers(0, 2**self.bits, self.length, dtype=np.uint32, endpoint=False)
+            if self.bits < 32
+            else rng.integers(0, 2**32, self.length, dtype=np.uint32)
+            for name in self.names
+        }
+        for name in self.names:
+            self.identities.setdefault(name, IdentityKey.generate())
+
+    def context(self, *, session: bytes = b"s" * 16, number: int = 1) -> RoundContext:
+        policy = PrivacyPolicy(
+            clip_norm=1.0,
+            mechanism="none",
+            corrupt_fraction=self.corrupt,
+            dropout_fraction=self.dropout,
+        )
+        return RoundContext(
+            session=session,
+            round=number,
+            cohort=self.names,
+            roster={name: key.public for name, key in self.identities.items()},
+            length=self.length,
+            bits=self.bits,
+            parameters=PairwiseParameters.of(CohortBounds.of(policy, self.size)),
+            binding=self.binding,
+        )
+
+    def client(self, name: str, context: RoundContext | None = None) -> PairwiseClient:
+        return PairwiseClient(
+            context or self.context(), name, self.identities[name], lambda: self.inputs[name]
+        )
+
+    def plain_sum(self, survivors: tuple[str, ...]) -> NDArray[np.uint32]:
+        total = np.zeros(self.length, dtype=np.uint32)
+        for name in survivors:
+            total += self.inputs[name]
+        return total & np.uint32((1 << self.bits) - 1)
+
+
+@dataclass
+class Outcome:
+    server: PairwiseServer
+    clients: dict[str, PairwiseClient]
+    sent: dict[Stage, dict[str, bytes]]
+    refused: dict[str, ProtocolError]
+    ended: ProtocolError | None
+
+
+def drive(
+    cohort: Cohort,
+    *,
+    drop: Mapping[str, Stage] | None = None,
+    meddle_up: Meddle | None = None,
+    meddle_down: Meddle | None = None,
+    clients: dict[str, PairwiseClient] | None = None,
+    server: PairwiseServer | None = None,
+    until: Stage | None = None,
+) -> Outcome:
+    """Run a round; ``meddle_*`` may change a message on its way, keyed by the stage it is for."""
+    server = server or PairwiseServer(cohort.context())
+    clients = clients or {name: cohort.client(name) for name in cohort.names}
+    outcome = Outcome(server, clients, {}, {}, None)
+    inbox: dict[str, bytes | None] = dict.fromkeys(clients)
+    while (stage := server.stage) is not None:
+        sent = outcome.sent.setdefault(stage, {})
+        for name, reply in inbox.items():
+            if drop and name in drop and STAGES.index(drop[name]) <= STAGES.index(stage):
+                continue
+            try:
+                if reply is None:
+                    message = clients[name].start()
+                else:
+                    if meddle_down:
+                        reply = meddle_down(stage, name, reply)
+                    message = clients[name].handle(reply)
+                if meddle_up:
+                    message = meddle_up(stage, name, message)
+                sent[name] = message
+                server.receive(name, message)
+            except ProtocolError as error:
+                outcome.refused[name] = error
+        if stage == until:
+            return outcome
+        try:
+            inbox = dict(server.advance())
+        except ProtocolError as error:
+            outcome.ended = error
+            return outcome
+    return outcome

@@ -1,0 +1,1 @@
+"""The ledger and what can be recomputed from it, without torch."""

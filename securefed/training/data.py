@@ -1,0 +1,276 @@
+"""Examples: what one optimisation step sees, and the unit of example-level privacy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.config import DataSection
+from securefed.errors import ConfigError, DataError
+from securefed.training.corpora import Corpus, Document
+
+Task = Literal["causal-lm", "sequence-classification"]
+
+# Sets this use of the hash apart from any other hash of the same keys.
+_HELD_OUT_TAG = b"securefed held-out documents 1"
+
+
+class Tokenizer(Protocol):
+    """What is used of a Hugging Face tokenizer."""
+
+    @property
+    def pad_token_id(self) -> int | None:
+        """The padding token, if there is one."""
+
+    def __call__(self, text: list[str], /, **options: Any) -> Any:
+        """Tokenize: a mapping with ``input_ids``, one list of token ids a text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """n examples of w tokens each.
+
+    Attributes:
+        input_ids: int64[n, w].
+        attention_mask: int64[n, w], 1 for a token, 0 for padding, which comes last; all ones for
+            causal language modelling.
+        labels: int64[n], the classes; None for causal language modelling.
+    """
+
+    input_ids: NDArray[np.int64]
+    attention_mask: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+
+    def __post_init__(self) -> None:
+        shapes = [self.attention_mask.shape == self.input_ids.shape, self.input_ids.ndim == 2]
+        arrays = [self.input_ids, self.attention_mask]
+        if self.labels is not None:
+            shapes.append(self.labels.shape == (len(self.input_ids),))
+            arrays.append(self.labels)
+        if not all(shapes) or any(array.dtype != np.int64 for array in arrays):
+            raise ConfigError(
+                "examples: allowed are int64 arrays of shapes [n, w], [n, w] and [n] (labels)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, indices: NDArray[np.integer] | Sequence[int]) -> Examples:
+        """Some of the examples, in the order asked for.
+
+        Args:
+            indices: int[k], each in 0 .. n - 1; may be empty, may repeat.
+
+        Returns:
+            k examples, copied.
+
+        Raises:
+            ConfigError: an index is out of range.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise ConfigError(f"indices: out of range; allowed: 0 .. {len(self) - 1}")
+        labels = None if self.labels is None else self.labels[chosen]
+        return Examples(self.input_ids[chosen], self.attention_mask[chosen], labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ClientData:
+    """One client's examples; no document gives to both parts.
+
+    A lone document of a causal language model is the exception: its last tokens are held out, and
+    no token is in both parts.
+
+    Attributes:
+        client_id: the client.
+        train: what updates are computed from.
+        held_out: what is only ever measured on.
+    """
+
+    client_id: str
+    train: Examples
+    held_out: Examples
+
+
+def client_sizes(clients: Mapping[str, ClientData]) -> dict[str, int]:
+    """The number of training examples of each client, in the order given."""
+    return {client: len(data.train) for client, data in clients.items()}
+
+
+def tokenize_clients(
+    corpus: Corpus,
+    section: DataSection,
+    *,
+    tokenizer: Tokenizer,
+    task: Task,
+    labels: int | None,
+    held_out_windows: int,
+    held_out_tokens: int,
+) -> dict[str, ClientData]:
+    """Cut the chosen clients' documents into examples.
+
+    Causal language modelling: an example is a window of exactly ``section.window_tokens`` tokens
+    of one document, without special tokens; windows follow one another without overlap, and what
+    is left at a document's end, shorter than a window, is dropped.  Classification: an example is
+    one document, with the tokenizer's special tokens, cut off and padded on the right to
+    ``section.window_tokens``.
+
+    Where the corpus does not say what is held out, ``section.held_out_fraction`` of a client's
+    documents are, those with the smallest keyed hashes of their keys: at least one, never all; for
+    causal language modelling only documents of ``held_out_tokens`` tokens or more are considered,
+    and one of them is left for training if there are two.  Of a lone document's tokens the last
+    ones are held out: that fraction of them, at least one held-out window.
+
+    Args:
+        corpus: documents by client.
+        section: ``clients``, ``window_tokens``, ``min_examples`` and ``held_out_fraction``.
+        tokenizer: of the model that is adapted.
+        task: what an example is.
+        labels: the number of classes for classification; otherwise None.
+        held_out_windows: the most held-out examples of a client, >= 1; evenly spread ones are
+            taken if there are more.
+        held_out_tokens: tokens of a held-out window in causal language modelling, >= 4;
+            classification cuts off at ``section.window_tokens`` there too.
+
+    Returns:
+        The chosen clients in sorted order, each with ``section.min_examples`` training examples or
+        more and a held-out one.
+
+    Raises:
+        ConfigError: ``section.clients`` names a client that the corpus has not or names one twice;
+            ``labels`` does not fit the task; the tokenizer cannot pad.
+        DataError: a client has too few examples, none held out, or a label that is missing or
+            out of range.
+
+    Guarantees:
+        - Every token of a document is in at most one training example.
+        - Nothing about one client depends on another client's data.
+        - The same arguments give the same arrays.
+    """
+    if (task == "sequence-classification") != (labels is not None):
+        raise ConfigError(f"labels = {labels} with task = {task!r}: give labels for classification")
+    if held_out_windows < 1 or held_out_tokens < 4:
+        raise ConfigError(
+            f"held_out_windows = {held_out_windows}, held_out_tokens = {held_out_tokens}: allowed "
+            "are >= 1 and >= 4"
+        )
+    if labels is not None and tokenizer.pad_token_id is None:
+        raise ConfigError("tokenizer: has no padding token, which classification needs")
+    data = {}
+    for client in _chosen(corpus, section):
+        documents = corpus.clients[client]
+        if labels is None:
+            parts = _language_parts(documents, section, tokenizer, held_out_tokens)
+        else:
+            parts = _classification_parts(client, documents, section, tokenizer, labels)
+        train, held_out = parts
+        if len(train) < section.min_examples:
+            raise DataError(
+                f"client {client}: has {len(train)} training examples of {section.window_tokens} "
+                f"tokens; data.min_examples = {section.min_examples} are needed"
+            )
+        if not len(held_out):
+            length = f" of {held_out_tokens} tokens" if labels is None else ""
+            raise DataError(
+                f"client {client}: has 0 held-out examples{length} besides its {len(train)} "
+                "training examples; at least 1 is needed"
+            )
+        data[client] = ClientData(client, train, _spread(held_out, held_out_windows))
+    return data
+
+
+def _chosen(corpus: Corpus, section: DataSection) -> list[str]:
+    if section.clients == "all":
+        return sorted(corpus.clients)
+    wanted = corpus.default_clients if section.clients == "default" else section.clients
+    unknown = sorted(set(wanted) - set(corpus.clients))
+    if unknown:
+        raise ConfigError(
+            f"data.clients: {corpus.name} has no client {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(sorted(corpus.clients))}"
+        )
+    if len(set(wanted)) < len(wanted):
+        raise ConfigError("data.clients: a client is named twice; allowed: each once")
+    return sorted(wanted)
+
+
+def _held_out_indices(documents: list[Document], able: list[int], fraction: float) -> set[int]:
+    """Which documents are held out: as the corpus says, or some of those that are ``able``."""
+    flags = [document.held_out for document in documents]
+    if any(flag is not None for flag in flags):
+        return {index for index, flag in enumerate(flags) if flag}
+
+    def order(index: int) -> bytes:
+        key = documents[index].key.encode("utf-8")
+        return hashlib.blake2b(key, key=_HELD_OUT_TAG, digest_size=16).digest()
+
+    # One of the able documents is left for training wherever there are two.
+    count = min(max(1, round(fraction * len(documents))), max(1, len(able) - 1))
+    return set(sorted(able, key=order)[:count])
+
+
+def _language_parts(
+    documents: list[Document], section: DataSection, tokenizer: Tokenizer, held_out_tokens: int
+) -> tuple[Examples, Examples]:
+    texts = [document.text for document in documents]
+    # Not verbose: a text longer than the model's context is cut into windows afterwards.
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    tokens = [np.asarray(ids, dtype=np.int64) for ids in found]
+    if len(documents) == 1 and documents[0].held_out is None:
+        # The boundary is moved to the left until the held-out part has a whole window.
+        only = tokens[0]
+        kept = len(only) - max(held_out_tokens, round(section.held_out_fraction * len(only)))
+        train, held_out = [only[: max(kept, 0)]], [only[max(kept, 0) :]]
+    else:
+        able = [index for index, ids in enumerate(tokens) if len(ids) >= held_out_tokens]
+        chosen = _held_out_indices(documents, able, section.held_out_fraction)
+        held_out = [ids for index, ids in enumerate(tokens) if index in chosen]
+        train = [ids for index, ids in enumerate(tokens) if index not in chosen]
+    return _windows(train, section.window_tokens), _windows(held_out, held_out_tokens)
+
+
+def _windows(documents: list[NDArray[np.int64]], width: int) -> Examples:
+    whole = [ids[: len(ids) // width * width].reshape(-1, width) for ids in documents]
+    input_ids = np.concatenate([np.empty((0, width), dtype=np.int64), *whole])
+    return Examples(input_ids, np.ones_like(input_ids), None)
+
+
+def _classification_parts(
+    client: str,
+    documents: list[Document],
+    section: DataSection,
+    tokenizer: Tokenizer,
+    labels: int,
+) -> tuple[Examples, Examples]:
+    width = section.window_tokens
+    texts = [document.text for document in documents]
+    found = tokenizer(texts, truncation=True, max_length=width)["input_ids"]
+    input_ids = np.full((len(documents), width), tokenizer.pad_token_id, dtype=np.int64)
+    attention_mask = np.zeros_like(input_ids)
+    classes = np.empty(len(documents), dtype=np.int64)
+    for row, document in enumerate(documents):
+        if document.label is None or not 0 <= document.label < labels:
+            raise DataError(
+                f"client {client}, document {document.key}: the label is missing or out of range; "
+                f"allowed: 0 .. {labels - 1}"
+            )
+        input_ids[row, : len(found[row])] = found[row]
+        attention_mask[row, : len(found[row])] = 1
+        classes[row] = document.label
+    everything = Examples(input_ids, attention_mask, classes)
+    rows = list(range(len(documents)))
+    chosen = _held_out_indices(documents, rows, section.held_out_fraction)
+    held_out = [row for row in rows if row in chosen]
+    return everything.take([row for row in rows if row not in chosen]), everything.take(held_out)
+
+
+def _spread(examples: Examples, most: int) -> Examples:
+    count = len(examples)
+    if count <= most:
+        return examples
+    return examples.take([place * count // most for place in range(most)])

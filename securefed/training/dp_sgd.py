@@ -1,0 +1,333 @@
+"""One gradient an example, clipped and summed: the local half of distributed DP-SGD."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.grad_sample import GradSampleModule
+from torch import nn
+
+from securefed.errors import ConfigError, DataError, GradientCheckError
+from securefed.lora.layout import AdapterLayout
+from securefed.privacy.clipping import L2Clip
+from securefed.training.data import Examples
+from securefed.training.evaluate import Batch, batches, check_task, predict
+
+# How far a per-example gradient may lie from the one-by-one gradient, relative to its norm: the
+# same sums in another order.  bfloat16 has 8 bits of precision and some 30 layers add up.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6}
+_LOW_PRECISION_TOLERANCE = 0.15
+_CHECKED_EXAMPLES = 4
+
+
+class PerExampleGradients:
+    """Per-example gradients of a model's travelling parameters, by Opacus hooks.
+
+    The loss of an example is the mean over its own targets, and a micro-batch's loss is the *sum*
+    of those.  A token mean over the batch, which libraries give by default, divides one example's
+    gradient by the other examples' lengths: then one example moves every summand, and clipping
+    bounds nothing.  Dropout is off, so a gradient is a function of model and example alone.
+
+    Opacus records only in modules in training mode.  The model stays in evaluation mode and just
+    the modules that hold a trainable parameter of their own are switched, during a call; linear
+    layers compute the same in both modes.
+
+    Args:
+        model: a model on ``device``; exactly the parameters in ``layout`` have ``requires_grad``.
+        layout: names and order of those parameters.
+        task: ``causal-lm`` or ``sequence-classification``.
+        micro_batch: examples at a time, >= 1: bounds memory, not the result.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the task is unknown or ``micro_batch`` < 1.
+        GradientCheckError: other parameters are trainable than ``layout`` says (as after loading
+            an adapter with ``is_trainable=True``, which thaws A), gradient checkpointing is on,
+            the adapter is not LoRA, or Opacus refuses a module.
+
+    Guarantees:
+        - Hooks act only inside a call; ``close`` removes them.
+        - Gradients, modes and parameters of the model are afterwards as they were.
+
+    Assumption: floating-point kernels round the same for an example whatever else is in its
+    micro-batch.  They do so up to the last bits only.
+
+    Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: AdapterLayout,
+        *,
+        task: str,
+        micro_batch: int,
+        device: torch.device,
+    ) -> None:
+        check_task(task)
+        if micro_batch < 1:
+            raise ConfigError(f"micro_batch = {micro_batch}; it must be >= 1")
+        self._model, self._layout, self._task = model, layout, task
+        self._micro_batch, self._device = micro_batch, device
+        self._check_setting()
+        parameters = dict(model.named_parameters())
+        self._parameters = {name: parameters[name] for name in layout.names}
+        self._owners = [
+            module
+            for module in model.modules()
+            if any(p.requires_grad for p in module.parameters(recurse=False))
+        ]
+        try:
+            self._hooks = GradSampleModule(model, loss_reduction="sum", strict=True)
+        except (NotImplementedError, ValueError) as error:
+            raise GradientCheckError(f"Opacus cannot follow this model: {error}") from error
+        self._hooks.disable_hooks()
+
+    def close(self) -> None:
+        """Take the hooks off the model; calling it again does nothing."""
+        self._hooks.cleanup()
+        self._forget()
+
+    def clipped_sum(self, examples: Examples, clip_norm: float) -> NDArray[np.float64]:
+        """Sum of the examples' gradients, each clipped by itself.
+
+        Args:
+            examples: the sampled examples; none are fine.
+            clip_norm: C > 0.
+
+        Returns:
+            float64[d]; zeros without calling the model for no examples.
+
+        Raises:
+            ConfigError: ``clip_norm`` is not a finite number > 0.
+            DataError: classification without labels.
+            GradientCheckError: the model's setting has changed so that no gradient is right.
+
+        Guarantees:
+            - Each example contributes a vector of norm <= C, rounding included.
+            - An example whose gradient holds NaN or infinity contributes zeros.  Stopping the
+              round instead would tell everybody that such an example was drawn; a zero vector has
+              norm 0 <= C, so the sensitivity holds.
+        """
+        if not (math.isfinite(clip_norm) and clip_norm > 0.0):
+            raise ConfigError(f"clip_norm = {clip_norm}; it must be finite and > 0")
+        clip = L2Clip(clip_norm)
+        total = np.zeros(self._layout.size, dtype=np.float64)
+        for gradients in self.micro_batches(examples):
+            flat = torch.cat([gradients[name].flatten(1) for name in self._layout.names], dim=1)
+            total += clip.clip_rows(flat.float().cpu().numpy())
+        return total
+
+    def micro_batches(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:
+        """Gradients of at most ``micro_batch`` examples at a time.
+
+        Yields:
+            Name to ``[m, *shape]`` on the device; an example whose gradient is not finite is all
+            zeros in every entry.
+
+        Raises:
+            DataError: classification without labels.
+            GradientCheckError: as :meth:`clipped_sum`.
+        """
+        check_task(self._task, examples)
+        if len(examples) == 0:
+            return
+        self._check_setting()
+        for batch in batches(examples, self._micro_batch, self._device):
+            yield _without_non_finite(self._batch_gradients(batch))
+
+    def check(self, examples: Examples) -> None:
+        """Show on real examples that the per-example gradients are what DP-SGD needs.
+
+        Up to four examples are compared with the gradients that plain autograd gives for each one
+        alone, and the first one's with its own beside other examples (tokens in reverse, half as
+        long).  A client runs it by itself before the first round; nothing of it is sent.
+
+        Args:
+            examples: at least one.
+
+        Raises:
+            DataError: there is no example, or classification without labels.
+            GradientCheckError: names the parameter, what is wrong with it and by how much.
+        """
+        check_task(self._task, examples)
+        if len(examples) == 0:
+            raise DataError("examples: the gradient check needs at least one")
+        self._check_setting()
+        few = examples.take(range(min(len(examples), _CHECKED_EXAMPLES)))
+        if len(few) == 1:
+            few = _joined(few, _disguised(few))
+        found = self._whole(few)
+        singles = [self._alone(few.take([row])) for row in range(len(few))]
+        for row, alone in enumerate(singles):
+            self._compare({n: g[row] for n, g in found.items()}, alone, "computed alone")
+        if not any(_norm(alone) > 0.0 for alone in singles):
+            raise GradientCheckError(
+                "every gradient of the checked examples is zero: nothing trains"
+            )
+        others = few.take(range(1, len(few)))
+        beside = self._whole(_joined(few.take([0]), _disguised(others)))
+        self._compare(
+            {n: g[0] for n, g in beside.items()},
+            {n: g[0] for n, g in found.items()},
+            "beside other examples",
+        )
+
+    def _check_setting(self) -> None:
+        trainable = {n: p for n, p in self._model.named_parameters() if p.requires_grad}
+        extra = sorted(set(trainable) - set(self._layout.names))
+        missing = sorted(set(self._layout.names) - set(trainable))
+        if extra or missing:
+            raise GradientCheckError(
+                f"trainable parameters differ from what travels: trainable but not to travel: "
+                f"{', '.join(extra) or 'none'}; to travel but frozen or absent: "
+                f"{', '.join(missing) or 'none'} (an adapter loaded with is_trainable=True thaws A)"
+            )
+        for name, shape in self._layout.shapes.items():
+            if tuple(trainable[name].shape) != shape:
+                raise GradientCheckError(
+                    f"{name} has shape {tuple(trainable[name].shape)}; the layout says {shape}"
+                )
+        for name, module in self._model.named_modules():
+            if getattr(module, "gradient_checkpointing", False):
+                raise GradientCheckError(
+                    f"gradient checkpointing is on in {name or 'the model'}: forward runs twice, "
+                    "and per-example gradients would be counted wrongly; switch it off"
+                )
+        for adapter, config in getattr(self._model, "peft_config", {}).items():
+            kind = str(getattr(config, "peft_type", None)).rpartition(".")[2]
+            if kind != "LORA":
+                raise GradientCheckError(
+                    f"adapter {adapter!r} has PEFT type {kind}; only LORA is allowed"
+                )
+
+    @contextlib.contextmanager
+    def _modes(self, *, recording: bool) -> Iterator[None]:
+        modes = {module: module.training for module in self._model.modules()}
+        gradients = {name: p.grad for name, p in self._parameters.items()}
+        self._model.eval()
+        for module in self._owners:
+            module.training = recording
+        if recording:
+            self._hooks.enable_hooks()
+        try:
+            yield
+        finally:
+            self._hooks.disable_hooks()
+            self._forget()
+            for module, mode in modes.items():
+                module.training = mode
+            for name, parameter in self._parameters.items():
+                parameter.grad = gradients[name]
+
+    def _forget(self) -> None:
+        """Drop what Opacus leaves behind, a failed pass included."""
+        for parameter in self._parameters.values():
+            if hasattr(parameter, "_current_grad_sample"):
+                del parameter._current_grad_sample
+            if hasattr(parameter, "grad_sample"):
+                parameter.grad_sample = None
+                parameter._forward_counter = 0  # type: ignore[attr-defined]
+        for module in self._owners:
+            for leftover in ("activations", "max_batch_len"):
+                if hasattr(module, leftover):
+                    delattr(module, leftover)
+
+    def _backward(self, batch: Batch) -> None:
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        with torch.enable_grad(), warnings.catch_warnings():
+            # The first layer's input needs no gradient; Opacus reads the output's only.
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            predict(self._model, batch, self._task).example_means().sum().backward()  # type: ignore[no-untyped-call]
+
+    def _batch_gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
+        count = len(batch.input_ids)
+        found: dict[str, torch.Tensor] = {}
+        with self._modes(recording=True):
+            self._backward(batch)
+            for name, parameter in self._parameters.items():
+                gradient = getattr(parameter, "grad_sample", None)
+                if not isinstance(gradient, torch.Tensor):
+                    raise GradientCheckError(
+                        f"{name} has no per-example gradient: its module is not used, is used more "
+                        "than once, or hides from the hooks"
+                    )
+                if tuple(gradient.shape) != (count, *self._layout.shapes[name]):
+                    raise GradientCheckError(
+                        f"{name} has a per-example gradient of shape {tuple(gradient.shape)}; it "
+                        f"must be {(count, *self._layout.shapes[name])}"
+                    )
+                found[name] = gradient
+        return found
+
+    def _whole(self, examples: Examples) -> dict[str, torch.Tensor]:
+        (batch,) = batches(examples, len(examples), self._device)
+        return self._batch_gradients(batch)
+
+    def _alone(self, example: Examples) -> dict[str, torch.Tensor]:
+        """The gradient of one example by autograd, without Opacus."""
+        (batch,) = batches(example, 1, self._device)
+        with self._modes(recording=False):
+            self._backward(batch)
+            return {
+                name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                for name, p in self._parameters.items()
+            }
+
+    def _compare(
+        self, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], how: str
+    ) -> None:
+        # The base model's type decides: bfloat16 activations under float32 adapters are common.
+        types = {p.dtype for p in self._model.parameters() if p.is_floating_point()}
+        tolerance = max(_TOLERANCE.get(kind, _LOW_PRECISION_TOLERANCE) for kind in types)
+        whole = _norm(expected)
+        for name, right in expected.items():
+            distance = float((found[name].double() - right.double()).norm())
+            # A parameter whose own gradient is tiny is judged by the whole gradient's rounding.
+            allowed = tolerance * (float(right.double().norm()) + 1e-2 * whole)
+            if not distance <= allowed:  # also refuses nan
+                raise GradientCheckError(
+                    f"{name}: its gradient of an example in a batch differs from the one {how} by "
+                    f"{distance:.3g}, allowed is {allowed:.3g}: the examples of a batch are not "
+                    "independent, or a module is not followed rightly"
+                )
+
+
+def _norm(gradients: dict[str, torch.Tensor]) -> float:
+    return math.hypot(*(float(g.double().norm()) for g in gradients.values()))
+
+
+def _without_non_finite(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    finite = torch.stack([torch.isfinite(g).flatten(1).all(dim=1) for g in gradients.values()])
+    keep = finite.all(dim=0)
+    return {
+        name: torch.where(keep.view(-1, *[1] * (gradient.dim() - 1)), gradient, 0.0)
+        for name, gradient in gradients.items()
+    }
+
+
+def _disguised(examples: Examples) -> Examples:
+    """Other content and other lengths, from tokens that the model surely knows."""
+    mask = examples.attention_mask.copy()
+    mask[:, max(2, mask.shape[1] // 2) :] = 0
+    return Examples(np.ascontiguousarray(examples.input_ids[:, ::-1]), mask, examples.labels)
+
+
+def _joined(first: Examples, second: Examples) -> Examples:
+    labels = (
+        None
+        if first.labels is None or second.labels is None
+        else np.concatenate([first.labels, second.labels])
+    )
+    return Examples(
+        np.concatenate([first.input_ids, second.input_ids]),
+        np.concatenate([first.attention_mask, second.attention_mask]),
+        labels,
+    )

@@ -1,0 +1,178 @@
+"""Losses of a model's predictions, and held-out figures made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from securefed.errors import ConfigError, DataError
+from securefed.training.data import Examples
+
+TASKS = ("causal-lm", "sequence-classification")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch on its device.
+
+    Attributes:
+        input_ids: int64[n, w].
+        attention_mask: int64[n, w], 1 for a token and 0 for padding.
+        labels: int64[n], or None for causal language modelling.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    labels: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What was predicted, scored.
+
+    Attributes:
+        nll: float32[n, k], the negative log-likelihood of each target in nats; 0 where not counted.
+        counted: bool[n, k], which of the k places hold a target.
+        hit: bool[n, k], where the likeliest class is the target.
+    """
+
+    nll: torch.Tensor
+    counted: torch.Tensor
+    hit: torch.Tensor
+
+    def example_means(self) -> torch.Tensor:
+        """float32[n]: each example's mean over its own targets; 0 for one without a target."""
+        return self.nll.sum(dim=1) / self.counted.sum(dim=1).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over held-out examples; sums of several clients add.
+
+    Attributes:
+        nll_sum: negative log-likelihood in nats.
+        tokens: how many predictions were scored: tokens, or one an example for classification.
+        correct: how many of them had the target as the likeliest class.
+        examples: how many examples.
+    """
+
+    nll_sum: float
+    tokens: int
+    correct: int
+    examples: int
+
+    @property
+    def perplexity(self) -> float:
+        """``exp(nll_sum / tokens)``; infinity where that overflows.
+
+        Raises:
+            DataError: no prediction was scored.
+        """
+        if self.tokens == 0:
+            raise DataError("held-out data: no prediction was scored; a perplexity needs one")
+        try:
+            return math.exp(self.nll_sum / self.tokens)
+        except OverflowError:
+            return math.inf
+
+    @property
+    def accuracy(self) -> float:
+        """``correct / tokens``.
+
+        Raises:
+            DataError: no prediction was scored.
+        """
+        if self.tokens == 0:
+            raise DataError("held-out data: no prediction was scored; an accuracy needs one")
+        return self.correct / self.tokens
+
+
+def check_task(task: str, examples: Examples | None = None) -> None:
+    """Refuse an unknown task, and examples without the labels that it needs.
+
+    Raises:
+        ConfigError: the task is unknown.
+        DataError: classification without labels.
+    """
+    if task not in TASKS:
+        raise ConfigError(f"task = {task!r}; allowed: {', '.join(map(repr, TASKS))}")
+    if task == "sequence-classification" and examples is not None and examples.labels is None:
+        raise DataError("examples: task = 'sequence-classification' needs labels; there are none")
+
+
+def batches(examples: Examples, micro_batch: int, device: torch.device) -> Iterator[Batch]:
+    """The examples in order, at most ``micro_batch`` at a time, on ``device``.
+
+    Raises:
+        ConfigError: ``micro_batch`` < 1.
+    """
+    if micro_batch < 1:
+        raise ConfigError(f"micro_batch = {micro_batch}; it must be >= 1")
+    for start in range(0, len(examples), micro_batch):
+        stop = min(start + micro_batch, len(examples))
+        part = examples.take(range(start, stop))
+        labels = None if part.labels is None else torch.from_numpy(part.labels).to(device)
+        yield Batch(
+            torch.from_numpy(part.input_ids).to(device),
+            torch.from_numpy(part.attention_mask).to(device),
+            labels,
+        )
+
+
+def predict(model: nn.Module, batch: Batch, task: str) -> Predictions:
+    """Run the model and score each target.
+
+    For ``causal-lm`` the target at a place is the next token, counted where both are tokens and
+    not padding.  Losses are computed in float32 whatever the model's type.
+    """
+    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    if task == "sequence-classification":
+        if batch.labels is None:
+            raise DataError("examples: classification needs labels; there are none")
+        logits, targets = output.logits[:, None, :], batch.labels[:, None]
+        counted = torch.ones_like(targets, dtype=torch.bool)
+    else:
+        logits, targets = output.logits[:, :-1], batch.input_ids[:, 1:]
+        counted = (batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]).bool()
+    flat = nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), reduction="none"
+    )
+    nll = torch.where(counted, flat.view(targets.shape), 0.0)
+    return Predictions(nll, counted, (logits.argmax(dim=-1) == targets) & counted)
+
+
+def evaluate(
+    model: nn.Module, examples: Examples, *, task: str, micro_batch: int, device: torch.device
+) -> HeldOut:
+    """Score a model on examples, with dropout off; the model's modes come back as they were.
+
+    Args:
+        model: on ``device``.
+        examples: may be empty.
+        task: ``causal-lm`` or ``sequence-classification``.
+        micro_batch: examples at a time, >= 1.
+        device: where to compute.
+
+    Raises:
+        ConfigError: the task is unknown or ``micro_batch`` < 1.
+        DataError: classification without labels.
+    """
+    check_task(task, examples)
+    modes = {module: module.training for module in model.modules()}
+    nll, tokens, correct = 0.0, 0, 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches(examples, micro_batch, device):
+                scored = predict(model, batch, task)
+                nll += float(scored.nll.double().sum())
+                tokens += int(scored.counted.sum())
+                correct += int(scored.hit.sum())
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return HeldOut(nll, tokens, correct, len(examples))

@@ -1,0 +1,192 @@
+"""A user's own folder of texts, one file or one sub-folder a client."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from securefed.config import DataSection
+from securefed.errors import DataError
+
+_CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """One record of one client.
+
+    Attributes:
+        text: valid Unicode, not blank.
+        label: the class, 0 .. labels - 1; None where the task has none.
+        key: stable and unique within its client; it decides what is held out where the corpus
+            does not, and it names the record in messages, so it says nothing of the text.
+        held_out: True: only ever measured on; False: only ever trained on; None: the corpus
+            leaves it open.
+    """
+
+    text: str
+    label: int | None
+    key: str
+    held_out: bool | None
+
+
+def read_folder(
+    folder: Path, *, section: DataSection, labels: int | None = None
+) -> dict[str, list[Document]]:
+    """Read every client of a folder.
+
+    ``NAME.jsonl``, ``NAME.csv`` or ``NAME.txt`` is the client ``NAME``; so is the sub-folder
+    ``NAME`` with all files in it.  Names that begin with a dot are passed over.  In JSONL a line
+    is a document, in CSV (first line: the column names) a row is one, and a text file is one
+    document as a whole, because a document is the longest piece that a window of tokens may lie
+    in: text cut at every blank line would lose the end of every paragraph.  With
+    ``section.format`` other than ``auto`` every file is read in that format, whatever its suffix.
+
+    Args:
+        folder: the source.
+        section: ``format``, ``text_field`` and ``label_field`` are used.
+        labels: the number of classes, >= 2; None reads no labels.
+
+    Returns:
+        Documents by client id, both in the order of names and lines; ``held_out`` is None.
+
+    Raises:
+        DataError: the folder is missing or has no client; a client is empty, has a name that is
+            not 1 to 64 letters, digits, dots, dashes and underscores, or comes twice; a file is a
+            link that leads out of the folder, has an unknown suffix or is not UTF-8; a record is
+            malformed, has no text or has a label that is not an integer in 0 .. labels - 1.  The
+            message names file and line and never shows what stands there.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data.source: there is no folder {folder}")
+    clients: dict[str, list[Document]] = {}
+    for entry in _entries(folder, folder):
+        client = entry.name if entry.is_dir() else entry.stem
+        if not _CLIENT_ID.fullmatch(client):
+            raise DataError(
+                f"{entry}: a client's name is 1 to 64 letters, digits, dots, dashes and "
+                "underscores, and begins with a letter or a digit"
+            )
+        if client in clients:
+            raise DataError(f"{entry}: client {client} comes twice in {folder}")
+        files = _entries(entry, folder) if entry.is_dir() else [entry]
+        clients[client] = [
+            document for file in files for document in _documents(file, folder, section, labels)
+        ]
+        if not clients[client]:
+            raise DataError(f"{entry}: client {client} has no documents")
+    if not clients:
+        raise DataError(f"data.source: {folder} holds no files or folders of clients")
+    return clients
+
+
+def _entries(folder: Path, root: Path) -> list[Path]:
+    """What lies in a folder, sorted; links may not lead out of ``root``."""
+    try:
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}") from None
+    for entry in entries:
+        if not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(root)):
+            raise DataError(f"{entry}: is a link that leads out of {root}")
+        if not entry.is_file() and not (entry.is_dir() and folder == root):
+            raise DataError(f"{entry}: a client is a file, or a folder with nothing but files")
+    return entries
+
+
+def _documents(
+    file: Path, root: Path, section: DataSection, labels: int | None
+) -> Iterator[Document]:
+    how: str = section.format
+    if how == "auto":
+        if file.suffix not in _FORMATS:
+            raise DataError(f"{file}: suffix {file.suffix!r}; allowed: {', '.join(_FORMATS)}")
+        how = _FORMATS[file.suffix]
+    try:
+        content = file.read_bytes().decode("utf-8-sig")  # spreadsheets write the signature
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 at byte {error.start}") from None
+    name = file.relative_to(root).as_posix()
+    if how == "text":
+        if labels is not None:
+            raise DataError(f"{file}: a text file has no labels; use jsonl or csv")
+        if content.strip():
+            yield Document(content, None, name, None)
+        return
+    rows = _jsonl(file, content) if how == "jsonl" else _csv(file, content)
+    wanted = [section.text_field] + ([section.label_field] if labels is not None else [])
+    for line, row in rows:
+        for field in wanted:
+            if row.get(field) is None:
+                raise DataError(f"{file}:{line}: has no field {field!r}")
+        text = row[section.text_field]
+        if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
+            raise DataError(f"{file}:{line}: field {section.text_field!r} must be text, not blank")
+        label = None
+        if labels is not None:
+            label = _label(row[section.label_field], labels)
+            if label is None:
+                raise DataError(
+                    f"{file}:{line}: field {section.label_field!r} must be an integer in "
+                    f"0 .. {labels - 1}"
+                )
+        yield Document(text, label, f"{name}:{line}", None)
+
+
+def _jsonl(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
+    # Not splitlines(): it would also cut at characters that JSON allows within a string.
+    for line, row in enumerate(content.split("\n"), start=1):
+        if row.strip():
+            try:
+                record = json.loads(row)
+            except (ValueError, RecursionError):
+                raise DataError(f"{file}:{line}: is not one JSON object") from None
+            if not isinstance(record, dict):
+                raise DataError(f"{file}:{line}: is not one JSON object")
+            yield line, record
+
+
+def _csv(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise DataError(f"{file}:{reader.line_num}: is not CSV: {error}") from None
+        if row is None:
+            return
+        if header is None:
+            header = row
+        elif row:
+            if len(row) != len(header):
+                raise DataError(
+                    f"{file}:{reader.line_num}: has {len(row)} columns, the first line has "
+                    f"{len(header)}"
+                )
+            yield reader.line_num, dict(zip(header, row, strict=True))
+
+
+def _label(value: object, labels: int) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value.strip()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value < labels else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; no tokenizer takes it
+        return False
+    return True

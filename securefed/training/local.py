@@ -1,0 +1,332 @@
+"""Training on a client's own data for a round: local steps whose result is an update."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from opacus.optimizers import DPOptimizer
+from torch import nn
+
+from securefed.config import TrainingSection
+from securefed.crypto.prg import NoiseGenerator
+from securefed.errors import ConfigError, DataError
+from securefed.lora.layout import AdapterLayout
+from securefed.privacy.samplers import poisson_sample
+from securefed.training.data import Examples
+from securefed.training.dp_sgd import PerExampleGradients
+from securefed.training.evaluate import batches, check_task, predict
+
+
+@runtime_checkable
+class LocalTrainer(Protocol):
+    """What a client runs on its own data in a round; write your own by having this method.
+
+    A trainer named in the run file (``training.trainer = "module:Class"``) is constructed with the
+    ``training`` section as its one argument.  Its update is clipped to ``privacy.update_clip_norm``
+    as a whole afterwards, so nothing about its steps is trusted.
+    """
+
+    def train(self, model: nn.Module, data: Examples, round: int) -> None:
+        """Change the travelling parameters of ``model`` in place.
+
+        Args:
+            model: holds the round's adapter; exactly what travels has ``requires_grad``, and
+                changes to anything else are lost.
+            data: the client's training examples.
+            round: the number of the round, from 1.
+        """
+        ...
+
+
+class AdamWTrainer:
+    """A few AdamW steps over shuffled batches: no example-level protection of its own.
+
+    The loss is the mean over a batch of each example's own mean.  Dropout is off.  Moments start
+    at zero in every round.
+
+    Args:
+        local_steps: steps a round, >= 1.
+        batch_size: examples a step, >= 1; fewer where the client has fewer.
+        learning_rate: > 0.
+        task: ``causal-lm`` or ``sequence-classification``.
+        device: where the model is.
+        seed: of the shuffles, with the number of the round; the order carries no guarantee.
+        micro_batch: examples at a time, >= 1; ``batch_size`` without it.
+
+    Raises:
+        ConfigError: an argument is outside that.
+
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
+    """
+
+    def __init__(
+        self,
+        *,
+        local_steps: int,
+        batch_size: int,
+        learning_rate: float,
+        task: str,
+        device: torch.device,
+        seed: int,
+        micro_batch: int | None = None,
+    ) -> None:
+        check_task(task)
+        _check_count("local_steps", local_steps)
+        _check_count("batch_size", batch_size)
+        _check_positive("learning_rate", learning_rate)
+        self.micro_batch = batch_size if micro_batch is None else micro_batch
+        _check_count("micro_batch", self.micro_batch)
+        if seed < 0:
+            raise ConfigError(f"seed = {seed}; it must be >= 0")
+        self.local_steps, self.batch_size, self.learning_rate = (
+            local_steps,
+            batch_size,
+            learning_rate,
+        )
+        self.task, self.device, self.seed = task, device, seed
+
+    def train(self, model: nn.Module, data: Examples, round: int) -> None:
+        """As :meth:`LocalTrainer.train`.
+
+        Raises:
+            ConfigError: nothing in the model is trainable.
+            DataError: there is no example, or classification without labels.
+        """
+        check_task(self.task, data)
+        if len(data) == 0:
+            raise DataError("training data: no example; a local step needs at least one")
+        parameters = _trainable(model)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=self.learning_rate, weight_decay=0.0)
+        model.eval()
+        for chosen in self._draws(len(data), round):
+            optimizer.zero_grad(set_to_none=True)
+            for batch in batches(data.take(chosen), self.micro_batch, self.device):
+                loss = predict(model, batch, self.task).example_means().sum() / len(chosen)
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _draws(self, count: int, round: int) -> list[NDArray[np.int64]]:
+        generator = np.random.default_rng([self.seed, round])
+        wanted = min(self.batch_size, count)
+        order = np.empty(0, dtype=np.int64)
+        draws = []
+        for _ in range(self.local_steps):
+            if len(order) < wanted:
+                order = generator.permutation(count)
+            draws.append(order[:wanted])
+            order = order[wanted:]
+        return draws
+
+
+class _SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
+    """Opacus' optimiser with its noise from a cipher.
+
+    ``torch.Generator`` on the CPU keeps 32 bits of its seed and is a Mersenne Twister: whoever
+    knows a noised sum could try every stream.
+    """
+
+    def __init__(self, *args: object, noise: NoiseGenerator, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._noise = noise
+
+    def add_noise(self) -> None:
+        """``p.grad`` = clipped sum + N(0, (noise_multiplier * max_grad_norm)^2)."""
+        for parameter in self.params:
+            summed = parameter.summed_grad
+            values = _gaussian(summed.numel(), self._noise)
+            values *= self.noise_multiplier * self.max_grad_norm
+            drawn = torch.from_numpy(values).to(summed.device, summed.dtype)
+            parameter.grad = (summed + drawn.view_as(summed)).view_as(parameter)
+
+
+def _gaussian(count: int, generator: NoiseGenerator) -> NDArray[np.float64]:
+    """float64[count] standard normal values by Box and Muller, from 53-bit uniforms."""
+    pairs = (count + 1) // 2
+    words = generator.uint64(2 * pairs) >> np.uint64(11)
+    uniform = (words.astype(np.float64) + 0.5) * 2.0**-53  # never 0, whose logarithm is not finite
+    radius = np.sqrt(-2.0 * np.log(uniform[:pairs]))
+    angle = 2.0 * np.pi * uniform[pairs:]
+    return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+
+
+class DpSgdTrainer:
+    """Example-level DP-SGD within one client, by Opacus: the client adds all of the noise itself.
+
+    A step draws a secret Poisson sample of the client's examples, clips each one's gradient, adds
+    Gaussian noise of std ``noise_multiplier * clip_norm`` to the sum, divides by
+    ``expected_batch_size`` and takes an Adam step.  An empty draw is a step of noise alone, without
+    a call of the model: leaving the step out would show that nothing was drawn.
+
+    Args:
+        layout: the travelling parameters.
+        local_steps: steps a round, >= 1.
+        sampling_probability: q, 0 < q <= 1, of each example in each step.
+        expected_batch_size: q times the number of examples, > 0; public, never the size drawn.
+        clip_norm: C > 0.
+        noise_multiplier: noise std / C, > 0.
+        learning_rate: of Adam, > 0.
+        micro_batch: examples at a time, >= 1.
+        task: ``causal-lm`` or ``sequence-classification``.
+        device: where the model is.
+        generator: the secret words of sample and noise.
+
+    Raises:
+        ConfigError: an argument is outside that.
+
+    Guarantees:
+        - The steps of a round are ``local_steps`` Poisson-sampled Gaussian mechanisms with (q,
+          ``noise_multiplier``) under add-or-remove-one-example adjacency; what the optimiser does
+          with them is post-processing.
+
+    Assumptions: the noise is float Gaussian (Box and Muller on 53-bit uniforms from AES-256-CTR,
+    rounded to float32), not exact, so its low bits may leak (Mironov 2012; Haney et al. 2021,
+    2112.05307); Opacus' clipping holds to float32 rounding.  The noise of the secure sum has
+    neither weakness.
+
+    Source: Abadi et al. 2016, Algorithm 1; Yousefpour et al. 2021, "Opacus" (2109.12298).
+    """
+
+    def __init__(
+        self,
+        layout: AdapterLayout,
+        *,
+        local_steps: int,
+        sampling_probability: float,
+        expected_batch_size: float,
+        clip_norm: float,
+        noise_multiplier: float,
+        learning_rate: float,
+        micro_batch: int,
+        task: str,
+        device: torch.device,
+        generator: NoiseGenerator,
+    ) -> None:
+        check_task(task)
+        _check_count("local_steps", local_steps)
+        _check_count("micro_batch", micro_batch)
+        _check_positive("sampling_probability", sampling_probability)
+        if sampling_probability > 1.0:
+            raise ConfigError(
+                f"sampling_probability = {sampling_probability}; it must be > 0 and <= 1"
+            )
+        _check_positive("expected_batch_size", expected_batch_size)
+        _check_positive("clip_norm", clip_norm)
+        _check_positive("noise_multiplier", noise_multiplier)
+        _check_positive("learning_rate", learning_rate)
+        self.layout, self.local_steps, self.task, self.device = layout, local_steps, task, device
+        self.sampling_probability = sampling_probability
+        self.expected_batch_size = expected_batch_size
+        self.clip_norm, self.noise_multiplier = clip_norm, noise_multiplier
+        self.learning_rate, self.micro_batch = learning_rate, micro_batch
+        self._generator = generator
+
+    def train(self, model: nn.Module, data: Examples, round: int) -> None:
+        """As :meth:`LocalTrainer.train`; ``data`` may be empty.
+
+        Raises:
+            DataError: classification without labels.
+            GradientCheckError: the model does not fit the layout, or Opacus cannot follow it.
+        """
+        check_task(self.task, data)
+        gradients = PerExampleGradients(
+            model, self.layout, task=self.task, micro_batch=self.micro_batch, device=self.device
+        )
+        try:
+            named = dict(model.named_parameters())
+            parameters = {name: named[name] for name in self.layout.names}
+            optimizer = _SecretNoiseOptimizer(
+                torch.optim.Adam(parameters.values(), lr=self.learning_rate),
+                noise_multiplier=self.noise_multiplier,
+                max_grad_norm=self.clip_norm,
+                expected_batch_size=self.expected_batch_size,
+                noise=self._generator,
+            )
+            for _ in range(self.local_steps):
+                kept = poisson_sample(len(data), self.sampling_probability, self._generator)
+                self._step(optimizer, gradients, parameters, data.take(kept))
+        finally:
+            gradients.close()
+            for parameter in _trainable(model).values():
+                parameter.grad = None
+
+    def _step(
+        self,
+        optimizer: DPOptimizer,
+        gradients: PerExampleGradients,
+        parameters: dict[str, nn.Parameter],
+        drawn: Examples,
+    ) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        for part in gradients.micro_batches(drawn):
+            for name, parameter in parameters.items():
+                parameter.grad_sample = part[name]  # type: ignore[attr-defined]
+            optimizer.signal_skip_step(do_skip=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        # The noise comes once, with a last part of no examples: an empty draw takes this path only.
+        for parameter in parameters.values():
+            parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))  # type: ignore[attr-defined]
+        optimizer.signal_skip_step(do_skip=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def load_trainer(path: str, section: TrainingSection) -> LocalTrainer:
+    """A trainer of the user's own.
+
+    Args:
+        path: ``module:Class``; the module must be importable (installed, or on ``PYTHONPATH``).
+        section: given to the class as its only argument.
+
+    Raises:
+        ConfigError: the module or class is not there, the class cannot be made with the section,
+            or what it makes has no method ``train``.
+    """
+    module_name, colon, class_name = path.partition(":")
+    if not (colon and module_name and class_name.isidentifier()):
+        raise ConfigError(f"training.trainer = {path!r}; it must have the form module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(
+            f"training.trainer = {path!r}: {error} (is the module installed or on PYTHONPATH?)"
+        ) from error
+    factory: Callable[[TrainingSection], object] | None = getattr(module, class_name, None)
+    if not isinstance(factory, type):
+        raise ConfigError(f"training.trainer = {path!r}: {module_name} has no class {class_name}")
+    try:
+        trainer = factory(section)
+    except TypeError as error:
+        raise ConfigError(
+            f"training.trainer = {path!r}: it must accept the training section as its one "
+            f"argument: {error}"
+        ) from error
+    if not isinstance(trainer, LocalTrainer):
+        raise ConfigError(
+            f"training.trainer = {path!r}: it has no method train(model, data, round)"
+        )
+    return trainer
+
+
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError("model: no parameter has requires_grad; nothing would train")
+    return found
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise ConfigError(f"{name} = {value}; it must be >= 1")
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0.0):
+        raise ConfigError(f"{name} = {value}; it must be finite and > 0")

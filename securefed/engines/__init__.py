@@ -1,0 +1,1 @@
+"""What carries a round's messages between its parties."""

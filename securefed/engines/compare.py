@@ -1,0 +1,53 @@
+"""What a run is worth: the same training unprotected, and each client on its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from securefed.config import parse_config
+from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.events import Observer
+from securefed.engines.figures import Figures
+from securefed.engines.simulation import Federation
+from securefed.federation.server_optimizer import ServerOptimizer
+
+
+def unprotected(federation: Federation, out: Path, observer: Observer) -> Figures:
+    """The same run with ``mechanism = "none"``: same clipping and sums, no noise."""
+    values = federation.config.model_dump(mode="json", exclude_none=True)
+    values["privacy"] |= {"mechanism": "none", "noise_multiplier": 0.0}
+    values["budget"] = {}
+    values["output"]["name"] = "unprotected"
+    return federation.like(parse_config(values), observer).run(out).after
+
+
+def clients_alone(federation: Federation, observer: Observer) -> Figures:
+    """Each client trains on its own data only, as many rounds as the federation, without noise.
+
+    A client alone takes the same steps with its own sums; nothing is sent anywhere.
+    """
+    values = federation.config.model_dump(mode="json", exclude_none=True)
+    values["privacy"] |= {"mechanism": "none", "noise_multiplier": 0.0}
+    bench, settings = federation.like(parse_config(values), observer).prepare()
+    training = federation.config.training
+    generator = NoiseGenerator()
+    initial = bench.flat()
+    total = np.zeros(Figures.DIMENSION)
+    shown = {}
+    for done, name in enumerate(sorted(bench.clients)):
+        observer.working("alone", done, len(bench.clients))
+        optimizer = ServerOptimizer(
+            initial, kind=training.server_optimizer, learning_rate=training.server_learning_rate
+        )
+        for number in range(1, training.rounds + 1):
+            bench.load_flat(optimizer.parameters)
+            own = bench.contribution(settings, name, number, generator)
+            optimizer.step(settings.gradient(own, (name,)))
+        bench.load_flat(optimizer.parameters)
+        shown[name] = bench.figures(name)
+        total += shown[name]
+    bench.load_flat(initial)
+    keep = shown if federation.config.evaluation.show_clients else None
+    return Figures.from_sum(total, len(bench.clients), keep)

@@ -1,0 +1,80 @@
+"""What a run tells whoever watches it; nothing individual is in an event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, Self
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundEvent:
+    """One finished (or failed) round.
+
+    Attributes:
+        round: its number; 0 is the evaluation before the first round.
+        rounds: how many the run has in all.
+        survivors: clients inside the sum.
+        cohort: clients invited.
+        epsilon: spent so far against the server; None when unprotected.
+        delta: goes with epsilon.
+        perplexity: held-out, mean over clients; None where not measured or not a language model.
+        accuracy: held-out, mean over clients, in [0, 1]; None likewise.
+        bytes_up: mean bytes a client sent.
+        bytes_down: mean bytes a client was sent, the adapter included.
+        client_seconds: mean seconds a simulated client worked.
+        seconds: wall-clock time of the round.
+        note: what was out of the ordinary.
+    """
+
+    round: int
+    rounds: int
+    survivors: int
+    cohort: int
+    epsilon: float | None
+    delta: float
+    perplexity: float | None
+    accuracy: float | None
+    bytes_up: float
+    bytes_down: float
+    client_seconds: float
+    seconds: float
+    note: str = ""
+
+    def to_record(self) -> dict[str, Any]:
+        """What is written down: all but the seconds, which tell how large a secret sample was."""
+        return {key: value for key, value in asdict(self).items() if "seconds" not in key}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Self:
+        """Back from ``to_record``; the seconds are lost."""
+        return cls(**record, client_seconds=0.0, seconds=0.0)
+
+
+class Observer(Protocol):
+    """Told what happens; draws a progress bar, or does nothing."""
+
+    def message(self, text: str) -> None:
+        """A line worth reading."""
+        ...
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Progress inside a round: ``done`` of ``total`` steps of ``what``."""
+        ...
+
+    def round_end(self, event: RoundEvent) -> None:
+        """A round is over."""
+        ...
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def message(self, text: str) -> None:
+        """Nothing."""
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def round_end(self, event: RoundEvent) -> None:
+        """Nothing."""

@@ -1,0 +1,264 @@
+"""A whole cohort in one process: the same halves that run apart, with dropouts on request."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from securefed.config import STAGES, Stage
+from securefed.crypto.keys import IdentityKey
+from securefed.errors import BudgetExceeded, ConfigError, ProtocolError, SecureFedError
+from securefed.federation.client import ClientRound, Encode
+from securefed.federation.server import ServerRound
+from securefed.federation.session import RoundSession
+from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
+from securefed.privacy.policy import PrivacyPolicy
+from securefed.secagg.aggregator import SESSION_BYTES, Aggregation, PairwiseAggregation
+
+
+@dataclass
+class Carried:
+    """What went over the (in-process) wire in one round.
+
+    Attributes:
+        transcript: ``transcript[stage][client]``: the very bytes the server received.
+        bytes_up: bytes each client sent.
+        bytes_down: bytes each client was sent.
+        refusals: clients that ended the round with an error, and its text.
+    """
+
+    transcript: dict[Stage, dict[str, bytes]] = field(default_factory=dict)
+    bytes_up: dict[str, int] = field(default_factory=dict)
+    bytes_down: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+
+def carry(
+    server: ServerRound,
+    clients: Mapping[str, ClientRound],
+    *,
+    drop: Mapping[str, Stage] | None = None,
+    keep_transcript: bool = True,
+) -> Carried:
+    """Carry one round's messages between a server and its clients.
+
+    Args:
+        server: in its first stage.
+        clients: not yet started.
+        drop: the stage from which on a client is silent.
+        keep_transcript: keep every byte the server received.
+
+    Returns:
+        What was carried; the result is in ``server``.
+
+    Raises:
+        ThresholdNotMet: too few clients were left; refusals are noted on the error.
+    """
+    silent_from = {name: STAGES.index(stage) for name, stage in (drop or {}).items()}
+    carried = Carried(bytes_up=dict.fromkeys(clients, 0), bytes_down=dict.fromkeys(clients, 0))
+    inbox: dict[str, bytes | None] = dict.fromkeys(clients)
+    try:
+        while (stage := server.stage) is not None:
+            received = carried.transcript.setdefault(stage, {})
+            for name, reply in inbox.items():
+                if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
+                    continue
+                client = clients[name]
+                carried.bytes_down[name] += len(reply) if reply is not None else 0
+                try:
+                    message = client.start() if reply is None else client.handle(reply)
+                    carried.bytes_up[name] += len(message)
+                    if keep_transcript:
+                        received[name] = message  # a message that is then refused was received too
+                    server.receive(name, message)
+                except (ProtocolError, BudgetExceeded) as error:
+                    carried.refusals[name] = str(error)
+            inbox = dict(server.advance())
+    except SecureFedError as error:
+        for name, why in carried.refusals.items():
+            error.add_note(f"{name}: {why}")
+        raise
+    return carried
+
+
+@dataclass(frozen=True)
+class SecureRoundResult:
+    """What one secure round gives.
+
+    Attributes:
+        sum: float64[d]: sum of the survivors' clipped contributions, plus noise.
+        mean: float64[d]: ``sum`` over the number of survivors, or, for ``unit="example"``, over
+            the expected batch (sampling probability times the survivors' row counts).
+        survivors: ids inside the sum, in the order of the cohort.
+        bytes_up: bytes sent by each client, by id.
+        bytes_down: bytes sent to each client, by id.
+        transcript: ``transcript[stage][client id]``: every byte the server received; a client that
+            was silent in a stage is absent there.
+        resolution: size of one grid step in the units of the updates.
+    """
+
+    sum: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    survivors: tuple[Hashable, ...]
+    bytes_up: dict[Hashable, int]
+    bytes_down: dict[Hashable, int]
+    transcript: dict[Stage, dict[Hashable, bytes]]
+    resolution: float
+    session: RoundSession = field(repr=False)
+
+    @cached_property
+    def guarantee(self) -> PrivacyGuarantee:
+        """What holds against the server, over ``privacy.rounds`` rounds like this one."""
+        return self.session.guarantee()
+
+    @cached_property
+    def guarantees(self) -> dict[Adversary, PrivacyGuarantee]:
+        """What holds against each adversary."""
+        return {who: self.session.guarantee(who) for who in ADVERSARIES}
+
+
+def secure_round(
+    updates: Mapping[Hashable, ArrayLike],
+    *,
+    privacy: PrivacyPolicy,
+    aggregation: Aggregation | None = None,
+    drop: Mapping[Hashable, Stage] | None = None,
+) -> SecureRoundResult:
+    """Run one whole round in this process: clip, rotate, quantise, noise, mask, sum, decode.
+
+    Every client and the server are the same state machines that run apart in a deployment; the
+    identities are made for this call.
+
+    Args:
+        updates: client id -> array.  For ``privacy.unit="client"`` one update, float[d]; for
+            ``"example"`` float[n_i, d], one row an example: each client keeps each row with
+            ``privacy.sampling_probability``, in secret, and clips it by itself.
+        privacy: what is protected and by how much.
+        aggregation: ``PairwiseAggregation()`` by default.
+        drop: client id -> the stage from which on it is silent: ``"advertise"``, ``"share"``,
+            ``"masked_input"``, ``"consistency"`` or ``"unmask"``.
+
+    Returns:
+        The sum and all that describes it.
+
+    Raises:
+        ConfigError: an update is not finite or has the wrong shape, an id or stage is unknown, the
+            cohort is too small; nothing was sent.
+        OverflowBoundError: the sum might not fit the ring; nothing was sent.
+        ThresholdNotMet: too few clients were left; nothing was opened.
+
+    Example:
+        >>> import numpy as np
+        >>> from securefed import PairwiseAggregation, PrivacyPolicy, secure_round
+        >>> updates = {f"site-{i}": np.full(8, 0.1, dtype=np.float32) for i in range(4)}
+        >>> result = secure_round(
+        ...     updates,
+        ...     privacy=PrivacyPolicy(clip_norm=1.0, mechanism="none"),
+        ...     aggregation=PairwiseAggregation(),
+        ...     drop={"site-3": "masked_input"},
+        ... )
+        >>> result.survivors
+        ('site-0', 'site-1', 'site-2')
+        >>> bool(np.allclose(result.sum, 0.3, atol=1e-5))
+        True
+    """
+    if privacy.mechanism == "local":
+        raise ConfigError(
+            "mechanism = 'local': noise is added in each client's training, which this function "
+            "does not see; sum such updates with mechanism = 'none'"
+        )
+    ids = {str(key): key for key in updates}
+    if len(ids) != len(updates):
+        raise ConfigError("updates: two client ids have the same text")
+    arrays = {str(key): _checked(key, value, privacy.unit) for key, value in updates.items()}
+    dropped = _checked_drop(drop or {}, ids)
+    cohort = tuple(sorted(arrays))
+    widths = {array.shape[-1] for array in arrays.values()}
+    if len(widths) != 1:
+        raise ConfigError(
+            f"updates: lengths {sorted(widths)[:5]} differ; all must have the same dimension"
+            if widths
+            else "updates: no client at all; at least 2 are needed"
+        )
+    if privacy.unit == "example" and privacy.max_examples is None:
+        privacy = replace(privacy, max_examples=max(1, *(len(a) for a in arrays.values())))
+    identities = {name: IdentityKey.generate() for name in cohort}
+    session = RoundSession(
+        session=secrets.token_bytes(SESSION_BYTES),
+        round=1,
+        cohort=cohort,
+        roster={name: key.public for name, key in identities.items()},
+        dimension=widths.pop(),
+        policy=privacy,
+        aggregation=PairwiseAggregation() if aggregation is None else aggregation,
+        model=hashlib.sha256(b"securefed/1/vectors, no model").digest(),
+    )
+    for name, array in arrays.items():
+        if privacy.unit == "example" and len(array) > session.plan.max_examples:
+            raise ConfigError(
+                f"updates[{name!r}]: {len(array)} examples, max_examples = "
+                f"{session.plan.max_examples}"
+            )
+    server = ServerRound(session)
+    clients = {
+        name: ClientRound(session, name, identities[name], _encode(arrays[name], privacy))
+        for name in cohort
+    }
+    carried = carry(server, clients, drop=dropped)
+    total = server.sum
+    survivors = server.survivors
+    if privacy.unit == "example":
+        rows = sum(len(arrays[name]) for name in survivors)
+        divisor = max(privacy.sampling_probability * rows, 1e-12)
+    else:
+        divisor = float(len(survivors))
+    return SecureRoundResult(
+        sum=total,
+        mean=total / divisor,
+        survivors=tuple(ids[name] for name in survivors),
+        bytes_up={ids[name]: count for name, count in carried.bytes_up.items()},
+        bytes_down={ids[name]: count for name, count in carried.bytes_down.items()},
+        transcript={
+            stage: {ids[name]: message for name, message in received.items()}
+            for stage, received in carried.transcript.items()
+        },
+        resolution=session.plan.resolution,
+        session=session,
+    )
+
+
+def _encode(array: NDArray[np.floating], privacy: PrivacyPolicy) -> Encode:
+    if privacy.unit == "example":
+        return lambda codec, generator: codec.encode_examples(array, generator)
+    return lambda codec, generator: codec.encode_update(array, generator)
+
+
+def _checked(key: Hashable, value: ArrayLike, unit: str) -> NDArray[np.floating]:
+    array = np.asarray(value)
+    wanted = 2 if unit == "example" else 1
+    if array.dtype.kind not in "fiu" or array.ndim != wanted or array.shape[-1] == 0:
+        shape = "float[n, d]" if wanted == 2 else "float[d]"
+        raise ConfigError(
+            f"updates[{key!r}]: {array.dtype}{list(array.shape)}, must be {shape} with d >= 1 for "
+            f"unit = {unit!r}"
+        )
+    if array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise ConfigError(f"updates[{key!r}]: holds NaN or infinity; every value must be finite")
+    return array
+
+
+def _checked_drop(drop: Mapping[Hashable, Stage], ids: Mapping[str, Hashable]) -> dict[str, Stage]:
+    for key, stage in drop.items():
+        if str(key) not in ids:
+            raise ConfigError(f"drop: {key!r} is not a client of this round")
+        if stage not in STAGES:
+            raise ConfigError(f"drop[{key!r}] = {stage!r}: must be one of {STAGES}")
+    return {str(key): stage for key, stage in drop.items()}

@@ -1,0 +1,149 @@
+"""What a run writes, and how: whole files appear at once, lines are appended and flushed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from securefed.errors import ConfigError
+
+
+class RunFolder:
+    """Paths and writers of one run.
+
+    ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
+    ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
+    ``clients/ID/budget.jsonl``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.toml"
+        self.ledger = path / "ledger.jsonl"
+        self.metrics = path / "metrics.jsonl"
+        self.costs = path / "costs.json"
+        self.adapter = path / "adapter"
+        self.checkpoints = path / "checkpoints"
+        self.initial = self.checkpoints / "initial.safetensors"
+        self.clients = path / "clients"
+
+    def check_new(self) -> None:
+        """Refuse a folder that already holds something, before any work is done.
+
+        Raises:
+            ConfigError: the folder exists and is not empty.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError(
+                f"run folder {self.path} is there already; choose another --out, or --resume it"
+            )
+
+    def check_resumable(self) -> None:
+        """Refuse a folder that holds no run.
+
+        Raises:
+            ConfigError: a file that a run always has is missing.
+        """
+        for path in (self.config, self.ledger):
+            if not path.is_file():
+                raise ConfigError(f"--resume: {path} is missing; there is no run to go on with")
+
+    @contextmanager
+    def being_made(self, config_text: str) -> Iterator[RunFolder]:
+        """A folder beside this one that takes its place when the block ends well.
+
+        Raises:
+            ConfigError: this folder exists and is not empty, or cannot be made.
+        """
+        self.check_new()
+        partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
+        try:
+            shutil.rmtree(partial.path, ignore_errors=True)
+            partial.checkpoints.mkdir(parents=True)
+            partial.clients.mkdir()
+            write_whole(partial.config, config_text)
+            yield partial
+            partial.path.rename(self.path)
+            _sync_folder(self.path.parent)
+        except OSError as error:
+            raise ConfigError(f"run folder {self.path}: {error.strerror or error}") from error
+        finally:
+            shutil.rmtree(partial.path, ignore_errors=True)
+
+    def budget(self, client_id: str) -> Path:
+        """The budget file of a simulated client (data loading admits only ids fit for a name)."""
+        folder = self.clients / client_id
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / "budget.jsonl"
+
+    def append_metrics(self, line: Mapping[str, Any]) -> None:
+        """Append one JSON line, flushed to disk."""
+        with self.metrics.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line, sort_keys=True, allow_nan=False) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def rewrite_metrics(self, lines: list[dict[str, Any]]) -> None:
+        """Replace the metrics by these lines, at once."""
+        text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
+        write_whole(self.metrics, text)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every whole line; a line torn by a kill is left out."""
+        if not self.metrics.exists():
+            return []
+        lines = []
+        for text in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def save_checkpoint(self, round_number: int, tensors: dict[str, torch.Tensor]) -> None:
+        """Write ``checkpoints/round-N`` at once and drop the one before the last."""
+        final = self.checkpoints / f"round-{round_number}"
+        partial = self.checkpoints / f".partial-{round_number}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / "state.safetensors")
+        with (partial / "state.safetensors").open("rb") as stream:
+            os.fsync(stream.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        _sync_folder(self.checkpoints)
+        old = self.checkpoints / f"round-{round_number - 2}"
+        shutil.rmtree(old, ignore_errors=True)
+
+    def load_checkpoint(self, round_number: int) -> dict[str, torch.Tensor] | None:
+        """The state after ``round_number`` rounds, or None."""
+        path = self.checkpoints / f"round-{round_number}" / "state.safetensors"
+        return load_file(path) if path.is_file() else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,180 @@
+"""From a run file and the cohort's public sizes to policies, plans and statements."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from securefed.config import RunConfig
+from securefed.errors import ConfigError
+from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
+from securefed.privacy.mechanisms import RoundPlan, plan_round
+from securefed.privacy.policy import PrivacyPolicy
+from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
+
+_OVERFULL = 2.0**-64
+
+
+class Settings:
+    """What a run file means for a given cohort.
+
+    ``stated`` is the policy that guarantees are computed from; ``sum_policy`` is the one under
+    which vectors are summed.  They are one and the same for distributed noise.  With local DP-SGD
+    the sum adds no noise of its own: it carries deltas that are private already.
+
+    Args:
+        config: the run file.
+        sizes: public number of training examples of each client.
+        dimension: length of an update.
+
+    Raises:
+        ConfigError: a setting does not fit the cohort.
+        OverflowBoundError: the sum would not fit the ring.
+    """
+
+    def __init__(self, config: RunConfig, *, sizes: Mapping[str, int], dimension: int) -> None:
+        privacy = config.privacy
+        self.config = config
+        self.sizes = dict(sizes)
+        self.cohort_size = len(sizes)
+        if self.cohort_size < config.cohort.min_clients:
+            raise ConfigError(
+                f"{self.cohort_size} clients: cohort.min_clients = {config.cohort.min_clients}"
+            )
+        unknown = {item.client for item in config.cohort.simulated_dropouts} - set(sizes)
+        if unknown:
+            raise ConfigError(
+                f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
+            )
+        total = sum(sizes.values())
+        q = 1.0
+        if privacy.unit == "example":
+            q = privacy.expected_batch / total
+            if q > 1.0:
+                raise ConfigError(
+                    f"privacy.expected_batch = {privacy.expected_batch:g}: the clients hold "
+                    f"{total} examples in all, and it must not exceed that"
+                )
+        self.stated = PrivacyPolicy(
+            clip_norm=privacy.clip_norm,
+            noise_multiplier=0.0 if privacy.mechanism == "none" else privacy.noise_multiplier,
+            unit=privacy.unit,
+            mechanism=privacy.mechanism,
+            sampling_probability=q,
+            max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
+            local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
+            delta=privacy.delta,
+            rounds=config.training.rounds,
+            corrupt_fraction=privacy.corrupt_fraction,
+            dropout_fraction=privacy.dropout_fraction,
+        )
+        self.sum_policy = (
+            self.stated
+            if privacy.mechanism == "distributed" or self.one_step
+            else replace(
+                self.stated,
+                clip_norm=privacy.update_clip_norm,
+                unit="client",
+                mechanism="none",
+                noise_multiplier=0.0,
+                sampling_probability=1.0,
+                max_examples=None,
+                local_steps=1,
+            )
+        )
+        bits = config.aggregation.bits
+        self.aggregation: Aggregation = (
+            PairwiseAggregation(bits=bits)
+            if config.aggregation.kind == "pairwise"
+            else PlaintextAggregation(bits=bits)
+        )
+        self.plan: RoundPlan = plan_round(
+            self.sum_policy, cohort_size=self.cohort_size, dimension=dimension, bits=bits
+        )
+        self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
+
+    @property
+    def one_step(self) -> bool:
+        """Whether a round is one step of distributed DP-SGD (or the same step without noise)."""
+        return self.stated.unit == "example" and self.stated.mechanism != "local"
+
+    def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
+        """The statement for one adversary after ``charges`` rounds."""
+        statement = guarantee(
+            self.stated,
+            self.plan,
+            cohort_size=self.cohort_size,
+            against=against,
+            rounds=charges,
+            plaintext=isinstance(self.aggregation, PlaintextAggregation),
+        )
+        return replace(statement, unit=self._unit()) if self.stated.unit == "example" else statement
+
+    def _unit(self) -> str:
+        """What one example is, in the words of this run's data."""
+        tokens = self.config.data.window_tokens
+        if self.config.model.task == "causal-lm":
+            return (
+                f"one example: one window of {tokens} tokens (a longer document or record is "
+                "several; not a document and not a person)"
+            )
+        return f"one example: one record, cut off at {tokens} tokens (not a person)"
+
+    def _epsilon_after(self, charges: int) -> float:
+        return self.guarantee("server", charges).epsilon
+
+    def gradient(
+        self, total: NDArray[np.float64], survivors: tuple[str, ...]
+    ) -> NDArray[np.float64]:
+        """From a decoded sum to what the server's optimiser descends.
+
+        For distributed DP-SGD the sum over the expected batch (public sizes times q; the batch
+        that was really drawn stays secret); else minus the mean delta.
+        """
+        if self.one_step:
+            expected = self.stated.sampling_probability * sum(self.sizes[s] for s in survivors)
+            return total / expected
+        return -total / len(survivors)
+
+    def event(self) -> dict[str, Any]:
+        """The privacy event of one round, as ledgers hold it."""
+        return {
+            "mechanism": self.stated.mechanism,
+            "unit": self.stated.unit,
+            "noise_multiplier": self.stated.noise_multiplier,
+            "clip_norm": self.stated.clip_norm,
+            "sampling_probability": self.stated.sampling_probability,
+            "local_steps": self.stated.local_steps,
+        }
+
+    def record(self) -> dict[str, Any]:
+        """Policy and plan, for the genesis record."""
+        return self.event() | {
+            "delta": self.stated.delta,
+            "corrupt_fraction": self.stated.corrupt_fraction,
+            "dropout_fraction": self.stated.dropout_fraction,
+            "aggregation": self.config.aggregation.kind,
+            "dimension": self.plan.dimension,
+            "padded": self.plan.padded,
+            "bits": self.plan.bits,
+            "clip_units": self.plan.clip_units,
+            "local_std": self.plan.local_std,
+            "sensitivity": self.plan.sensitivity,
+            "sum_bound": self.plan.sum_bound,
+            "max_examples": self.plan.max_examples,
+        }
+
+
+def _room_for(examples: int, q: float) -> int:
+    """Rows to leave room for in the ring: exceeded by a Poisson sample with probability < 2^-64.
+
+    A sample beyond it is summed all the same: cutting it off would make one example's presence
+    move another's.  At worst the sum wraps around, which costs accuracy and no privacy.
+    """
+    return max(1, min(examples, int(binom.isf(_OVERFULL, examples, q))))

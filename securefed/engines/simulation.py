@@ -1,0 +1,117 @@
+"""A whole federation in one process: a real model, real clients' data, real rounds."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from securefed.config import RunConfig, load_config
+from securefed.engines.events import Observer, Silent
+from securefed.engines.run import Run, RunResult
+from securefed.engines.run_folder import RunFolder
+from securefed.engines.settings import Settings
+from securefed.engines.workbench import Workbench
+from securefed.errors import ConfigError
+from securefed.training.assets import cache_dir
+
+
+def utc_now() -> str:
+    """The present time as RFC 3339 text, cut to the minute.
+
+    How long a round took tells roughly how many examples were drawn for it, which is secret.
+    """
+    minute = datetime.datetime.now(datetime.UTC).replace(second=0, microsecond=0)
+    return minute.isoformat().replace("+00:00", "Z")
+
+
+class Federation:
+    """A federation of simulated clients, from a run file.
+
+    Args:
+        config: the validated run file.
+        observer: told of progress.
+        cache: where models and corpora are kept; the default is ``cache_dir()``.
+        offline: fetch nothing.
+        clock: gives RFC 3339 text for ledger records.
+
+    Example:
+        >>> Federation.from_config("run.toml").run("runs/first")   # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        observer: Observer | None = None,
+        cache: Path | None = None,
+        offline: bool = False,
+        clock: Callable[[], str] = utc_now,
+    ) -> None:
+        self.config = config
+        self._observer: Observer = Silent() if observer is None else observer
+        self._cache = cache_dir() if cache is None else cache
+        self._offline = offline
+        self._clock = clock
+
+    @classmethod
+    def from_config(cls, path: str | Path, **options: Any) -> Self:
+        """Read a run file; ``options`` are those of the constructor.
+
+        Raises:
+            ConfigError: names each field that is wrong.
+        """
+        return cls(load_config(Path(path)), **options)
+
+    def run(self, out: str | Path | None = None, *, resume: bool = False) -> RunResult:
+        """Train.
+
+        Args:
+            out: the run folder; default ``runs/NAME-TIME``.
+            resume: go on with the run in ``out``.
+
+        Raises:
+            ConfigError, DataError, FetchError: something is wrong before the first round; the run
+                folder was not made.
+            BudgetExceeded: not even the first round fits the budget.
+            ThresholdNotMet: a round lost too many clients; the run can be resumed.
+            LedgerError: the ledger cannot be written; nothing was spent that it does not hold.
+        """
+        stamp = self._clock().replace(":", "").replace("-", "")
+        folder = RunFolder(
+            Path(out) if out else Path("runs") / f"{self.config.output.name}-{stamp}"
+        )
+        if resume:
+            folder.check_resumable()
+            recorded = load_config(folder.config)
+            if recorded != self.config:
+                raise ConfigError(
+                    f"--resume: the settings differ from those in {folder.config}; a run goes on "
+                    "with the settings it began with"
+                )
+        else:
+            folder.check_new()
+        bench, settings = self.prepare()
+        return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
+            resume=resume
+        )
+
+    def prepare(self) -> tuple[Workbench, Settings]:
+        """Load model and data and check everything that can be checked before a round."""
+        bench = Workbench(
+            self.config, cache=self._cache, offline=self._offline, observer=self._observer
+        )
+        settings = Settings(self.config, sizes=bench.sizes, dimension=bench.layout.size)
+        bench.check_gradients(settings)
+        return bench, settings
+
+    def like(self, config: RunConfig, observer: Observer) -> Federation:
+        """A federation with other settings in the same surroundings."""
+        return Federation(
+            config,
+            observer=observer,
+            cache=self._cache,
+            offline=self._offline,
+            clock=self._clock,
+        )

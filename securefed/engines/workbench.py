@@ -1,0 +1,256 @@
+"""Model, adapter and clients' data of a simulation, ready to train and to measure."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from securefed.config import RunConfig, dump_config
+from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.cohort import EncodeFor, dp_sgd_step, local_delta
+from securefed.engines.events import Observer
+from securefed.engines.figures import Figures
+from securefed.engines.settings import Settings
+from securefed.errors import ConfigError, LedgerTampered
+from securefed.lora.adapter import (
+    adapter_state,
+    build_adapter,
+    load_adapter_state,
+    save_adapter,
+    state_hash,
+)
+from securefed.lora.layout import AdapterLayout
+from securefed.lora.sharing import travelling_parameters
+from securefed.privacy.clipping import L2Clip
+from securefed.privacy.samplers import poisson_sample
+from securefed.training.corpora import load_corpus
+from securefed.training.data import Examples, client_sizes, tokenize_clients
+from securefed.training.dp_sgd import PerExampleGradients
+from securefed.training.evaluate import evaluate
+from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
+from securefed.training.models import load_model, resolve_device
+
+_CHECKED_EXAMPLES = 3
+
+
+class Workbench:
+    """Loads everything a run needs; one model serves all simulated clients in turn.
+
+    Args:
+        config: the run file.
+        cache: where models and corpora are kept.
+        offline: fetch nothing.
+        observer: told what is being loaded.
+
+    Raises:
+        ConfigError, DataError, FetchError: model, adapter or data are not as they must be.
+    """
+
+    def __init__(
+        self, config: RunConfig, *, cache: Path, offline: bool, observer: Observer
+    ) -> None:
+        self.config = config
+        self._observer = observer
+        if config.training.threads is not None:
+            torch.set_num_threads(config.training.threads)
+        self.device = resolve_device(config.training.device)
+        observer.message(f"loading model {config.model.source} on {self.device}")
+        loaded = load_model(config.model, cache=cache, offline=offline, device=self.device)
+        self.model_name, self.fingerprint = loaded.name, loaded.fingerprint
+        observer.message(f"weights {loaded.fingerprint}, bound into every round")
+        observer.message(f"loading data {config.data.source}")
+        corpus = load_corpus(
+            config.data.source,
+            cache=cache,
+            offline=offline,
+            section=config.data,
+            labels=config.model.labels,
+            progress=observer.message,
+        )
+        for note in corpus.notes:
+            observer.message(f"note: {note}")
+        self.clients = tokenize_clients(
+            corpus,
+            config.data,
+            tokenizer=loaded.tokenizer,
+            task=config.model.task,
+            labels=config.model.labels,
+            held_out_windows=config.evaluation.max_windows,
+            held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
+        )
+        self.sizes = client_sizes(self.clients)
+        self.model = build_adapter(loaded.model, config.lora, task=config.model.task)
+        travelling = travelling_parameters(self.model, config.lora.sharing)
+        self.layout = AdapterLayout({name: tuple(p.shape) for name, p in travelling.items()})
+        self._travelling = travelling
+        self._gradients: PerExampleGradients | None = None
+        self._own_trainer: LocalTrainer | None = (
+            load_trainer(config.training.trainer, config.training)
+            if config.training.trainer
+            else None
+        )
+        observer.message(
+            f"{len(self.clients)} clients, {sum(self.sizes.values()):,} training examples, "
+            f"{self.layout.size:,} trainable parameters"
+        )
+
+    # -- the adapter -----------------------------------------------------------------------
+
+    def flat(self) -> NDArray[np.float32]:
+        """The travelling parameters as float32[d]."""
+        return self.layout.flatten({n: p.detach() for n, p in self._travelling.items()})
+
+    def load_flat(self, vector: NDArray[np.float32]) -> None:
+        """Put float32[d] into the model."""
+        tensors = self.layout.unflatten(vector)
+        with torch.no_grad():
+            for name, parameter in self._travelling.items():
+                parameter.copy_(tensors[name])
+
+    def adapter_hash(self) -> bytes:
+        """SHA-256 over the whole adapter, the frozen part included."""
+        return bytes.fromhex(state_hash(adapter_state(self.model)))
+
+    def model_hash(self) -> bytes:
+        """What a round binds: base weights, adapter values, layout and the whole run file."""
+        parts = (
+            bytes.fromhex(self.fingerprint),
+            self.adapter_hash(),
+            bytes.fromhex(self.layout.fingerprint()),
+            hashlib.sha256(dump_config(self.config).encode()).digest(),
+        )
+        return hashlib.sha256(b"securefed/1/model" + b"".join(parts)).digest()
+
+    def save_initial(self, path: Path) -> None:
+        """Keep the adapter as the server made it: the frozen part is made once, then handed on."""
+        save_file(adapter_state(self.model), path)
+
+    def load_initial(self, path: Path) -> None:
+        """Take back what ``save_initial`` kept.
+
+        Raises:
+            LedgerTampered: the file is missing or does not fit the model.
+        """
+        try:
+            load_adapter_state(self.model, load_file(path))
+        except (OSError, ConfigError) as error:
+            raise LedgerTampered(f"{path}: {error}") from None
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, under a portable base name."""
+        save_adapter(
+            self.model,
+            folder,
+            base_model_name=self.model_name,
+            base_fingerprint=self.fingerprint,
+            sharing=self.config.lora.sharing,
+        )
+
+    # -- training --------------------------------------------------------------------------
+
+    def check_gradients(self, settings: Settings) -> None:
+        """Before the first round: per-example gradients must exist and be right.
+
+        Raises:
+            GradientCheckError: names module and setting.
+        """
+        if not settings.one_step:
+            return
+        self._gradients = PerExampleGradients(
+            self.model,
+            self.layout,
+            task=self.config.model.task,
+            micro_batch=self.config.training.micro_batch,
+            device=self.device,
+        )
+        largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
+        examples = self.clients[largest].train
+        self._gradients.check(examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples)))))
+
+    def encoder(self, settings: Settings, number: int) -> EncodeFor:
+        """How a client makes its contribution to round ``number``."""
+        if settings.one_step:
+            return dp_sgd_step(self._per_example())
+        return local_delta(lambda examples: self._delta(settings, examples, number))
+
+    def contribution(
+        self, settings: Settings, name: str, number: int, generator: NoiseGenerator
+    ) -> NDArray[np.float64]:
+        """One client's clipped contribution in the clear, for a client that trains alone."""
+        examples = self.clients[name].train
+        if settings.one_step:
+            kept = poisson_sample(len(examples), settings.stated.sampling_probability, generator)
+            clip = settings.stated.clip_norm
+            return self._per_example().clipped_sum(examples.take(kept), clip)
+        delta = self._delta(settings, examples, number)
+        return L2Clip(settings.sum_policy.clip_norm).clip(delta)
+
+    def _per_example(self) -> PerExampleGradients:
+        if self._gradients is None:
+            raise ConfigError("per-example gradients were not checked before the first round")
+        return self._gradients
+
+    def _delta(self, settings: Settings, examples: Examples, number: int) -> NDArray[np.float32]:
+        before = self.flat()
+        try:
+            self._trainer(settings, len(examples)).train(self.model, examples, number)
+            tensors = {name: p.detach() for name, p in self._travelling.items()}
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                self._observer.message(
+                    "a client's training ended in NaN or infinity: it sends noise alone"
+                )
+                return np.zeros_like(before)
+            return self.layout.flatten(tensors) - before
+        finally:
+            self.load_flat(before)
+
+    def _trainer(self, settings: Settings, examples: int) -> LocalTrainer:
+        training, privacy = self.config.training, self.config.privacy
+        if self._own_trainer is not None:
+            return self._own_trainer
+        if privacy.mechanism == "local":
+            q = settings.stated.sampling_probability
+            return DpSgdTrainer(
+                self.layout,
+                local_steps=training.local_steps,
+                sampling_probability=q,
+                expected_batch_size=q * examples,
+                clip_norm=privacy.clip_norm,
+                noise_multiplier=privacy.noise_multiplier,
+                learning_rate=training.local_learning_rate,
+                micro_batch=training.micro_batch,
+                task=self.config.model.task,
+                device=self.device,
+                generator=NoiseGenerator(),
+            )
+        return AdamWTrainer(
+            local_steps=training.local_steps,
+            batch_size=training.batch_size,
+            learning_rate=training.local_learning_rate,
+            task=self.config.model.task,
+            device=self.device,
+            seed=self.config.lora.seed,
+            micro_batch=training.micro_batch,
+        )
+
+    # -- measuring -------------------------------------------------------------------------
+
+    def figures(self, name: str) -> NDArray[np.float64]:
+        """One client's held-out figures, a bounded float64[3]."""
+        found = evaluate(
+            self.model,
+            self.clients[name].held_out,
+            task=self.config.model.task,
+            micro_batch=self.config.training.micro_batch,
+            device=self.device,
+        )
+        classifier = self.config.model.task == "sequence-classification"
+        return Figures.vector(
+            nll=found.nll_sum / max(found.tokens, 1),
+            accuracy=found.accuracy if classifier else None,
+        )

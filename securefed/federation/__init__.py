@@ -1,0 +1,1 @@
+"""One round, from an update to a decoded sum, and a run made of rounds."""

@@ -1,0 +1,59 @@
+"""The server's half of a round: from clients' messages to the decoded sum."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.config import Stage
+from securefed.federation.session import RoundSession
+from securefed.secagg.aggregator import AggregationServer
+from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.plaintext import PlaintextServer
+
+
+class ServerRound:
+    """The server in one round, sans I/O.
+
+    Args:
+        session: the round's public description.
+    """
+
+    def __init__(self, session: RoundSession) -> None:
+        self._session = session
+        self._half: AggregationServer = (
+            PlaintextServer(session.context)
+            if session.plaintext
+            else PairwiseServer(session.context)
+        )
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage whose messages are awaited; None once the round is over."""
+        return self._half.stage
+
+    def receive(self, client_id: str, message: bytes) -> None:
+        """Take one client's message.
+
+        Raises:
+            RemoteProtocolError: the message is refused; the round goes on without it.
+        """
+        self._half.receive(client_id, message)
+
+    def advance(self) -> dict[str, bytes]:
+        """End the present stage; what to send to whom next.
+
+        Raises:
+            ThresholdNotMet: too few clients are left; there is no result.
+        """
+        return self._half.advance()
+
+    @property
+    def survivors(self) -> tuple[str, ...]:
+        """Clients whose contributions are inside the sum, sorted."""
+        return self._half.result.survivors
+
+    @property
+    def sum(self) -> NDArray[np.float64]:
+        """float64[d]: the noised sum of the survivors' clipped contributions."""
+        return self._session.codec.decode(self._half.result.total)

@@ -1,0 +1,112 @@
+"""What is agreed before a round: public, the same for every party, bound into every key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import rfc8785
+
+from securefed.crypto.keys import IdentityPublicKey
+from securefed.errors import ConfigError
+from securefed.federation.update_codec import UpdateCodec
+from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
+from securefed.privacy.mechanisms import RoundPlan, plan_round
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.secagg.aggregator import Aggregation, PlaintextAggregation, RoundContext
+from securefed.secagg.parameters import PairwiseParameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundSession:
+    """A round's public description.  Every party builds it for itself from what it was told.
+
+    Args:
+        session: 16 fresh random bytes naming this attempt.
+        round: number of the round, >= 1.
+        cohort: ids of the invited clients, sorted.
+        roster: identity keys; the client's own copy, not one the server sent.
+        dimension: d, length of an update.
+        policy: privacy settings.
+        aggregation: how the sum is formed.
+        model: SHA-256 (32 bytes) over what is trained, computed by each party for itself: base
+            weights, adapter, settings.  A server that hands different models to different clients
+            gets masks that do not cancel.
+
+    Raises:
+        ConfigError, OverflowBoundError: the settings do not fit the cohort.
+    """
+
+    session: bytes
+    round: int
+    cohort: tuple[str, ...]
+    roster: Mapping[str, IdentityPublicKey]
+    dimension: int
+    policy: PrivacyPolicy
+    aggregation: Aggregation
+    model: bytes
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.round < 2**32:
+            raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
+        if len(self.model) != hashlib.sha256().digest_size:
+            raise ConfigError(f"model of {len(self.model)} bytes: must be a SHA-256, 32 bytes")
+
+    @cached_property
+    def plan(self) -> RoundPlan:
+        """Scale, noise and ring that follow from the policy."""
+        return plan_round(
+            self.policy,
+            cohort_size=len(self.cohort),
+            dimension=self.dimension,
+            bits=self.aggregation.bits,
+        )
+
+    @cached_property
+    def context(self) -> RoundContext:
+        """The protocol's view, with a digest over all of the above."""
+        agreed = rfc8785.dumps(
+            {
+                "aggregation": type(self.aggregation).__name__,
+                "dimension": self.dimension,
+                "model": self.model.hex(),
+                "policy": {key: value for key, value in asdict(self.policy).items()},
+                "resolution": self.plan.resolution,
+            }
+        )
+        return RoundContext(
+            session=self.session,
+            round=self.round,
+            cohort=self.cohort,
+            roster=self.roster,
+            length=self.plan.padded,
+            bits=self.plan.bits,
+            parameters=PairwiseParameters.of(CohortBounds.of(self.policy, len(self.cohort))),
+            binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
+        )
+
+    @cached_property
+    def codec(self) -> UpdateCodec:
+        """Between updates and ring vectors; the rotation's signs follow from the context."""
+        seed = hashlib.sha256(b"securefed/1/rotation" + self.context.digest).digest()
+        return UpdateCodec(self.policy, self.plan, seed)
+
+    def guarantee(
+        self, against: Adversary = "server", *, rounds: int | None = None
+    ) -> PrivacyGuarantee:
+        """What holds against one adversary over ``rounds`` rounds (default ``policy.rounds``)."""
+        return guarantee(
+            self.policy,
+            self.plan,
+            cohort_size=len(self.cohort),
+            against=against,
+            rounds=rounds,
+            plaintext=self.plaintext,
+        )
+
+    @property
+    def plaintext(self) -> bool:
+        """Whether contributions reach the server unmasked."""
+        return isinstance(self.aggregation, PlaintextAggregation)

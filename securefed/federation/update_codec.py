@@ -1,0 +1,137 @@
+"""The whole path of an update, on one page: nothing leaves a client around it.
+
+    clip -> rotate -> scale and round -> add this client's noise -> ring          (client)
+    ring sum -> centre -> scale -> un-rotate                                      (server)
+
+Masking or encryption happens on the ring vector afterwards, in ``securefed.secagg``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.config import Unit
+from securefed.crypto.prg import NoiseGenerator
+from securefed.encoding.fixed_point import from_ring, to_ring
+from securefed.encoding.rotation import Rotation
+from securefed.errors import ConfigError
+from securefed.privacy.clipping import L2Clip
+from securefed.privacy.mechanisms import RoundPlan
+from securefed.privacy.policy import PrivacyPolicy
+from securefed.privacy.samplers import DiscreteGaussian, poisson_sample, stochastic_round
+
+
+class UpdateCodec:
+    """Between a client's float vector and ring elements, under one policy.
+
+    Args:
+        policy: what is clipped and noised.
+        plan: scale, ring and noise that follow from it (``plan_round``).
+        rotation_seed: 32 public bytes that all parties of the round share.
+
+    Guarantees:
+        - One unit changes the integers before noise by at most ``plan.sensitivity`` in L2, except
+          with probability ``mechanisms.ROUNDING_FAILURE``.
+        - With ``mechanism="distributed"`` every encoded vector, an empty sample's too, carries
+          fresh discrete Gaussian noise of std ``plan.local_std``.
+        - Decoding the sum of encodings gives the sum of the clipped inputs to within rounding
+          (one grid step of ``plan.resolution`` a coordinate and client) plus the noise.
+    """
+
+    def __init__(self, policy: PrivacyPolicy, plan: RoundPlan, rotation_seed: bytes) -> None:
+        self.policy = policy
+        self.plan = plan
+        self._clip = L2Clip(policy.clip_norm)
+        self._rotation = Rotation(plan.dimension, rotation_seed)
+
+    def encode_update(
+        self, update: NDArray[np.floating], generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        """One client's whole update, clipped as one.
+
+        An update with a NaN or an infinity counts as zeros: it is noised and sent like any other.
+        Staying silent instead would show, outside the noise, that this client's training failed.
+
+        Args:
+            update: float[d].
+            generator: cryptographic source of rounding and noise.
+
+        Returns:
+            uint32[plan.padded].
+
+        Raises:
+            ConfigError: wrong shape, or ``unit = "example"``: a whole update clipped as one does
+                not bound what one example of it changes.
+        """
+        self._check_unit("client")
+        self._check_shape(update.shape, (self.plan.dimension,))
+        return self._round_and_noise(self._clip.clip(update), generator)
+
+    def encode_examples(
+        self, rows: NDArray[np.floating], generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        """A secret Poisson sample of the rows, each clipped by itself, summed.
+
+        Args:
+            rows: float[n, d], one row an example, n <= ``plan.max_examples``.
+            generator: also decides which rows are sampled.
+
+        Raises:
+            ConfigError: wrong shape, more rows than ``max_examples``, or ``unit = "client"``.
+        """
+        self._check_unit("example")
+        self._check_shape(rows.shape, (len(rows), self.plan.dimension))
+        if len(rows) > self.plan.max_examples:
+            raise ConfigError(
+                f"{len(rows)} examples: at most max_examples = {self.plan.max_examples} are allowed"
+            )
+        kept = poisson_sample(len(rows), self.policy.sampling_probability, generator)
+        return self.encode_clipped_sum(self._clip.clip_rows(rows[kept]), generator)
+
+    def encode_clipped_sum(
+        self, total: NDArray[np.float64], generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        """A sum of examples that were sampled and clipped one by one already (streaming form).
+
+        Args:
+            total: float64[d], finite: a sum of vectors of L2 norm <= ``policy.clip_norm``.
+            generator: cryptographic source of rounding and noise.
+
+        Raises:
+            ConfigError: wrong shape, a value that is not finite, or ``unit = "client"``: a client
+                then contributes one vector of norm <= C, not a sum of them.
+        """
+        self._check_unit("example")
+        self._check_shape(total.shape, (self.plan.dimension,))
+        if not np.isfinite(total).all():
+            raise ConfigError("clipped sum: holds NaN or infinity; clip each example first")
+        return self._round_and_noise(total.astype(np.float64), generator)
+
+    def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
+        """From the ring sum to float64[d]: the noised sum of clipped contributions."""
+        integers = from_ring(total, self.plan.bits).astype(np.float64)
+        return self._rotation.inverse(integers * self.plan.resolution)
+
+    def _round_and_noise(
+        self, clipped: NDArray[np.float64], generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        integers = stochastic_round(
+            self._rotation.forward(clipped) / self.plan.resolution, generator
+        )
+        if self.plan.local_std > 0.0:
+            integers += DiscreteGaussian(self.plan.local_std).sample(self.plan.padded, generator)
+        ring = to_ring(integers)
+        ring &= np.uint32((1 << self.plan.bits) - 1)
+        return ring
+
+    def _check_unit(self, expected: Unit) -> None:
+        if self.policy.unit != expected:
+            raise ConfigError(
+                f"unit = {self.policy.unit!r}: this way of encoding protects unit = {expected!r}"
+            )
+
+    @staticmethod
+    def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
+            raise ConfigError(f"update of shape {found}: must be {expected}")

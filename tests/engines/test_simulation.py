@@ -1,0 +1,265 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from tiny import write_run
+from transformers import AutoModelForCausalLM
+
+from securefed import Federation
+from securefed.config import load_config
+from securefed.engines.verify import verify_run
+from securefed.errors import (
+    BudgetExceeded,
+    ConfigError,
+    DataError,
+    ThresholdNotMet,
+)
+from securefed.evidence.budget import read_charges
+from securefed.evidence.ledger import read_ledger
+from securefed.privacy.accounting import epsilon_text
+
+
+class Lines:
+    """An observer that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.events: list = []
+
+    def message(self, text):
+        self.messages.append(text)
+
+    def working(self, what, done, total):
+        assert 0 <= done <= total
+
+    def round_end(self, event):
+        self.events.append(event)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def finished(base):
+    """One whole run, with two dropouts."""
+    path = write_run(
+        base,
+        cohort={
+            "simulated_dropouts": [
+                {"round": 2, "client": "site-1", "stage": "masked_input"},
+                {"round": 3, "client": "site-4", "stage": "unmask"},
+            ]
+        },
+        evaluation={"max_windows": 4, "window_tokens": 8, "show_clients": True},
+    )
+    lines = Lines()
+    result = Federation.from_config(path, observer=lines).run(base / "out")
+    return result, lines
+
+
+def test_a_run_trains_and_says_what_it_did(finished):
+    result, lines = finished
+    assert result.rounds == 3
+    assert [e.round for e in lines.events] == [0, 1, 2, 3]
+    assert [e.survivors for e in lines.events] == [6, 6, 5, 6]
+    assert result.after.perplexity < result.before.perplexity
+    assert result.after.worst >= result.after.perplexity
+    epsilons = [e.epsilon for e in lines.events]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == result.guarantees["server"].epsilon
+
+
+def test_the_adapter_loads_with_peft_and_gives_the_same_model(finished, base):
+    result, _ = finished
+    adapter = result.folder / "adapter"
+    model = AutoModelForCausalLM.from_pretrained(base / "model")
+    loaded = PeftModel.from_pretrained(model, adapter)
+    moved = [p for n, p in loaded.named_parameters() if "lora_B" in n]
+    assert any(float(p.detach().abs().max()) > 0 for p in moved)
+    text = (adapter / "adapter_config.json").read_text()
+    assert str(base) not in text
+    with torch.no_grad():
+        out = loaded(torch.arange(8).unsqueeze(0)).logits
+    assert torch.isfinite(out).all()
+
+
+def test_a_run_folder_holds_what_it_should(finished):
+    result, _ = finished
+    names = {path.name for path in result.folder.iterdir()}
+    assert {
+        "adapter",
+        "checkpoints",
+        "clients",
+        "config.toml",
+        "costs.json",
+        "ledger.head.json",
+        "ledger.jsonl",
+        "metrics.jsonl",
+    } <= names
+    assert load_config(result.folder / "config.toml").training.rounds == 3
+    costs = json.loads((result.folder / "costs.json").read_text())
+    assert costs["bytes_up_per_client_and_round"] > 0
+    for path in result.folder.rglob("*.jsonl"):
+        for line in path.read_text().splitlines():
+            json.loads(line)
+
+
+def test_the_ledger_opens_a_round_before_it_sums_it_and_sums_before_it_applies(finished):
+    result, _ = finished
+    kinds = [r.kind for r in read_ledger(result.folder / "ledger.jsonl")]
+    assert kinds[0] == "genesis"
+    assert kinds[-1] == "closed"
+    order = [k for k in kinds if k.startswith("round_")]
+    assert order == ["round_opened", "round_summed", "round_applied"] * 3
+
+
+def test_a_client_that_sent_nothing_is_not_charged_and_one_that_sent_is(finished):
+    result, _ = finished
+    charges = {
+        path.parent.name: len(read_charges(path))
+        for path in (result.folder / "clients").glob("*/budget.jsonl")
+    }
+    assert charges["site-1"] == 2  # silent in round 2 before its input
+    assert charges["site-4"] == 3  # silent in round 3 after its input
+    assert result.charges == 3
+
+
+def test_verify_recomputes_what_the_run_claims(finished):
+    result, _ = finished
+    verdict = verify_run(result.folder)
+    assert verdict.finished
+    assert verdict.charges == 3
+    shown = epsilon_text(result.guarantees["server"].epsilon)
+    assert f"epsilon against server: {shown}" in "\n".join(verdict.lines)
+
+
+def test_an_existing_run_folder_is_not_overwritten(finished, base):
+    with pytest.raises(ConfigError, match="is there already"):
+        Federation.from_config(base / "run.toml").run(base / "out")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "training"),
+    [
+        ({"unit": "example", "mechanism": "local", "update_clip_norm": 5.0}, {"local_steps": 2}),
+        ({"unit": "client", "mechanism": "distributed", "clip_norm": 1.0}, {"local_steps": 2}),
+        ({"unit": "client", "mechanism": "none"}, {"local_steps": 4, "local_learning_rate": 0.02}),
+        ({"unit": "example", "mechanism": "none"}, {}),
+    ],
+    ids=["local", "client", "none-client", "none-example"],
+)
+def test_every_privacy_mode_runs(tmp_path, privacy, training):
+    path = write_run(
+        tmp_path,
+        privacy={"expected_batch": 60, "noise_multiplier": 0.8} | privacy,
+        training={"rounds": 2, "server_optimizer": "sgd", "server_learning_rate": 1.0, "threads": 1}
+        | training,
+    )
+    result = Federation.from_config(path).run(tmp_path / "out")
+    statement = result.guarantees["server"]
+    assert statement.protected == (privacy["mechanism"] != "none")
+    if privacy["mechanism"] == "none":
+        assert "NO differential privacy" in str(statement)
+        assert result.after.nll < result.before.nll
+    assert verify_run(result.folder).finished
+
+
+def test_plaintext_sums_are_named_unprotected_against_the_server(tmp_path):
+    path = write_run(tmp_path, aggregation={"kind": "plaintext"}, training={"rounds": 1})
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert result.guarantees["server"].epsilon == math.inf
+    assert math.isfinite(result.guarantees["release"].epsilon)
+
+
+def test_the_budget_stops_the_run_before_the_round_that_would_exceed_it(tmp_path):
+    path = write_run(tmp_path, training={"rounds": 4})
+    settings = Federation.from_config(path).prepare()[1]
+    limit = (settings.epsilon_after(2) + settings.epsilon_after(3)) / 2
+    path = write_run(tmp_path, training={"rounds": 4}, budget={"epsilon": limit})
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert result.rounds == 2
+    assert result.guarantees["server"].epsilon <= limit
+    assert "would exceed" in result.stopped
+
+
+def test_a_budget_too_small_for_one_round_runs_nothing(tmp_path):
+    path = write_run(tmp_path, budget={"epsilon": 0.001})
+    with pytest.raises(BudgetExceeded, match="nothing was run"):
+        Federation.from_config(path).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_survivors_end_the_run_and_it_can_be_resumed_and_verified(tmp_path):
+    drops = [{"round": 2, "client": f"site-{i}", "stage": "masked_input"} for i in range(3)]
+    path = write_run(tmp_path, cohort={"simulated_dropouts": drops})
+    with pytest.raises(ThresholdNotMet, match="at least 5 are needed"):
+        Federation.from_config(path).run(tmp_path / "out")
+    records = read_ledger(tmp_path / "out" / "ledger.jsonl")
+    assert records[-1].kind == "round_failed"
+    verdict = verify_run(tmp_path / "out")
+    assert not verdict.finished
+    # The three that sent an input are charged for it although no sum was opened.
+    assert verdict.charges == 2
+
+
+def test_an_empty_poisson_draw_sends_noise_and_never_calls_the_model(tmp_path):
+    path = write_run(tmp_path, privacy={"expected_batch": 0.001}, training={"rounds": 1})
+    federation = Federation.from_config(path)
+    result = federation.run(tmp_path / "out")
+    assert result.rounds == 1
+    costs = json.loads((tmp_path / "out" / "costs.json").read_text())
+    assert costs["bytes_up_per_client_and_round"] > 0
+
+
+def test_missing_and_empty_data_make_no_run_folder(tmp_path):
+    path = write_run(tmp_path)
+    (tmp_path / "data" / "site-3.txt").write_text("")
+    with pytest.raises(DataError, match="site-3"):
+        Federation.from_config(path).run(tmp_path / "out")
+    path = write_run(tmp_path, data={"source": str(tmp_path / "nowhere")})
+    with pytest.raises(DataError, match="nowhere"):
+        Federation.from_config(path).run(tmp_path / "out")
+    path = write_run(tmp_path, data={"min_examples": 1000})
+    with pytest.raises(DataError, match="1000"):
+        Federation.from_config(path).run(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_resume_refuses_a_folder_without_a_run_and_other_settings(finished, base, tmp_path):
+    with pytest.raises(ConfigError, match="no run to go on with"):
+        Federation.from_config(base / "run.toml").run(tmp_path / "nothing", resume=True)
+    other = write_run(tmp_path, training={"rounds": 9})
+    with pytest.raises(ConfigError, match="settings differ"):
+        Federation.from_config(other).run(base / "out", resume=True)
+
+
+def test_clients_alone_and_unprotected_runs_are_comparable(tmp_path):
+    from securefed.engines.compare import clients_alone, unprotected
+
+    path = write_run(tmp_path, evaluation={"max_windows": 4, "window_tokens": 8})
+    federation = Federation.from_config(path)
+    result = federation.run(tmp_path / "out")
+    without = unprotected(federation, tmp_path / "compare", Lines())
+    alone = clients_alone(federation, Lines())
+    assert without.nll < result.before.nll
+    assert alone.nll < result.before.nll
+    assert np.isfinite([without.nll, alone.nll]).all()
+
+
+def test_training_that_ends_in_nan_sends_noise_and_is_not_seen_from_outside(tmp_path):
+    """A diverging client counts as zeros; silence would tell it apart outside the noise."""
+    privacy = {"unit": "client", "mechanism": "distributed", "clip_norm": 1.0}
+    training = {"rounds": 1, "trainer": "tiny:DivergingTrainer"}
+    path = write_run(tmp_path, privacy=privacy, training=training)
+    lines = Lines()
+    result = Federation.from_config(path, observer=lines).run(tmp_path / "out")
+    assert any("it sends noise alone" in text for text in lines.messages)
+    assert [e.survivors for e in lines.events] == [6, 6]
+    assert "noise alone" not in (result.folder / "ledger.jsonl").read_text()
+    assert result.charges == 1

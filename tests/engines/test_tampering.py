@@ -1,0 +1,138 @@
+"""A run folder altered by someone who can rebuild hash chains: what verify and resume notice."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import write_run
+
+from securefed import Federation
+from securefed.engines.run_folder import RunFolder
+from securefed.engines.verify import verify_run
+from securefed.errors import ConfigError, LedgerTampered
+from securefed.evidence.ledger import Ledger, read_ledger
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    base = tmp_path_factory.mktemp("tamper")
+    return Federation.from_config(write_run(base)).run(base / "out").folder
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "copy"))
+
+
+def rewrite(path: Path, change) -> None:
+    """Rebuild a ledger with a valid chain from changed (kind, body) pairs."""
+    records = [(r.kind, dict(r.body)) for r in read_ledger(path)]
+    records = change(records)
+    path.unlink()
+    path.with_name(f"{path.stem}.head.json").unlink()
+    with Ledger.create(path, records[0][1], clock=lambda: "2026-01-01T00:00:00Z") as ledger:
+        for kind, body in records[1:]:
+            ledger.append(kind, body)
+
+
+def test_an_untouched_copy_verifies(copy):
+    assert verify_run(copy).finished
+
+
+@pytest.mark.parametrize("field", ["epsilon", "delta", "rounds", "unit"])
+def test_a_changed_claim_is_noticed(copy, field):
+    wrong = {"epsilon": 0.1, "delta": 1e-12, "rounds": 1, "unit": "one person"}[field]
+
+    def change(records):
+        kind, body = records[-1]
+        body["guarantees"] = [dict(g, **{field: wrong}) for g in body["guarantees"]]
+        return [*records[:-1], (kind, body)]
+
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=f"claim against server: {field}"):
+        verify_run(copy)
+
+
+def test_accounts_cut_back_are_noticed_finished_or_not(copy):
+    for path in (copy / "clients").glob("*/budget.jsonl"):
+        rewrite(path, lambda records: records[:2])
+    with pytest.raises(LedgerTampered, match="no charge for round 2"):
+        verify_run(copy)
+    rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
+    with pytest.raises(LedgerTampered, match="no charge for round 2"):
+        verify_run(copy)
+
+
+def test_a_swapped_or_missing_account_is_noticed(copy):
+    shutil.rmtree(copy / "clients" / "site-5")
+    with pytest.raises(LedgerTampered, match="not of the run's cohort"):
+        verify_run(copy)
+    shutil.copytree(copy / "clients" / "site-0", copy / "clients" / "site-5")
+    with pytest.raises(LedgerTampered, match=r"site-5.*first record: client"):
+        verify_run(copy)
+
+
+def test_a_weaker_event_is_noticed(copy):
+    def change(records):
+        return [
+            (kind, body | ({"noise_multiplier": 9.0} if kind == "round_opened" else {}))
+            for kind, body in records
+        ]
+
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=r"noise_multiplier = 9"):
+        verify_run(copy)
+
+
+@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", "metrics.jsonl"])
+def test_another_adapter_or_other_metrics_are_noticed(copy, name):
+    (copy / name).write_bytes(b"other")
+    with pytest.raises(LedgerTampered, match=name.rpartition("/")[2]):
+        verify_run(copy)
+
+
+def test_other_settings_are_noticed(copy):
+    text = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(
+        text.replace("noise_multiplier = 0.8", "noise_multiplier = 8")
+    )
+    with pytest.raises(LedgerTampered, match="is not the file that the ledger names"):
+        verify_run(copy)
+    (copy / "config.toml").unlink()
+    with pytest.raises(ConfigError, match="is missing"):
+        verify_run(copy)
+
+
+def test_a_record_without_its_fields_is_tampering_not_a_crash(copy):
+    rewrite(copy / "ledger.jsonl", lambda records: [(records[0][0], {}), *records[1:]])
+    with pytest.raises(LedgerTampered):
+        verify_run(copy)
+
+
+def unclosed(copy: Path) -> None:
+    rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
+
+
+def test_resume_leaves_a_finished_run_as_it_is(copy):
+    before = (copy / "ledger.jsonl").read_bytes(), (copy / "costs.json").read_bytes()
+    with pytest.raises(ConfigError, match="is finished"):
+        Federation.from_config(copy / "config.toml").run(copy, resume=True)
+    assert before == ((copy / "ledger.jsonl").read_bytes(), (copy / "costs.json").read_bytes())
+
+
+def test_resume_refuses_accounts_rolled_back_to_buy_more_rounds(copy):
+    unclosed(copy)
+    for path in (copy / "clients").glob("*/budget.jsonl"):
+        rewrite(path, lambda records: records[:2])
+    with pytest.raises(LedgerTampered, match="no charge for round 2"):
+        Federation.from_config(copy / "config.toml").run(copy, resume=True)
+
+
+def test_resume_refuses_another_checkpoint(copy):
+    unclosed(copy)
+    folder = RunFolder(copy)
+    state = folder.load_checkpoint(3)
+    state["parameters"] += 1.0
+    folder.save_checkpoint(3, state)
+    with pytest.raises(LedgerTampered, match="is not the one that the ledger names"):
+        Federation.from_config(copy / "config.toml").run(copy, resume=True)

@@ -1,0 +1,384 @@
+import math
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy
+from securefed.crypto.keys import IdentityKey
+from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.in_process import carry
+from securefed.errors import (
+    BudgetExceeded,
+    ConfigError,
+    LocalProtocolError,
+    OverflowBoundError,
+    RemoteProtocolError,
+    ThresholdNotMet,
+)
+from securefed.federation.client import ClientRound
+from securefed.federation.server import ServerRound
+from securefed.federation.session import RoundSession
+from securefed.privacy.mechanisms import plan_round
+
+NAMES = ("ann", "bob", "cyd", "dee", "eve")
+KEYS = {name: IdentityKey.generate() for name in (*NAMES, "fay")}
+POLICY = PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0)
+QUIET = PrivacyPolicy(clip_norm=1.0, mechanism="none")
+EXAMPLES = PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0, unit="example", max_examples=5)
+
+
+def session_of(**changes) -> RoundSession:
+    base = {
+        "session": b"0123456789abcdef",
+        "round": 3,
+        "cohort": NAMES,
+        "roster": {name: KEYS[name].public for name in NAMES},
+        "dimension": 20,
+        "policy": POLICY,
+        "aggregation": PairwiseAggregation(),
+        "model": b"m" * 32,
+    }
+    return RoundSession(**(base | changes))
+
+
+def digest(session: RoundSession) -> bytes:
+    return session.context.digest
+
+
+# What is agreed
+
+OTHER = {
+    "session": {"session": b"0123456789abcdeF"},
+    "round": {"round": 4},
+    "cohort": {
+        "cohort": (*NAMES[:4], "fay"),
+        "roster": {name: key.public for name, key in KEYS.items()},
+    },
+    "roster": {"roster": {name: KEYS[name].public for name in NAMES} | {"eve": KEYS["fay"].public}},
+    "dimension": {"dimension": 21},
+    "policy": {"policy": replace(POLICY, clip_norm=1.5)},
+    "aggregation": {"aggregation": PlaintextAggregation()},
+    "model": {"model": b"m" * 31 + b"n"},
+}
+OTHER_POLICY = {
+    "clip_norm": {"clip_norm": 1.0000001},
+    "noise_multiplier": {"noise_multiplier": 1.0000001},
+    "delta": {"delta": 1.1e-5},
+    "unit": {"unit": "client"},
+    "mechanism": {"mechanism": "local"},
+    "sampling_probability": {"sampling_probability": 0.5},
+    "rounds": {"rounds": 2},
+    "corrupt_fraction": {"corrupt_fraction": 0.11},
+    "dropout_fraction": {"dropout_fraction": 0.26},
+    "max_examples": {"max_examples": 6},
+    "local_steps": {"local_steps": 2},
+}
+
+
+def test_every_field_is_tried():
+    assert set(OTHER) == {field.name for field in fields(RoundSession)}
+    assert set(OTHER_POLICY) == {field.name for field in fields(PrivacyPolicy)}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_the_digest_changes_with_every_field(field):
+    assert digest(session_of(**OTHER[field])) != digest(session_of())
+
+
+@pytest.mark.parametrize("field", OTHER_POLICY)
+def test_the_digest_changes_with_every_setting_of_the_policy(field):
+    changed = replace(EXAMPLES, **OTHER_POLICY[field])
+    assert digest(session_of(policy=changed)) != digest(session_of(policy=EXAMPLES))
+
+
+def test_the_digest_changes_with_the_rings_width():
+    wide = session_of(aggregation=PairwiseAggregation(bits=32))
+    assert digest(wide) != digest(session_of())
+
+
+def test_two_parties_that_were_told_the_same_have_the_same_digest_codec_and_plan():
+    ours, theirs = session_of(), session_of()
+    assert digest(ours) == digest(theirs)
+    assert ours.plan == theirs.plan == plan_round(POLICY, cohort_size=5, dimension=20)
+    update = np.linspace(-0.1, 0.1, 20)
+    quiet = session_of(policy=QUIET)
+    ring = quiet.codec.encode_update(update, NoiseGenerator())
+    np.testing.assert_allclose(session_of(policy=QUIET).codec.decode(ring), update, atol=1e-5)
+
+
+def test_another_round_rotates_otherwise():
+    """The rotation's signs follow from all that was agreed, so they cannot be chosen alone."""
+    update = np.random.default_rng(0).normal(size=20) / 10
+    ring = session_of(policy=QUIET).codec.encode_update(update, NoiseGenerator())
+    elsewhere = session_of(policy=QUIET, round=4).codec.decode(ring)
+    assert np.linalg.norm(elsewhere - update) > 0.1
+
+
+def test_what_the_sum_is_padded_to_is_what_the_protocol_carries():
+    session = session_of(dimension=700)
+    assert session.context.length == session.plan.padded == 1024
+    assert session.context.bits == session.plan.bits
+
+
+def test_a_name_cannot_be_passed_off_as_two():
+    """Where one id ends and the next begins is part of the digest."""
+    keys = [KEYS["ann"].public, KEYS["bob"].public]
+    first = {"cohort": ("a", "bc"), "roster": dict(zip(("a", "bc"), keys, strict=True))}
+    second = {"cohort": ("ab", "c"), "roster": dict(zip(("ab", "c"), keys, strict=True))}
+    quiet = replace(QUIET, dropout_fraction=0.0)
+    assert digest(session_of(policy=quiet, **first)) != digest(session_of(policy=quiet, **second))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"session": b"short"},
+        {"round": 0},
+        {"round": -1},
+        {"round": 2**32},
+        {"model": b""},
+        {"model": b"m" * 33},
+        {"cohort": ("bob", "ann", "cyd", "dee", "eve")},
+        {"cohort": ("ann", "ann", "bob", "cyd", "dee")},
+        {"cohort": ("ann", "zoe", "zoo")},
+        {"cohort": ("ann",)},
+        {"cohort": ()},
+        {"roster": dict.fromkeys(NAMES, KEYS["ann"].public)},
+    ],
+)
+def test_settings_that_do_not_fit_the_cohort_are_refused(changes):
+    with pytest.raises(ConfigError):
+        _ = session_of(**changes).context
+
+
+def test_a_ring_without_room_is_refused_before_a_digest_exists():
+    crowded = replace(EXAMPLES, max_examples=10**9)
+    with pytest.raises(OverflowBoundError):
+        _ = session_of(policy=crowded).context
+
+
+def test_the_sessions_protection_is_what_its_aggregation_gives():
+    assert session_of(aggregation=PlaintextAggregation()).plaintext
+    assert not session_of().plaintext
+
+
+# Rounds in which somebody was told something else
+
+
+UPDATES = {name: np.full(20, 0.01 * (i + 1)) for i, name in enumerate(NAMES)}
+
+
+def client_of(name: str, session: RoundSession, **options) -> ClientRound:
+    return ClientRound(
+        session, name, KEYS[name], lambda c, g: c.encode_update(UPDATES[name], g), **options
+    )
+
+
+def clients_of(sessions: dict[str, RoundSession]) -> dict[str, ClientRound]:
+    return {name: client_of(name, session) for name, session in sessions.items()}
+
+
+DIFFERENT = {
+    "model": {"model": b"x" * 32},
+    "policy": {"policy": replace(QUIET, clip_norm=2.0)},
+    "noise": {"policy": replace(QUIET, mechanism="distributed", noise_multiplier=0.1)},
+    "round": {"round": 9},
+    "session": {"session": b"another session."},
+    "dimension": {"dimension": 19},
+    "bits": {"aggregation": "wider"},
+}
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_a_client_that_was_told_something_else_is_not_in_the_sum(what, kind):
+    if DIFFERENT[what].get("aggregation") == "wider":
+        changes = {"aggregation": kind(bits=32)}
+        told = session_of(policy=QUIET, aggregation=kind(bits=28))
+    else:
+        changes = {"aggregation": kind()} | DIFFERENT[what]
+        told = session_of(policy=QUIET, aggregation=kind())
+    otherwise = session_of(**({"policy": QUIET} | changes))
+    server = ServerRound(told)
+    sessions = dict.fromkeys(NAMES, told) | {"cyd": otherwise}
+    clients = clients_of(sessions)
+    if what == "dimension":
+        clients["cyd"] = ClientRound(
+            otherwise, "cyd", KEYS["cyd"], lambda c, g: c.encode_update(np.zeros(19), g)
+        )
+    carried = carry(server, clients)
+    assert list(carried.refusals) == ["cyd"]
+    assert server.survivors == ("ann", "bob", "dee", "eve")
+    wanted = sum(UPDATES[name] for name in server.survivors)
+    np.testing.assert_allclose(server.sum, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("what", ["model", "policy", "round"])
+def test_a_server_that_tells_clients_different_things_gets_no_sum(what):
+    """Two camps, each consistent in itself: neither reaches the floor, whoever the server joins."""
+    told = session_of(policy=QUIET)
+    otherwise = session_of(**({"policy": QUIET} | DIFFERENT[what]))
+    for own in (told, otherwise):
+        server = ServerRound(own)
+        camps = {name: told if i < 3 else otherwise for i, name in enumerate(NAMES)}
+        with pytest.raises(ThresholdNotMet):
+            carry(server, clients_of(camps))
+        with pytest.raises(LocalProtocolError):
+            _ = server.sum
+
+
+def test_a_client_refuses_what_the_others_said_in_another_round():
+    """Not the server but the client finds out: it was told of another model."""
+    told, otherwise = session_of(policy=QUIET), session_of(policy=QUIET, model=b"x" * 32)
+    server = ServerRound(told)
+    for name in NAMES:
+        server.receive(name, client_of(name, told).start())
+    mistaken = client_of("cyd", otherwise)
+    mistaken.start()
+    with pytest.raises(RemoteProtocolError):
+        mistaken.handle(server.advance()["cyd"])
+
+
+# The client's own half
+
+
+def test_a_client_below_whose_own_floor_the_cohort_lies_takes_no_part():
+    with pytest.raises(LocalProtocolError, match="cohort of 5 clients"):
+        client_of("ann", session_of(policy=QUIET), min_clients=6)
+
+
+def test_a_client_whose_own_floor_is_not_met_sends_no_masked_input():
+    told = session_of(policy=replace(QUIET, dropout_fraction=0.4))
+    made = []
+
+    def contribution(codec, generator):
+        made.append(True)
+        return codec.encode_update(UPDATES["ann"], generator)
+
+    careful = ClientRound(told, "ann", KEYS["ann"], contribution, min_clients=5)
+    clients = clients_of(dict.fromkeys(NAMES, told)) | {"ann": careful}
+    server = ServerRound(told)
+    carried = carry(server, clients, drop={"eve": "share"})
+    assert "at least 5 are needed" in carried.refusals["ann"]
+    assert made == []
+    assert "ann" not in carried.transcript["masked_input"]
+    assert server.survivors == ("bob", "cyd", "dee")
+
+
+def test_a_client_without_its_rosters_key_takes_no_part():
+    with pytest.raises(LocalProtocolError, match="another identity key"):
+        ClientRound(
+            session_of(), "ann", KEYS["bob"], lambda c, g: c.encode_update(UPDATES["ann"], g)
+        )
+
+
+def test_a_client_that_was_not_invited_takes_no_part():
+    with pytest.raises(ConfigError, match="not in the cohort"):
+        ClientRound(
+            session_of(), "fay", KEYS["fay"], lambda c, g: c.encode_update(UPDATES["ann"], g)
+        )
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+def test_a_budget_is_charged_once_and_before_the_input_leaves(kind):
+    told = session_of(policy=QUIET, aggregation=kind())
+    server, events = ServerRound(told), []
+
+    class Watched:
+        def __init__(self, client):
+            self.client = client
+
+        def start(self):
+            return self._sent(self.client.start())
+
+        def handle(self, message):
+            return self._sent(self.client.handle(message))
+
+        def _sent(self, message):
+            events.append(server.stage)
+            return message
+
+    clients = clients_of(dict.fromkeys(NAMES, told))
+    clients["bob"] = Watched(client_of("bob", told, charge=lambda: events.append("charged")))
+    carry(server, clients)
+    assert events.count("charged") == 1
+    assert events.index("charged") == events.index("masked_input") - 1
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+def test_nothing_of_the_update_leaves_a_client_whose_budget_is_spent(kind):
+    told = session_of(policy=QUIET, aggregation=kind())
+
+    def spent():
+        raise BudgetExceeded("epsilon = 3.1: at most 3 are left")
+
+    server = ServerRound(told)
+    client = client_of("ann", told, charge=spent)
+    if kind is PlaintextAggregation:
+        with pytest.raises(BudgetExceeded):
+            client.start()
+        return
+    others = {name: client_of(name, told) for name in NAMES if name != "ann"}
+    everyone = others | {"ann": client}
+    messages = {name: one.start() for name, one in everyone.items()}
+    for _ in range(2):
+        for name, message in messages.items():
+            server.receive(name, message)
+        replies = server.advance()
+        if server.stage == "masked_input":
+            break
+        messages = {name: everyone[name].handle(reply) for name, reply in replies.items()}
+    with pytest.raises(BudgetExceeded):
+        client.handle(replies["ann"])
+    # The round is over for it: a second try is not a second charge.
+    with pytest.raises(RemoteProtocolError):
+        client.handle(replies["ann"])
+    for name in others:
+        server.receive(name, others[name].handle(replies[name]))
+    assert set(server.advance()) == set(others)
+
+
+def test_a_contribution_that_fails_sends_nothing():
+    told = session_of(policy=QUIET)
+    bad = ClientRound(
+        told, "ann", KEYS["ann"], lambda c, g: c.encode_update(np.full(20, np.nan), g)
+    )
+    clients = clients_of(dict.fromkeys(NAMES, told)) | {"ann": bad}
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        carry(ServerRound(told), clients)
+
+
+# The server's half
+
+
+def test_the_sum_is_there_only_when_the_round_is_over():
+    told = session_of(policy=QUIET)
+    server, clients = ServerRound(told), clients_of(dict.fromkeys(NAMES, told))
+    for name, client in clients.items():
+        server.receive(name, client.start())
+    for read in (lambda: server.sum, lambda: server.survivors):
+        with pytest.raises(LocalProtocolError):
+            read()
+
+
+def test_the_sum_has_the_updates_length_and_the_survivors_are_sorted():
+    told = session_of(policy=QUIET)
+    server = ServerRound(told)
+    carry(server, clients_of(dict.fromkeys(reversed(NAMES), told)), drop={"bob": "masked_input"})
+    assert server.stage is None
+    assert server.survivors == ("ann", "cyd", "dee", "eve")
+    assert server.sum.shape == (20,)
+    assert server.sum.dtype == np.float64
+
+
+def test_the_noise_in_the_sum_is_that_of_all_survivors():
+    told = session_of(dimension=6000, policy=replace(POLICY, noise_multiplier=0.5))
+    server = ServerRound(told)
+    clients = {
+        name: ClientRound(told, name, KEYS[name], lambda c, g: c.encode_update(np.zeros(6000), g))
+        for name in NAMES
+    }
+    carry(server, clients)
+    expected = told.plan.local_std * told.plan.resolution * math.sqrt(5)
+    assert np.std(server.sum) == pytest.approx(expected, rel=0.06)

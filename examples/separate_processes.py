@@ -1,0 +1,122 @@
+"""One secure round between a server and three clients, each a process of its own, over TCP.
+
+Usage: separate_processes.py [NOISE [LOST]].  NOISE 0 gives the exact sum, unprotected; LOST names
+clients whose connections break half-way.  The server gets public keys and signed, masked messages
+only.  There is no TLS: updates stay secret without it, but a stranger could take a client's place.
+"""
+
+import secrets
+import socket
+import struct
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from multiprocessing import get_context
+from typing import Any, BinaryIO
+
+import numpy as np
+
+import securefed as sf
+from securefed.errors import SecureFedError
+
+SITES, DIMENSION = ("site-1", "site-2", "site-3"), 1000
+MAX_FRAME = 1 << 20  # the most that a peer can make this side hold
+TIMEOUT_S = 60.0
+
+
+def own_update(site: str) -> np.ndarray:
+    """What a client's training would have given."""
+    return np.random.default_rng(SITES.index(site)).uniform(-0.03, 0.03, DIMENSION)
+
+
+def send(link: socket.socket, message: bytes) -> None:
+    link.sendall(struct.pack(">I", len(message)) + message)
+
+
+def receive(stream: BinaryIO) -> bytes:
+    head = stream.read(4)
+    length = struct.unpack(">I", head)[0] if len(head) == 4 else 0
+    if not 0 < length <= MAX_FRAME or len(message := stream.read(length)) < length:
+        raise ConnectionError("the connection was closed, or a frame is empty or too long")
+    return message
+
+
+def describe(name: bytes, keys: Any, policy: sf.PrivacyPolicy) -> sf.RoundSession:
+    """Each party makes the round's description itself; the server only gives it a name."""
+    roster = {site: sf.IdentityPublicKey.from_bytes(keys[site]) for site in SITES}
+    agreed = {"policy": policy, "aggregation": sf.PairwiseAggregation(), "dimension": DIMENSION}
+    agreed["model"] = bytes(32)  # SHA-256 of the model that each client trains; here there is none
+    return sf.RoundSession(session=name, round=1, cohort=SITES, roster=roster, **agreed)
+
+
+def client(site: str, board: Any, ready: Any, policy: sf.PrivacyPolicy, lost: bool) -> None:
+    identity, update = sf.IdentityKey.generate(), own_update(site)
+    board[site] = identity.public.raw
+    ready.wait(TIMEOUT_S)
+    link = socket.create_connection(("127.0.0.1", board["port"]), TIMEOUT_S)
+    with link, link.makefile("rb") as stream:
+        send(link, site.encode())
+        session = describe(receive(stream), board, policy)
+        half = sf.ClientRound(session, site, identity, lambda c, g: c.encode_update(update, g))
+        send(link, half.start())
+        send(link, half.handle(receive(stream)))
+        for _ in () if lost else ("masked input", "consistency", "unmask"):
+            send(link, half.handle(receive(stream)))
+
+
+def serve(board: Any, ready: Any, policy: sf.PrivacyPolicy) -> tuple[Any, ...]:
+    links, streams, sent = {}, {}, dict.fromkeys(SITES, 0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(TIMEOUT_S)
+        board["port"] = listener.getsockname()[1]
+        ready.wait(TIMEOUT_S)
+        session = describe(secrets.token_bytes(16), board, policy)
+        while len(links) < len(SITES):
+            link, _ = listener.accept()
+            link.settimeout(TIMEOUT_S)
+            stream = link.makefile("rb")
+            site = receive(stream).decode()
+            links[site], streams[site] = link, stream
+            send(link, session.session)
+    server = sf.ServerRound(session)
+    while (stage := server.stage) is not None:
+        for site in list(links):
+            try:
+                message = receive(streams[site])
+                server.receive(site, message)
+                sent[site] += len(message)
+            except (OSError, SecureFedError) as error:  # lost or refused: it has dropped out
+                print(f"{site} has dropped out at {stage}: {error}", flush=True)
+                del links[site]
+        for site, reply in server.advance().items():  # raises where too few are left
+            with suppress(OSError):  # lost: its next message will be missing
+                send(links[site], reply)
+    return server.sum, server.survivors, sent
+
+
+def main(noise: str = "1.0", lost: str = "") -> None:
+    policy = sf.PrivacyPolicy(
+        clip_norm=1.0,
+        noise_multiplier=float(noise),
+        mechanism="distributed" if float(noise) else "none",
+        dropout_fraction=0.34,  # one of the three
+    )
+    spawn = get_context("spawn")
+    with spawn.Manager() as manager, ProcessPoolExecutor(4, spawn) as pool:
+        board, ready = manager.dict(), manager.Barrier(4)  # public keys and port; "all are here"
+        for site in SITES:
+            pool.submit(client, site, board, ready, policy, site in lost)
+        try:
+            total, survivors, sent = pool.submit(serve, board, ready, policy).result()
+        except SecureFedError as error:
+            sys.exit(f"no result: {error}")
+        session = describe(bytes(16), board, policy)
+    mean, plain = total / len(survivors), np.mean([own_update(s) for s in survivors], axis=0)
+    print(f"in the sum: {', '.join(survivors)}; bytes sent: {sent}")
+    print(f"mean over the coordinates: decoded {mean.mean():.9f}, plain {plain.mean():.9f}")
+    print(f"largest difference of a coordinate: {np.abs(mean - plain).max():.9f} (noise {noise})")
+    print(session.guarantee())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,65 @@
+"""securefed: privacy-hardened federated fine-tuning of language models with low-rank adapters."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from securefed.crypto.keys import IdentityKey, IdentityPublicKey
+    from securefed.engines.in_process import SecureRoundResult, secure_round
+    from securefed.engines.simulation import Federation
+    from securefed.federation.client import ClientRound
+    from securefed.federation.server import ServerRound
+    from securefed.federation.session import RoundSession
+    from securefed.privacy.accounting import PrivacyGuarantee
+    from securefed.privacy.policy import PrivacyPolicy
+    from securefed.secagg.aggregator import PairwiseAggregation, PlaintextAggregation
+    from securefed.training.local import LocalTrainer
+
+__version__ = "0.1.0"
+
+# Loaded on first use: `import securefed` needs neither torch nor anything else that is heavy.
+_WHERE = {
+    "ClientRound": "securefed.federation.client",
+    "Federation": "securefed.engines.simulation",
+    "IdentityKey": "securefed.crypto.keys",
+    "IdentityPublicKey": "securefed.crypto.keys",
+    "LocalTrainer": "securefed.training.local",
+    "PairwiseAggregation": "securefed.secagg.aggregator",
+    "PlaintextAggregation": "securefed.secagg.aggregator",
+    "PrivacyGuarantee": "securefed.privacy.accounting",
+    "PrivacyPolicy": "securefed.privacy.policy",
+    "RoundSession": "securefed.federation.session",
+    "SecureRoundResult": "securefed.engines.in_process",
+    "ServerRound": "securefed.federation.server",
+    "secure_round": "securefed.engines.in_process",
+}
+
+__all__ = [
+    "ClientRound",
+    "Federation",
+    "IdentityKey",
+    "IdentityPublicKey",
+    "LocalTrainer",
+    "PairwiseAggregation",
+    "PlaintextAggregation",
+    "PrivacyGuarantee",
+    "PrivacyPolicy",
+    "RoundSession",
+    "SecureRoundResult",
+    "ServerRound",
+    "secure_round",
+]
+
+
+def __getattr__(name: str) -> object:
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module 'securefed' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])

@@ -1,0 +1,5 @@
+"""``python -m securefed``."""
+
+from securefed.cli import main
+
+main()

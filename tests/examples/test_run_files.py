@@ -1,0 +1,147 @@
+"""The run files under examples/: they validate, and they run."""
+
+import json
+import math
+import shutil
+import sys
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+import tomli_w
+from tiny import write_model
+
+from securefed import Federation
+from securefed.config import load_config, run_file_schema
+from securefed.engines.verify import verify_run
+from securefed.evidence.ledger import read_ledger
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+PACKAGE = ROOT / "securefed"
+RUN_FILES = sorted([*EXAMPLES.rglob("*.toml"), *PACKAGE.glob("*.toml")])
+
+
+@pytest.fixture(scope="module")
+def schema():
+    found = json.loads((PACKAGE / "schemas" / "run.json").read_text(encoding="utf-8"))
+    jsonschema.Draft202012Validator.check_schema(found)
+    return jsonschema.Draft202012Validator(found)
+
+
+def test_the_stored_schema_is_the_present_one():
+    stored = (PACKAGE / "schemas" / "run.json").read_text(encoding="utf-8")
+    assert stored == run_file_schema(), "python -m securefed schema > securefed/schemas/run.json"
+
+
+def test_there_are_run_files_to_check():
+    assert {path.name for path in RUN_FILES} >= {
+        "demo.toml",
+        "demo-all.toml",
+        "mail_classification.toml",
+        "run.toml",
+        "own_trainer.toml",
+    }
+
+
+@pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_run_file_validates_against_the_models_and_the_schema(path, schema):
+    config = load_config(path)
+    assert config.privacy.mechanism == "distributed"
+    schema.validate(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"training": {"round": 3}},
+        {"privacy": {"clip_norm": 0}},
+        {"privacy": {"unit": "person"}},
+        {"extra": {}},
+        {"cohort": {"simulated_dropouts": [{"round": 1, "client": "a", "stage": "late"}]}},
+    ],
+    ids=str,
+)
+def test_the_schema_refuses_what_the_models_refuse(wrong, schema):
+    with pytest.raises(jsonschema.ValidationError):
+        schema.validate(wrong)
+
+
+def test_the_demo_among_the_examples_is_the_packaged_one():
+    assert (EXAMPLES / "demo.toml").read_bytes() == (PACKAGE / "demo.toml").read_bytes()
+
+
+# -- bring your own folder -----------------------------------------------------------------
+
+
+def with_a_tiny_model(folder: Path, name: str, **sections) -> Path:
+    """A run file of examples/own_folder, beside its data, with another model in it."""
+    shutil.copytree(EXAMPLES / "own_folder", folder)
+    values = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+    values["model"]["source"] = str(write_model(folder / "model"))
+    values["training"] |= {"device": "cpu", "threads": 1}
+    for section, changes in sections.items():
+        values[section] |= changes
+    path = folder / name
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def own_trainer_importable(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    yield
+    sys.modules.pop("my_trainer", None)
+
+
+def test_the_own_folder_runs_as_it_is(tmp_path):
+    path = with_a_tiny_model(tmp_path / "own", "run.toml")
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert result.rounds == 3
+    genesis = read_ledger(result.folder / "ledger.jsonl")[0].body
+    assert genesis["cohort"] == ["boiler-house", "cold-store", "packing-line", "water-works"]
+    statement = result.guarantees["server"]
+    assert statement.unit.startswith("one example")
+    assert math.isfinite(statement.epsilon)
+    assert verify_run(result.folder).finished
+
+
+def test_the_own_folder_runs_with_the_own_trainer(tmp_path, own_trainer_importable):
+    path = with_a_tiny_model(tmp_path / "own", "own_trainer.toml")
+    result = Federation.from_config(path).run(tmp_path / "out")
+    statement = result.guarantees["server"]
+    assert statement.unit == "one client's whole contribution"
+    assert math.isfinite(statement.epsilon)
+    assert verify_run(result.folder).finished
+
+
+def test_the_own_trainer_trains(tmp_path, own_trainer_importable):
+    path = with_a_tiny_model(
+        tmp_path / "own",
+        "own_trainer.toml",
+        privacy={"mechanism": "none"},
+        training={"local_steps": 10, "rounds": 2},
+    )
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert result.after.nll < result.before.nll - 0.05
+    assert "my_trainer" in sys.modules
+
+
+# -- mail ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_mail_classifier_runs_a_round_on_the_real_model_and_mails(tmp_path):
+    values = tomllib.loads((EXAMPLES / "mail_classification.toml").read_text(encoding="utf-8"))
+    values["training"]["rounds"] = 1
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert result.rounds == 1
+    assert len(list((result.folder / "clients").iterdir())) == 80
+    assert result.before.accuracy is not None
+    assert result.after.accuracy is not None
+    saved = (result.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert b"classifier" in saved
+    assert verify_run(result.folder).finished

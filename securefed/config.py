@@ -11,15 +11,16 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from securefed.errors import ConfigError
 
-Stage = Literal["advertise", "share", "masked_input", "consistency", "unmask"]
-STAGES: tuple[Stage, ...] = ("advertise", "share", "masked_input", "consistency", "unmask")
+Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
+# "graph" is there in sparse rounds (200 clients and more) only.
+STAGES: tuple[Stage, ...] = get_args(Stage)
 Unit = Literal["example", "client"]
 Mechanism = Literal["distributed", "local", "none"]
 

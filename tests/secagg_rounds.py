@@ -19,12 +19,15 @@ from securefed.secagg.parameters import PairwiseParameters
 
 Meddle = Callable[[Stage, str, bytes], bytes]
 
+COMPLETE_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "graph")
+
 
 @dataclass
 class Cohort:
-    """A cohort with known inputs."""
+    """A cohort with known inputs; with a degree, a sparse graph (also far below 200 clients)."""
 
     size: int = 5
+    degree: int | None = None
     length: int = 40
     bits: int = 32
     corrupt: float = 0.0
@@ -59,8 +62,29 @@ class Cohort:
             roster={name: key.public for name, key in self.identities.items()},
             length=self.length,
             bits=self.bits,
-            parameters=PairwiseParameters.of(CohortBounds.of(policy, self.size)),
+            parameters=self.parameters(CohortBounds.of(policy, self.size)),
             binding=self.binding,
+        )
+
+    def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
+        if self.degree is None:
+            return PairwiseParameters.of(bounds)
+        half, few = self.degree // 2, min(bounds.corrupt, self.degree // 2)
+        witnesses = min(self.degree + 4, bounds.size - 1)
+        corrupt = min(bounds.corrupt, witnesses + 1)
+        quorum = (
+            (bounds.size + bounds.corrupt) // 2 + 1
+            if witnesses == bounds.size - 1
+            else -(-(witnesses + corrupt + half + 2) // 2)
+        )
+        return PairwiseParameters(
+            size=bounds.size,
+            corrupt=bounds.corrupt,
+            survivor_floor=bounds.survivor_floor,
+            degree=self.degree,
+            threshold=half + few + 2,
+            witnesses=witnesses,
+            quorum=quorum,
         )
 
     def client(self, name: str, context: RoundContext | None = None) -> PairwiseClient:

@@ -62,7 +62,7 @@ def carry(
     """
     silent_from = {name: STAGES.index(stage) for name, stage in (drop or {}).items()}
     carried = Carried(bytes_up=dict.fromkeys(clients, 0), bytes_down=dict.fromkeys(clients, 0))
-    inbox: dict[str, bytes | None] = dict.fromkeys(clients)
+    inbox: Mapping[str, bytes | None] = dict.fromkeys(clients)
     try:
         while (stage := server.stage) is not None:
             received = carried.transcript.setdefault(stage, {})
@@ -79,7 +79,7 @@ def carry(
                     server.receive(name, message)
                 except (ProtocolError, BudgetExceeded) as error:
                     carried.refusals[name] = str(error)
-            inbox = dict(server.advance())
+            inbox = server.advance()
     except SecureFedError as error:
         for name, why in carried.refusals.items():
             error.add_note(f"{name}: {why}")

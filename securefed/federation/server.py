@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +42,7 @@ class ServerRound:
         """
         self._half.receive(client_id, message)
 
-    def advance(self) -> dict[str, bytes]:
+    def advance(self) -> Mapping[str, bytes]:
         """End the present stage; what to send to whom next.
 
         Raises:

@@ -16,7 +16,6 @@ from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PlaintextAggregation, RoundContext
-from securefed.secagg.parameters import PairwiseParameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +82,7 @@ class RoundSession:
             roster=self.roster,
             length=self.plan.padded,
             bits=self.plan.bits,
-            parameters=PairwiseParameters.of(CohortBounds.of(self.policy, len(self.cohort))),
+            parameters=self.aggregation.parameters(CohortBounds.of(self.policy, len(self.cohort))),
             binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
         )
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import numpy as np
@@ -29,13 +30,14 @@ from securefed.crypto.keys import IdentityPublicKey
 from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.encoding.wire import Writer
 from securefed.errors import ConfigError
-from securefed.secagg.parameters import PairwiseParameters
+from securefed.privacy.policy import CohortBounds
+from securefed.secagg.parameters import MIN_ETA, MIN_SIGMA, PairwiseParameters
 
 Contribution = Callable[[], NDArray[np.uint32]]
 """Makes the ring vector at the moment it is needed; called once, after the cohort is checked."""
 
 SESSION_BYTES = 16
-_MAX_COHORT = 100_000
+_MAX_COHORT = 1 << 20
 _CONTEXT_TYPE = 0
 
 
@@ -48,14 +50,40 @@ def _check_bits(bits: int | str) -> None:
 class PairwiseAggregation:
     """Pairwise masking: the server sees only the sum.
 
+    Degree and thresholds are derived from the cohort (``secagg/parameters.py``); more can be asked
+    for, never less.
+
     Args:
         bits: ring width on the wire, 20..32, or ``"auto"``: the least that the bound allows.
+        degree: neighbours of a client, at least as many as are derived; None for just those.
+        sigma: the guarantees of a sparse graph fail with probability at most 2^-sigma, >= 40.
+        eta: random dropouts end a sparse round with probability at most 2^-eta, >= 30.
+
+    Raises:
+        ConfigError: less is asked for than is allowed.
     """
 
     bits: int | Literal["auto"] = "auto"
+    degree: int | None = None
+    sigma: int = MIN_SIGMA
+    eta: int = MIN_ETA
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
+        for name, value, least in (
+            ("sigma", self.sigma, MIN_SIGMA),
+            ("eta", self.eta, MIN_ETA),
+        ):
+            if value < least:
+                raise ConfigError(f"{name} = {value}: must be >= {least}")
+
+    def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
+        """Degree and thresholds for one cohort.
+
+        Raises:
+            ConfigError: the cohort leaves no safe threshold, or ``degree`` is too small for it.
+        """
+        return PairwiseParameters.of(bounds, degree=self.degree, sigma=self.sigma, eta=self.eta)
 
 
 @dataclass(frozen=True)
@@ -66,6 +94,10 @@ class PlaintextAggregation:
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
+
+    def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
+        """The survivor floor that a secure round would have; nothing else is used."""
+        return PairwiseParameters.of(bounds)
 
 
 Aggregation = PairwiseAggregation | PlaintextAggregation
@@ -121,14 +153,18 @@ class RoundContext:
         writer.u32(self.round)
         writer.u32(self.length)
         writer.u8(self.bits)
-        writer.u32(self.parameters.threshold)
-        writer.u32(self.parameters.survivor_floor)
+        for name, value in sorted(asdict(self.parameters).items()):
+            writer.u32(value, field=name)
         writer.fixed(self.binding, 32)
         writer.u32(len(self.cohort))
         for name in self.cohort:
             writer.blob(name.encode(), limit=1024)
-            writer.fixed(self.roster[name].raw, 32)
+            writer.blob(raw := self.roster[name].raw, limit=len(raw))
         object.__setattr__(self, "digest", hashlib.sha256(writer.done()).digest())
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.cohort)}
 
     def index(self, client_id: str) -> int:
         """Position of a client in the cohort, 0-based.
@@ -137,8 +173,8 @@ class RoundContext:
             ConfigError: the client is not in the cohort.
         """
         try:
-            return self.cohort.index(client_id)
-        except ValueError:
+            return self._indices[client_id]
+        except KeyError:
             raise ConfigError(f"client {client_id!r} is not in the cohort") from None
 
 
@@ -187,7 +223,7 @@ class AggregationServer(Protocol):
         """
         ...
 
-    def advance(self) -> dict[str, bytes]:
+    def advance(self) -> Mapping[str, bytes]:
         """End the present stage; returns what to send to whom (nothing after the last).
 
         Raises:

@@ -8,15 +8,17 @@ advertisement, a bundle of shares) carries its own signature, so that the receiv
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from securefed.crypto.keys import HYBRID_PUBLIC_BYTES, SEAL_OVERHEAD
+import numpy as np
+
+from securefed.crypto.keys import HYBRID_PUBLIC_BYTES, MAX_SIGNATURE_BYTES, SEAL_OVERHEAD
 from securefed.crypto.shamir import SHARE_BYTES
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import WireError
+from securefed.secagg.graph import NONCE_BYTES
 
-SIGNATURE_BYTES = 64
 HASH_BYTES = 32
 EDGE_WRAP_BYTES = 32 + SEAL_OVERHEAD
 ENVELOPE_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD
@@ -27,6 +29,8 @@ ADVERTISED = 11
 DELIVERY = 12
 SURVIVORS = 13
 CONFIRMATIONS = 14
+COMMITMENTS = 15
+NEIGHBOURHOOD = 16
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Signed:
         writer = Writer()
         writer.header(SIGNED)
         writer.u32(self.sender)
-        writer.fixed(self.signature, SIGNATURE_BYTES)
+        writer.blob(self.signature, limit=MAX_SIGNATURE_BYTES)
         writer.blob(self.body, limit=len(self.body))
         return writer.done()
 
@@ -52,7 +56,7 @@ class Signed:
         reader = Reader(data)
         reader.header(SIGNED)
         sender = reader.u32(field="sender")
-        signature = reader.fixed(SIGNATURE_BYTES, field="signature")
+        signature = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
         body = reader.blob(limit, field="body")
         reader.finish()
         return cls(sender, body, signature)
@@ -60,18 +64,32 @@ class Signed:
 
 @dataclass(frozen=True)
 class Advertisement:
-    """Stage 0.  Fresh public keys and commitments to the two secrets that will be shared."""
+    """Stage advertise.  Fresh public keys, and commitments to what is shared or revealed later.
+
+    Attributes:
+        mask_key: where edge secrets are sealed to.
+        envelope_key: where share envelopes are sealed to.
+        root_commitment: to the root, and ``self_commitment``: to the self-mask seed.
+        nonce_commitment: to this client's part in the order of a sparse graph.
+    """
 
     mask_key: bytes
     envelope_key: bytes
     root_commitment: bytes
     self_commitment: bytes
+    nonce_commitment: bytes
 
-    SIZE = 2 * HYBRID_PUBLIC_BYTES + 2 * HASH_BYTES
+    SIZE = 2 * HYBRID_PUBLIC_BYTES + 3 * HASH_BYTES
 
     def encode(self) -> bytes:
         """To bytes, ``SIZE`` of them."""
-        return self.mask_key + self.envelope_key + self.root_commitment + self.self_commitment
+        return (
+            self.mask_key
+            + self.envelope_key
+            + self.root_commitment
+            + self.self_commitment
+            + self.nonce_commitment
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> Advertisement:
@@ -84,18 +102,17 @@ class Advertisement:
             reader.fixed(HYBRID_PUBLIC_BYTES, field="envelope_key"),
             reader.fixed(HASH_BYTES, field="root_commitment"),
             reader.fixed(HASH_BYTES, field="self_commitment"),
+            reader.fixed(HASH_BYTES, field="nonce_commitment"),
         )
         reader.finish()
         return decoded
 
 
 def encode_advertised(messages: dict[int, bytes]) -> bytes:
-    """Server to clients: every accepted advertisement, as its sender signed it."""
+    """Server to clients of a complete graph: every advertisement, as its sender signed it."""
     writer = Writer()
     writer.header(ADVERTISED)
-    writer.u32(len(messages))
-    for index in sorted(messages):
-        writer.blob(messages[index], limit=len(messages[index]))
+    _write_signed(writer, messages)
     return writer.done()
 
 
@@ -103,16 +120,90 @@ def decode_advertised(data: bytes, *, size: int) -> list[Signed]:
     """Advertisements in strictly rising order of sender; at most ``size``."""
     reader = Reader(data)
     reader.header(ADVERTISED)
-    count = _count(reader, "advertisements", size)
-    signed = [
-        Signed.decode(
-            reader.blob(Advertisement.SIZE + 128, field="advertisement"), limit=Advertisement.SIZE
-        )
-        for _ in range(count)
-    ]
+    signed = _read_advertisements(reader, limit=size, size=size)
     reader.finish()
+    return signed
+
+
+def _write_signed(writer: Writer, messages: dict[int, bytes]) -> None:
+    writer.u32(len(messages))
+    for index in sorted(messages):
+        writer.blob(messages[index], limit=len(messages[index]))
+
+
+def _read_advertisements(reader: Reader, *, limit: int, size: int) -> list[Signed]:
+    longest = Advertisement.SIZE + MAX_SIGNATURE_BYTES + 64
+    signed = [
+        Signed.decode(reader.blob(longest, field="advertisement"), limit=Advertisement.SIZE)
+        for _ in range(_count(reader, "advertisements", limit))
+    ]
     _strictly_rising([item.sender for item in signed], "advertisements", size)
     return signed
+
+
+def encode_commitments(hashed: bytes) -> bytes:
+    """Server to clients of a sparse graph: the hash of all nonce commitments."""
+    writer = Writer()
+    writer.header(COMMITMENTS)
+    writer.fixed(hashed, HASH_BYTES)
+    return writer.done()
+
+
+def decode_commitments(data: bytes) -> bytes:
+    """The hash, 32 bytes."""
+    reader = Reader(data)
+    reader.header(COMMITMENTS)
+    hashed = reader.fixed(HASH_BYTES, field="commitments")
+    reader.finish()
+    return hashed
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Server to one client of a sparse graph: how the ring came about, and its neighbours' keys.
+
+    Attributes:
+        nonces: by index, of every client that revealed one.
+        withheld: by index, the commitment of every client that advertised and revealed no nonce.
+        advertisements: of this client's neighbours that revealed, as their senders signed them.
+    """
+
+    nonces: dict[int, bytes]
+    withheld: dict[int, bytes]
+    advertisements: list[Signed]
+
+    def encode(self, *, size: int) -> bytes:
+        """To bytes; ``size`` is the cohort's."""
+        writer = Writer()
+        writer.header(NEIGHBOURHOOD)
+        _write_bitmap(writer, self.nonces, size)
+        for index in sorted(self.nonces):
+            writer.fixed(self.nonces[index], NONCE_BYTES)
+        writer.u32(len(self.withheld))
+        for index in sorted(self.withheld):
+            writer.u32(index)
+            writer.fixed(self.withheld[index], HASH_BYTES)
+        _write_signed(writer, {signed.sender: signed.encode() for signed in self.advertisements})
+        return writer.done()
+
+    @classmethod
+    def decode(cls, data: bytes, *, size: int, degree: int) -> Neighbourhood:
+        """From bytes; at most ``degree`` advertisements."""
+        reader = Reader(data)
+        reader.header(NEIGHBOURHOOD)
+        revealed = _read_bitmap(reader, "nonces", size)
+        nonces = {index: reader.fixed(NONCE_BYTES, field="nonce") for index in revealed}
+        order: list[int] = []
+        withheld: dict[int, bytes] = {}
+        for _ in range(_count(reader, "withheld nonces", size)):
+            order.append(reader.u32(field="withheld nonce"))
+            withheld[order[-1]] = reader.fixed(HASH_BYTES, field="nonce commitment")
+        _strictly_rising(order, "withheld nonces", size)
+        if nonces.keys() & withheld.keys():
+            raise WireError("withheld nonces: one of them is revealed too")
+        advertisements = _read_advertisements(reader, limit=degree, size=size)
+        reader.finish()
+        return cls(nonces, withheld, advertisements)
 
 
 @dataclass(frozen=True)
@@ -122,8 +213,8 @@ class Bundle:
     Attributes:
         envelope: the shares of the sender's root and self-mask seed, sealed to the receiver's
             envelope key.
-        edge: the secret of this edge, sealed to the receiver's *mask* key; only from the lower to
-            the higher index, else empty.
+        edge: the secret of this edge, sealed to the receiver's *mask* key; only from the end of
+            the edge that gives it (``Graph.gives``), else empty.
         edge_commitment: commitment to that secret (32 bytes), or empty.
         signature: the sender's, over the round, both indices, the receiver's keys and the above.
     """
@@ -133,7 +224,7 @@ class Bundle:
     edge_commitment: bytes
     signature: bytes
 
-    LIMIT = 64 + ENVELOPE_BYTES + EDGE_WRAP_BYTES + HASH_BYTES + SIGNATURE_BYTES
+    LIMIT = 64 + ENVELOPE_BYTES + EDGE_WRAP_BYTES + HASH_BYTES + MAX_SIGNATURE_BYTES
 
     def encode(self) -> bytes:
         """To bytes, at most ``LIMIT``."""
@@ -143,19 +234,20 @@ class Bundle:
         if self.edge:
             writer.fixed(self.edge, EDGE_WRAP_BYTES)
             writer.fixed(self.edge_commitment, HASH_BYTES)
-        writer.fixed(self.signature, SIGNATURE_BYTES)
+        writer.blob(self.signature, limit=MAX_SIGNATURE_BYTES)
         return writer.done()
 
     @classmethod
     def read(cls, reader: Reader, *, with_edge: bool) -> Bundle:
-        """From a reader; a bundle has an edge exactly when sender < receiver."""
+        """From a reader; whether there must be an edge follows from the graph."""
         envelope = reader.fixed(ENVELOPE_BYTES, field="envelope")
         flag = reader.u8(field="has_edge")
         if flag != int(with_edge):
             raise WireError(f"has_edge = {flag}: must be {int(with_edge)} for this pair")
         edge = reader.fixed(EDGE_WRAP_BYTES, field="edge") if with_edge else b""
         commitment = reader.fixed(HASH_BYTES, field="edge_commitment") if with_edge else b""
-        return cls(envelope, edge, commitment, reader.fixed(SIGNATURE_BYTES, field="signature"))
+        signature = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
+        return cls(envelope, edge, commitment, signature)
 
     def signed_part(
         self, *, sender: int, receiver: int, mask_key: bytes, envelope_key: bytes
@@ -173,22 +265,24 @@ class Bundle:
 
 
 def encode_shares(bundles: dict[int, Bundle]) -> bytes:
-    """Body of stage 1: one bundle a receiver."""
+    """Body of stage share: one bundle a receiver."""
     writer = Writer()
-    writer.u32(len(bundles))
-    for receiver in sorted(bundles):
-        writer.u32(receiver)
-        writer.fixed(encoded := bundles[receiver].encode(), len(encoded))
+    _write_bundles(writer, bundles)
     return writer.done()
 
 
-def decode_shares(body: bytes, *, sender: int, receivers: list[int]) -> dict[int, Bundle]:
-    """Bundles for exactly the ``receivers``."""
+def decode_shares(body: bytes, *, with_edge: dict[int, bool]) -> dict[int, Bundle]:
+    """Bundles for exactly the receivers that ``with_edge`` names.
+
+    Args:
+        body: the body of a client's message.
+        with_edge: by receiver, whether the sender gives the secret of that edge.
+    """
     reader = Reader(body)
-    bundles = _read_bundles(reader, len(receivers), lambda other: sender < other)
+    bundles = _read_bundles(reader, with_edge)
     reader.finish()
-    if sorted(bundles) != sorted(receivers):
-        raise WireError("shares: receivers are not the clients that advertised")
+    if bundles.keys() != with_edge.keys():
+        raise WireError("shares: the receivers are not the neighbours that advertised")
     return bundles
 
 
@@ -196,56 +290,54 @@ def encode_delivery(bundles: dict[int, Bundle]) -> bytes:
     """Server to one client: the bundles for it, by sender."""
     writer = Writer()
     writer.header(DELIVERY)
-    writer.u32(len(bundles))
-    for sender in sorted(bundles):
-        writer.u32(sender)
-        writer.fixed(encoded := bundles[sender].encode(), len(encoded))
+    _write_bundles(writer, bundles)
     return writer.done()
 
 
-def decode_delivery(data: bytes, *, receiver: int, size: int) -> dict[int, Bundle]:
-    """Bundles by sender; the receiver itself is not among them."""
+def decode_delivery(data: bytes, *, with_edge: dict[int, bool]) -> dict[int, Bundle]:
+    """Bundles by sender, of some of the senders that ``with_edge`` names."""
     reader = Reader(data)
     reader.header(DELIVERY)
-    bundles = _read_bundles(reader, size, lambda other: other < receiver)
+    bundles = _read_bundles(reader, with_edge)
     reader.finish()
-    if receiver in bundles or any(sender >= size for sender in bundles):
-        raise WireError("delivery: a sender is outside the cohort, or the receiver itself")
     return bundles
 
 
-def _read_bundles(
-    reader: Reader, limit: int, with_edge: Callable[[int], bool]
-) -> dict[int, Bundle]:
-    count = _count(reader, "bundles", limit)
+def _write_bundles(writer: Writer, bundles: dict[int, Bundle]) -> None:
+    writer.u32(len(bundles))
+    for other in sorted(bundles):
+        writer.u32(other)
+        writer.fixed(encoded := bundles[other].encode(), len(encoded))
+
+
+def _read_bundles(reader: Reader, with_edge: dict[int, bool]) -> dict[int, Bundle]:
     bundles: dict[int, Bundle] = {}
     last = -1
-    for _ in range(count):
+    for _ in range(_count(reader, "bundles", len(with_edge))):
         other = reader.u32(field="client")
         if other <= last:
             raise WireError("bundles: clients must be in strictly rising order")
+        if other not in with_edge:
+            raise WireError(f"bundles: client number {other} is no neighbour with keys")
         last = other
-        bundles[other] = Bundle.read(reader, with_edge=with_edge(other))
+        bundles[other] = Bundle.read(reader, with_edge=with_edge[other])
     return bundles
 
 
-def encode_survivors(message_type: int, survivors: list[int]) -> bytes:
-    """A list of client indices, rising."""
+def encode_survivors(survivors: list[int], *, size: int) -> bytes:
+    """Server to clients: who survived, a bit a client of the cohort."""
     writer = Writer()
-    writer.header(message_type)
-    writer.u32(len(survivors))
-    for index in survivors:
-        writer.u32(index)
+    writer.header(SURVIVORS)
+    _write_bitmap(writer, survivors, size)
     return writer.done()
 
 
-def decode_survivors(message_type: int, data: bytes, *, size: int) -> list[int]:
-    """Client indices in strictly rising order, each below ``size``."""
+def decode_survivors(data: bytes, *, size: int) -> list[int]:
+    """Client indices, rising."""
     reader = Reader(data)
-    reader.header(message_type)
-    survivors = [reader.u32(field="survivor") for _ in range(_count(reader, "survivors", size))]
+    reader.header(SURVIVORS)
+    survivors = _read_bitmap(reader, "survivors", size)
     reader.finish()
-    _strictly_rising(survivors, "survivors", size)
     return survivors
 
 
@@ -256,19 +348,19 @@ def encode_confirmations(signatures: dict[int, bytes]) -> bytes:
     writer.u32(len(signatures))
     for index in sorted(signatures):
         writer.u32(index)
-        writer.fixed(signatures[index], SIGNATURE_BYTES)
+        writer.blob(signatures[index], limit=MAX_SIGNATURE_BYTES)
     return writer.done()
 
 
-def decode_confirmations(data: bytes, *, size: int) -> dict[int, bytes]:
-    """Signatures by client index."""
+def decode_confirmations(data: bytes, *, size: int, limit: int) -> dict[int, bytes]:
+    """Signatures by client index, at most ``limit``."""
     reader = Reader(data)
     reader.header(CONFIRMATIONS)
     signatures: dict[int, bytes] = {}
     order: list[int] = []
-    for _ in range(_count(reader, "confirmations", size)):
+    for _ in range(_count(reader, "confirmations", limit)):
         order.append(reader.u32(field="signer"))
-        signatures[order[-1]] = reader.fixed(SIGNATURE_BYTES, field="signature")
+        signatures[order[-1]] = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
     reader.finish()
     _strictly_rising(order, "confirmations", size)
     return signatures
@@ -295,14 +387,14 @@ class Reveal:
         return writer.done()
 
     @classmethod
-    def decode(cls, body: bytes, *, size: int) -> Reveal:
-        """From bytes; a client in both lists is refused."""
+    def decode(cls, body: bytes, *, size: int, limit: int) -> Reveal:
+        """From bytes, at most ``limit`` shares of a kind; a client in both lists is refused."""
         reader = Reader(body)
         groups: list[dict[int, bytes]] = []
         for name in ("self_shares", "root_shares"):
             order: list[int] = []
             shares: dict[int, bytes] = {}
-            for _ in range(_count(reader, name, size)):
+            for _ in range(_count(reader, name, limit)):
                 order.append(reader.u32(field=name))
                 shares[order[-1]] = reader.fixed(SHARE_BYTES, field=name)
             _strictly_rising(order, name, size)
@@ -318,6 +410,22 @@ def _count(reader: Reader, field: str, limit: int) -> int:
     if count > limit:
         raise WireError(f"{field}: {count} entries, at most {limit} are possible")
     return count
+
+
+def _write_bitmap(writer: Writer, indices: Iterable[int], size: int) -> None:
+    """Client i is bit i % 8 of byte i // 8; spare bits are zero."""
+    bits = np.zeros(size, dtype=np.uint8)
+    bits[list(indices)] = 1
+    packed = np.packbits(bits, bitorder="little").tobytes()
+    writer.fixed(packed, len(packed))
+
+
+def _read_bitmap(reader: Reader, field: str, size: int) -> list[int]:
+    packed = np.frombuffer(reader.fixed((size + 7) // 8, field=field), dtype=np.uint8)
+    found = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
+    if found.size and found[-1] >= size:
+        raise WireError(f"{field}: a bit beyond client number {size - 1} is set")
+    return [int(index) for index in found]
 
 
 def _strictly_rising(values: list[int], field: str, size: int) -> None:

@@ -1,19 +1,25 @@
 """The client's half of a pairwise round.
 
 Protocol: Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine
-Learning", the protocol's figure, in the variant for active adversaries, on a complete graph;
-pairwise secrets are
-hybrid post-quantum and follow from one root (:mod:`securefed.secagg.round_secrets`).
+Learning", the protocol's figure, in the variant for active adversaries; in cohorts of 200 and more
+on a sparse graph, after Bell et al. 2020, "Secure Single-Server Aggregation with (Poly)Logarithmic
+Overhead".  Pairwise secrets are hybrid post-quantum and follow from one root
+(:mod:`securefed.secagg.round_secrets`); degree and thresholds, with what they guarantee, are in
+:mod:`securefed.secagg.parameters`.
 
 ======================  =============================  ==========================================
 state                   server's message               what the client then knows and sends
 ======================  =============================  ==========================================
 ``NEW``                 (``start``)                    own secrets; sends keys and commitments
-``ADVERTISED``          advertisements                 everyone's keys; sends sealed shares
-``SHARED``              bundles for this client        who shared; sends its **masked input**
+``ADVERTISED``          hash of nonce commitments      (sparse graph only) that all nonces are
+                                                       fixed; sends its nonce and signs the hash
+``ADVERTISED`` or       advertisements, and in a       its neighbours and their keys; sends each
+``REVEALED``            sparse graph all nonces        of them sealed shares
+``SHARED``              bundles for this client        which neighbours shared; sends its **masked
+                                                       input**
 ``MASKED``              survivor list                  who survived; signs that list, once
 ``CONFIRMED``           signatures on the list         that enough honest clients signed the same;
-                                                       sends one share of each sharer, once
+                                                       sends one share of each neighbour, once
 ``DONE`` / ``FAILED``   nothing is accepted            secrets are forgotten
 ======================  =============================  ==========================================
 
@@ -25,6 +31,8 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import hmac
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -37,7 +45,14 @@ from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolErro
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import Contribution, RoundContext
-from securefed.secagg.messages import Advertisement, Bundle, Reveal, Signed
+from securefed.secagg.graph import (
+    NONCE_BYTES,
+    Graph,
+    commitments_hash,
+    graph_seed,
+    nonce_commitment,
+)
+from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
 
 
 class ClientState(enum.Enum):
@@ -45,6 +60,7 @@ class ClientState(enum.Enum):
 
     NEW = "new"
     ADVERTISED = "advertised"
+    REVEALED = "revealed"
     SHARED = "shared"
     MASKED = "masked"
     CONFIRMED = "confirmed"
@@ -52,11 +68,25 @@ class ClientState(enum.Enum):
     FAILED = "failed"
 
 
-_EXPECTED: Final = {
-    ClientState.ADVERTISED: (wire_messages.ADVERTISED, ClientState.SHARED),
-    ClientState.SHARED: (wire_messages.DELIVERY, ClientState.MASKED),
-    ClientState.MASKED: (wire_messages.SURVIVORS, ClientState.CONFIRMED),
-    ClientState.CONFIRMED: (wire_messages.CONFIRMATIONS, ClientState.DONE),
+# What is accepted in a state, which method answers it, and the state that follows.
+_Transition = tuple[int, str, ClientState]
+_COMMON: Final[dict[ClientState, _Transition]] = {
+    ClientState.SHARED: (wire_messages.DELIVERY, "_mask", ClientState.MASKED),
+    ClientState.MASKED: (wire_messages.SURVIVORS, "_confirm", ClientState.CONFIRMED),
+    ClientState.CONFIRMED: (wire_messages.CONFIRMATIONS, "_reveal", ClientState.DONE),
+}
+COMPLETE: Final[dict[ClientState, _Transition]] = {
+    ClientState.ADVERTISED: (wire_messages.ADVERTISED, "_share_with_all", ClientState.SHARED),
+    **_COMMON,
+}
+SPARSE: Final[dict[ClientState, _Transition]] = {
+    ClientState.ADVERTISED: (wire_messages.COMMITMENTS, "_reveal_nonce", ClientState.REVEALED),
+    ClientState.REVEALED: (
+        wire_messages.NEIGHBOURHOOD,
+        "_share_with_neighbours",
+        ClientState.SHARED,
+    ),
+    **_COMMON,
 }
 
 
@@ -76,17 +106,20 @@ class PairwiseClient(SecretHolder):
             and shares are checked.  What it raises ends the round for this client.
         min_clients: the client's own floor: it takes no part in a smaller sum, whatever the server
             agreed.
+        min_threshold: the client's own floor on the threshold of secret sharing.
         random: source of round secrets; the operating system's generator outside tests.
 
     Guarantees:
         - Nothing that depends on the contribution is sent before the masked input.
         - At most one share of each client is revealed, of one kind, once.
-        - No share is revealed unless ``threshold`` clients of the survivor list signed that very
-          list, and it holds at least ``survivor_floor`` clients and this one.
+        - No share is revealed unless ``quorum`` of this client's witnesses signed that very
+          survivor list, and it holds at least ``survivor_floor`` clients and this one.
+        - What is opened in the end is the sum over all honest clients of one such list
+          (:mod:`securefed.secagg.parameters`).
 
     Raises:
-        LocalProtocolError: the identity is not the one in the roster, or the cohort is smaller
-            than ``min_clients``.
+        LocalProtocolError: the identity is not the one in the roster, or cohort or threshold are
+            below the client's own floors.
     """
 
     def __init__(
@@ -97,6 +130,7 @@ class PairwiseClient(SecretHolder):
         contribution: Contribution,
         *,
         min_clients: int = 2,
+        min_threshold: int = 2,
         random: RandomBytes = system_random,
     ) -> None:
         self._context = context
@@ -105,24 +139,35 @@ class PairwiseClient(SecretHolder):
             raise LocalProtocolError(
                 f"client {client_id!r}: the roster holds another identity key for it"
             )
-        self._floor = max(min_clients, context.parameters.survivor_floor)
+        parameters = context.parameters
+        self._floor = max(min_clients, parameters.survivor_floor)
         if len(context.cohort) < self._floor:
             raise LocalProtocolError(
                 f"cohort of {len(context.cohort)} clients: this client takes part from "
                 f"{self._floor} on"
+            )
+        if parameters.threshold < min_threshold:
+            raise LocalProtocolError(
+                f"threshold = {parameters.threshold}: this client takes part from "
+                f"{min_threshold} on"
             )
         self._identity = identity
         self._contribution: Contribution | None = contribution
         self._random = random
         self._root = b""
         self._self_seed = b""
+        self._nonce = b""
         self._mask_key: HybridPrivateKey | None = None
         self._envelope_key: HybridPrivateKey | None = None
-        self._adverts: dict[int, Advertisement] = {}
+        self._advert: Advertisement | None = None
+        self._commitments = b""
+        self._graph = Graph.complete(len(context.cohort))
+        self._view = b""
+        self._peers: dict[int, _Peer] = {}
         self._own_shares: tuple[bytes, bytes] = (b"", b"")
         self._shares: dict[int, tuple[bytes, bytes]] = {}
-        self._sharers: list[int] = []
         self._survivors: list[int] = []
+        self._transitions = SPARSE if parameters.sparse else COMPLETE
         self.state = ClientState.NEW
 
     def __repr__(self) -> str:
@@ -138,17 +183,18 @@ class PairwiseClient(SecretHolder):
         digest = self._context.digest
         self._root = draw(self._random, keys.SECRET_BYTES)
         self._self_seed = draw(self._random, keys.SECRET_BYTES)
+        self._nonce = draw(self._random, NONCE_BYTES)
         self._mask_key = keys.mask_key_pair(self._root, digest, self._index)
         self._envelope_key = HybridPrivateKey.generate(self._random)
-        advertisement = Advertisement(
+        self._advert = Advertisement(
             mask_key=self._mask_key.public.raw,
             envelope_key=self._envelope_key.public.raw,
             root_commitment=keys.root_commitment(self._root, digest, self._index),
             self_commitment=keys.self_commitment(self._self_seed, digest, self._index),
+            nonce_commitment=nonce_commitment(self._nonce, digest, self._index),
         )
-        self._adverts[self._index] = advertisement
         self.state = ClientState.ADVERTISED
-        return self._signed("advertise", advertisement.encode())
+        return self._signed("advertise", self._advert.encode())
 
     def handle(self, message: bytes) -> bytes:
         """Answer the server's message for the present state.
@@ -158,24 +204,18 @@ class PairwiseClient(SecretHolder):
                 for this client).
             ThresholdNotMet: too few clients are left (the round is over).
         """
-        if self.state not in _EXPECTED:
+        if self.state not in self._transitions:
             raise RemoteProtocolError(f"the round is {self.state.value}: no message is accepted")
-        expected, next_state = _EXPECTED[self.state]
+        expected, method, next_state = self._transitions[self.state]
         found = message_type(message)
         if found != expected:
             raise RemoteProtocolError(
                 f"message type {found} while {self.state.value}: only type {expected} is accepted"
             )
+        respond: Callable[[bytes], bytes] = getattr(self, method)
         answer = b""
         try:
-            if self.state is ClientState.ADVERTISED:
-                answer = self._share(message)
-            elif self.state is ClientState.SHARED:
-                answer = self._mask(message)
-            elif self.state is ClientState.MASKED:
-                answer = self._confirm(message)
-            else:
-                answer = self._reveal(message)
+            answer = respond(message)
             self.state = next_state
         finally:
             if not answer:
@@ -184,62 +224,118 @@ class PairwiseClient(SecretHolder):
                 self._forget()
         return answer
 
-    def _share(self, message: bytes) -> bytes:
-        """Stage 1.  Check everyone's keys; seal one share of each secret to each of them."""
+    def _reveal_nonce(self, message: bytes) -> bytes:
+        """Stage graph.  All nonces are committed to: reveal this client's, and sign the hash."""
+        self._commitments = wire_messages.decode_commitments(message)
+        return self._signed("graph", self._nonce + self._commitments)
+
+    def _share_with_all(self, message: bytes) -> bytes:
+        """Stage share, complete graph.  Everyone who advertised is a neighbour."""
+        size = len(self._context.cohort)
+        signed = wire_messages.decode_advertised(message, size=size)
+        adverts = {item.sender: self._checked(item) for item in signed}
+        self._check_floor(len(adverts), "advertisements")
+        own = adverts.pop(self._index, None)
+        if own is None or own != self._advert:
+            raise RemoteProtocolError("advertisements: another one stands for this client")
+        return self._share(adverts)
+
+    def _share_with_neighbours(self, message: bytes) -> bytes:
+        """Stage share, sparse graph.  The ring must follow from the nonces committed to."""
+        context, me, parameters = self._context, self._index, self._context.parameters
+        size, digest = len(context.cohort), context.digest
+        found = Neighbourhood.decode(message, size=size, degree=parameters.degree)
+        committed = dict(found.withheld)
+        for index, nonce in found.nonces.items():
+            committed[index] = nonce_commitment(nonce, digest, index)
+        if not hmac.compare_digest(commitments_hash(committed), self._commitments):
+            raise RemoteProtocolError("nonces: they are not what was committed to")
+        if found.nonces.get(me) != self._nonce:
+            raise RemoteProtocolError("nonces: this client's own is not among them")
+        self._check_floor(len(found.nonces), "nonces")
+        self._view = graph_seed(digest, found.nonces)
+        self._graph = Graph.from_seed(
+            self._view, size=size, degree=parameters.degree, witnesses=parameters.witnesses
+        )
+        awaited = [index for index in self._graph.neighbours(me) if index in found.nonces]
+        if [item.sender for item in found.advertisements] != awaited:
+            raise RemoteProtocolError(
+                "advertisements: they are not those of the neighbours that revealed a nonce"
+            )
+        adverts = {item.sender: self._checked(item) for item in found.advertisements}
+        for index, advert in adverts.items():
+            if advert.nonce_commitment != committed[index]:
+                raise RemoteProtocolError(
+                    f"advertisement of {context.cohort[index]!r}: another nonce was committed to"
+                )
+        return self._share(adverts)
+
+    def _checked(self, signed: Signed) -> Advertisement:
+        """An advertisement that its sender signed for this round."""
+        self._verify(signed, "advertise")
+        return Advertisement.decode(signed.body)
+
+    def _share(self, adverts: dict[int, Advertisement]) -> bytes:
+        """Seal one share of each secret to each neighbour, and one goes to this client itself."""
         context, me = self._context, self._index
-        for signed in wire_messages.decode_advertised(message, size=len(context.cohort)):
-            self._verify(signed, "advertise")
-            advert = Advertisement.decode(signed.body)
-            check_keys(advert, context.cohort[signed.sender])
-            if signed.sender == me:
-                if advert != self._adverts[me]:
-                    raise RemoteProtocolError("advertisements: another one stands for this client")
-                continue
-            self._adverts[signed.sender] = advert
-        self._check_floor(len(self._adverts), "advertisements")
-        public = [key for a in self._adverts.values() for key in (a.mask_key, a.envelope_key)]
+        if self._advert is None:
+            raise LocalProtocolError("the round's keys are gone")
+        everyone = {**adverts, me: self._advert}
+        threshold = context.parameters.threshold
+        self._check_holders(len(everyone), "advertisements")
+        public = [key for a in everyone.values() for key in (a.mask_key, a.envelope_key)]
         if len(set(public)) != len(public):
             raise RemoteProtocolError("advertisements: a public key appears twice")
-        points = [index + 1 for index in self._adverts]
-        threshold = context.parameters.threshold
+        points = [index + 1 for index in everyone]
         roots = share(self._root, threshold=threshold, points=points, random=self._random)
         selves = share(self._self_seed, threshold=threshold, points=points, random=self._random)
         self._own_shares = (selves[me + 1], roots[me + 1])
-        bundles = {
-            other: self._bundle_for(other, selves[other + 1], roots[other + 1])
-            for other in self._adverts
-            if other != me
-        }
+        bundles = {}
+        for other, advert in adverts.items():
+            mask_key, envelope_key = checked_keys(advert, context.cohort[other])
+            secret = b""
+            if self._graph.gives(me, other):
+                secret = keys.edge_secret(self._root, context.digest, me, other, mask_key.raw)
+            self._peers[other] = _Peer(
+                key_hash=keys.key_hash(envelope_key.raw),
+                advert_hash=hashlib.sha256(advert.encode()).digest(),
+                edge_secret=secret,
+            )
+            bundles[other] = self._bundle_for(
+                other, selves[other + 1] + roots[other + 1], mask_key, envelope_key
+            )
         return self._signed("share", wire_messages.encode_shares(bundles))
 
-    def _bundle_for(self, other: int, self_share: bytes, root_share: bytes) -> Bundle:
-        digest, me, advert = self._context.digest, self._index, self._adverts[other]
-        receiver = HybridPublicKey.from_bytes(advert.envelope_key)
-        info = keys.envelope_info(digest, me, other, self._adverts[me].envelope_key, receiver)
+    def _bundle_for(
+        self, other: int, shares: bytes, mask_key: HybridPublicKey, envelope_key: HybridPublicKey
+    ) -> Bundle:
+        digest, me, peer = self._context.digest, self._index, self._peers[other]
+        info = keys.envelope_info(digest, me, other, self._own_key_hash(), peer.key_hash)
         edge = commitment = b""
-        if me < other:
-            secret = keys.edge_secret(self._root, digest, me, other, advert.mask_key)
-            edge = HybridPublicKey.from_bytes(advert.mask_key).seal(
-                secret, info=keys.edge_info(digest, me, other)
-            )
-            commitment = keys.edge_commitment(secret, digest, me, other)
-        unsigned = Bundle(receiver.seal(self_share + root_share, info=info), edge, commitment, b"")
+        if peer.edge_secret:
+            edge = mask_key.seal(peer.edge_secret, info=keys.edge_info(digest, me, other))
+            commitment = keys.edge_commitment(peer.edge_secret, digest, me, other)
+        unsigned = Bundle(envelope_key.seal(shares, info=info), edge, commitment, b"")
         covered = unsigned.signed_part(
-            sender=me, receiver=other, mask_key=advert.mask_key, envelope_key=advert.envelope_key
+            sender=me, receiver=other, mask_key=mask_key.raw, envelope_key=envelope_key.raw
         )
         signature = self._identity.sign(digest + covered, label=keys.SIGN_BUNDLE)
         return Bundle(unsigned.envelope, edge, commitment, signature)
 
+    def _own_key_hash(self) -> bytes:
+        if self._envelope_key is None:
+            raise LocalProtocolError("the round's keys are gone")
+        return keys.key_hash(self._envelope_key.public.raw)
+
     def _mask(self, message: bytes) -> bytes:
-        """Stage 2.  Open every bundle; only then make the contribution, and mask it."""
+        """Stage masked_input.  Open every bundle; only then make the contribution, and mask it."""
         context, me = self._context, self._index
-        bundles = wire_messages.decode_delivery(message, receiver=me, size=len(context.cohort))
-        strangers = [sender for sender in bundles if sender not in self._adverts]
-        if strangers:
-            raise RemoteProtocolError(
-                f"delivery: {context.cohort[strangers[0]]!r} did not advertise keys"
-            )
-        self._check_floor(len(bundles) + 1, "sharers")
+        bundles = wire_messages.decode_delivery(
+            message, with_edge={other: self._graph.gives(other, me) for other in self._peers}
+        )
+        self._check_holders(len(bundles) + 1, "sharers")
+        if not context.parameters.sparse:
+            self._check_floor(len(bundles) + 1, "sharers")
         edges = {}
         for sender, bundle in bundles.items():
             try:
@@ -249,7 +345,8 @@ class PairwiseClient(SecretHolder):
                     f"bundle of {context.cohort[sender]!r}: {error}"
                 ) from None
         self._shares[me] = self._own_shares
-        self._sharers = sorted([*bundles, me])
+        if not context.parameters.sparse:
+            self._view = keys.sharers_hash(self._advert_hashes())
         if self._contribution is None:
             raise LocalProtocolError("the contribution was already made")
         contribution, self._contribution = self._contribution, None
@@ -259,34 +356,34 @@ class PairwiseClient(SecretHolder):
                 f"contribution: {vector.dtype}[{vector.shape}], must be uint32[{context.length}]"
             )
         masked = vector.copy()
-        sharers = self._view()
-        add_keystream(masked, keys.self_keystream_key(self._self_seed, context.digest, sharers, me))
+        own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
+        add_keystream(masked, own_key)
         for other, secret in edges.items():
             low, high = min(me, other), max(me, other)
-            key = keys.pair_keystream_key(secret, context.digest, sharers, low, high)
+            key = keys.pair_keystream_key(secret, context.digest, self._view, low, high)
             add_keystream(masked, key, subtract=me == high)
         packed = pack_ring(masked, context.bits)
-        return self._signed("masked_input", sharers + packed)
+        return self._signed("masked_input", self._view + packed)
+
+    def _advert_hashes(self) -> dict[int, bytes]:
+        if self._advert is None:
+            raise LocalProtocolError("the round's keys are gone")
+        own = hashlib.sha256(self._advert.encode()).digest()
+        return {i: self._peers[i].advert_hash if i in self._peers else own for i in self._shares}
 
     def _open(self, sender: int, bundle: Bundle) -> bytes:
         """Check a bundle, keep its shares, return the secret of this edge."""
-        context, me, own = self._context, self._index, self._adverts[self._index]
-        name = context.cohort[sender]
+        context, me, own = self._context, self._index, self._advert
+        if self._envelope_key is None or self._mask_key is None or own is None:
+            raise LocalProtocolError("the round's keys are gone")
         covered = bundle.signed_part(
             sender=sender, receiver=me, mask_key=own.mask_key, envelope_key=own.envelope_key
         )
-        context.roster[name].verify(
+        context.roster[context.cohort[sender]].verify(
             bundle.signature, context.digest + covered, label=keys.SIGN_BUNDLE
         )
-        if self._envelope_key is None or self._mask_key is None:
-            raise LocalProtocolError("the round's keys are gone")
-        info = keys.envelope_info(
-            context.digest,
-            sender,
-            me,
-            self._adverts[sender].envelope_key,
-            self._envelope_key.public,
-        )
+        peer = self._peers[sender]
+        info = keys.envelope_info(context.digest, sender, me, peer.key_hash, self._own_key_hash())
         opened = self._envelope_key.open(bundle.envelope, info=info)
         reader = Reader(opened)
         self._shares[sender] = (
@@ -294,65 +391,74 @@ class PairwiseClient(SecretHolder):
             reader.fixed(SHARE_BYTES, field="root share"),
         )
         reader.finish()
-        if me < sender:
-            return keys.edge_secret(
-                self._root, context.digest, me, sender, self._adverts[sender].mask_key
-            )
+        if peer.edge_secret:
+            return peer.edge_secret
         secret = self._mask_key.open(bundle.edge, info=keys.edge_info(context.digest, sender, me))
         if keys.edge_commitment(secret, context.digest, sender, me) != bundle.edge_commitment:
             raise RemoteProtocolError("its edge secret does not match its commitment")
         return secret
 
     def _confirm(self, message: bytes) -> bytes:
-        """Stage 3.  Sign the survivor list, once."""
-        survivors = wire_messages.decode_survivors(
-            wire_messages.SURVIVORS, message, size=len(self._context.cohort)
-        )
+        """Stage consistency.  Sign the survivor list, once."""
+        context = self._context
+        survivors = wire_messages.decode_survivors(message, size=len(context.cohort))
         if self._index not in survivors:
             raise RemoteProtocolError("survivors: this client sent its input but is not listed")
-        strangers = set(survivors) - set(self._sharers)
+        listed = set(survivors)
+        # Also in a sparse graph, where the argument of parameters.py rests on it.
+        strangers = set(self._graph.neighbours(self._index)) & listed - set(self._shares)
         if strangers:
-            name = self._context.cohort[min(strangers)]
-            raise RemoteProtocolError(f"survivors: {name!r} did not share")
+            raise RemoteProtocolError(
+                f"survivors: {context.cohort[min(strangers)]!r} did not share"
+            )
         self._check_floor(len(survivors), "survivors")
         self._survivors = survivors
         return self._signed(
             "consistency", self._identity.sign(self._statement(), label=keys.SIGN_SURVIVORS)
         )
 
-    def _view(self) -> bytes:
-        return keys.sharers_hash({i: self._adverts[i].encode() for i in self._sharers})
-
     def _statement(self) -> bytes:
-        return keys.survivors_statement(self._context.digest, self._view(), self._survivors)
+        return keys.survivors_statement(self._context.digest, self._view, self._survivors)
 
     def _reveal(self, message: bytes) -> bytes:
-        """Stage 4.  Check that enough survivors signed the same list; reveal one share each."""
-        context = self._context
-        signatures = wire_messages.decode_confirmations(message, size=len(context.cohort))
-        outsiders = set(signatures) - set(self._survivors)
+        """Stage unmask.  Check that enough witnesses signed this list; reveal one share each."""
+        context, quorum = self._context, self._context.parameters.quorum
+        witnesses = self._graph.witnesses(self._index)
+        signatures = wire_messages.decode_confirmations(
+            message, size=len(context.cohort), limit=len(witnesses)
+        )
+        alive = set(self._survivors)
+        outsiders = set(signatures) - (alive & witnesses)
         if outsiders:
             name = context.cohort[min(outsiders)]
-            raise RemoteProtocolError(f"confirmations: {name!r} is not a survivor")
+            raise RemoteProtocolError(
+                f"confirmations: {name!r} is not a survivor whose signature counts here"
+            )
+        statement = self._statement()
         for signer, signature in signatures.items():
             context.roster[context.cohort[signer]].verify(
-                signature, self._statement(), label=keys.SIGN_SURVIVORS
+                signature, statement, label=keys.SIGN_SURVIVORS
             )
-        threshold = context.parameters.threshold
-        if len(signatures) < threshold:
+        if len(signatures) < quorum:
             raise ThresholdNotMet(
-                f"confirmations: {len(signatures)} signatures, at least {threshold} are needed"
+                f"confirmations: {len(signatures)} signatures, at least {quorum} are needed"
             )
-        alive = set(self._survivors)
         reveal = Reveal(
-            self_shares={i: self._shares[i][0] for i in self._sharers if i in alive},
-            root_shares={i: self._shares[i][1] for i in self._sharers if i not in alive},
+            self_shares={i: pair[0] for i, pair in self._shares.items() if i in alive},
+            root_shares={i: pair[1] for i, pair in self._shares.items() if i not in alive},
         )
         return self._signed("unmask", reveal.encode())
 
     def _check_floor(self, count: int, what: str) -> None:
         if count < self._floor:
             raise ThresholdNotMet(f"{what}: {count} clients, at least {self._floor} are needed")
+
+    def _check_holders(self, count: int, what: str) -> None:
+        threshold = self._context.parameters.threshold
+        if count < threshold:
+            raise ThresholdNotMet(
+                f"{what}: {count} holders of this client's shares, at least {threshold} are needed"
+            )
 
     def _verify(self, signed: Signed, stage: str) -> None:
         name = self._context.cohort[signed.sender]
@@ -369,22 +475,36 @@ class PairwiseClient(SecretHolder):
         return Signed(self._index, body, signature).encode()
 
     def _forget(self) -> None:
-        self._root = self._self_seed = b""
+        self._root = self._self_seed = self._nonce = b""
         self._mask_key = self._envelope_key = None
         self._own_shares = (b"", b"")
         self._shares.clear()
+        self._peers.clear()
         self._contribution = None
 
 
-def check_keys(advert: Advertisement, owner: str) -> None:
-    """Both public keys must be valid.
+class _Peer(SecretHolder):
+    """What a client keeps of a neighbour once it has shared with it."""
+
+    __slots__ = ("advert_hash", "edge_secret", "key_hash")
+
+    def __init__(self, *, key_hash: bytes, advert_hash: bytes, edge_secret: bytes) -> None:
+        self.key_hash = key_hash
+        self.advert_hash = advert_hash
+        self.edge_secret = edge_secret  # empty where the neighbour gives it
+
+
+def checked_keys(advert: Advertisement, owner: str) -> tuple[HybridPublicKey, HybridPublicKey]:
+    """Mask key and envelope key, both valid.
 
     Raises:
         RemoteProtocolError: names the owner.
     """
     try:
-        HybridPublicKey.from_bytes(advert.mask_key)
-        HybridPublicKey.from_bytes(advert.envelope_key)
+        return (
+            HybridPublicKey.from_bytes(advert.mask_key),
+            HybridPublicKey.from_bytes(advert.envelope_key),
+        )
     except (RemoteProtocolError, ConfigError) as error:
         raise RemoteProtocolError(f"advertisement of {owner!r}: {error}") from None
 

@@ -1,57 +1,285 @@
-"""Thresholds of a pairwise round, computed, never set by hand."""
+"""Degree and thresholds of a pairwise round: derived, never set by hand.
+
+Symbols: n clients invited, c = floor(gamma n) of them corrupt, f = n - floor(delta n) the survivor
+floor; k the degree, h = k / 2; t the threshold of secret sharing among a client's k neighbours and
+itself; w the number of witnesses beside itself and q how many signatures, its own included, a
+client asks for before it reveals anything.
+
+Complete graph (n below 200, or where the sparse one would be no smaller): k = w = n - 1 and
+t = q = floor((n + c) / 2) + 1.  Two survivor lists cannot both gather q signatures, since each
+would hold more than (n - c) / 2 honest ones and an honest client signs once in an attempt.
+
+Sparse graph.  The corrupt clients are fixed before the order of the ring is known, and the order is
+uniform.  Let a be the least number such that, except with probability 2^-(sigma + 1), no h
+consecutive places hold more than a corrupt clients, and b the same for w + 1 places: a union bound
+over n runs of the hypergeometric tail.  Then
+
+    (S1)  t >= h + a + 2
+    (S2)  2 q >= w + b + h + 2
+
+and the following holds *whatever the server does afterwards*: it may declare dropped whom it likes,
+knowing the graph, and tell every client another story.
+
+1. *One kind of share.*  At most 2 a of the k neighbours of an honest client are corrupt, and an
+   honest holder answers once.  Both kinds of share of one client need 2 t answers; there are
+   at most (k + 1) + 2 a < 2 t.
+2. *No cut.*  Let V be the honest clients that shared and whose root is not recovered, joined by an
+   edge where both masked with each other.  (Where only one did, its mask is never removed, and the
+   server learns nothing of either.)  Let K be a component whose self-masks are all recovered.  For
+   u in K at least t holders revealed a share of its seed: u itself, corrupt ones, or members of K.
+   If K is not all of V, let u in K and u' in another such component be next to each other among
+   the members of both, g places apart.  If g > h, one side of u holds no member of K, which leaves
+   h + 1 + a < t holders.  Else K and K' need 2 t holders within the k + 1 + g places around u and
+   u', of which g - 1 hold no member of either; counting the corrupt clients around both twice gives
+   2 t <= k + 2 + 2 a, against (S1).  So at most one component is opened.
+   Every member of an opened component has an honest client that reveals within h places on each
+   side, since t > h + 1 + a: those who reveal lie within h of each other all around the ring.
+3. *One list.*  A client reveals only if q of its witnesses signed its own list.  Let w and w' be
+   honest clients that reveal for different lists, next to each other among all that reveal, g
+   places apart.  Their signers do not overlap in honest clients, so 2 q <= (w + 1) + g + b, and by
+   (S2) g > h: by the last sentence of 2 nothing is opened.
+4. *The whole list.*  An honest client does not sign a list with a neighbour that, as it was told,
+   did not share.  Those who reveal, all of them in the opened component, are within h of every
+   place, so the component holds every honest client of the list: at least f - c clients.
+
+So what is opened is the sum over all honest members of one list of at least f clients, or nothing:
+the same as in the complete graph, except with probability 2^-sigma, *provided the order was uniform
+and independent of who is corrupt*.  Commit and reveal gives that where the server relays every
+nonce.  A server that withholds nonces at will chooses among very many orders, for which no useful
+bound is proven: above 200 clients the claim assumes a server that is honest at set-up, that is
+until the order is known.
+
+Completion.  With dropouts that do not depend on the order, every client keeps t holders and q
+signers except with probability 2^-eta.
+
+Sources: Bonawitz et al. 2017, "Practical Secure Aggregation for Privacy-Preserving Machine
+Learning", the part on active adversaries; Bell et al. 2020, "Secure Single-Server Aggregation with
+(Poly)Logarithmic Overhead", section on parameters.  Conditions (S1), (S2) and the argument above
+are our own; the former replace the paper's condition on random dropouts.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
 
 from securefed.errors import ConfigError
 from securefed.privacy.policy import CohortBounds
 
+SPARSE_FROM = 200
+MIN_SIGMA = 40
+MIN_ETA = 30
+# gammaln is good to about 1e-15 of arguments whose logarithms sum to below 1e8: an error of 1e-7.
+_SLACK = 1e-6
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class PairwiseParameters:
     """What every party of a round computes for itself from the cohort's size.
 
     Attributes:
         size: n, clients invited.
-        corrupt: most clients that may collude with the server.
-        threshold: t, shares that reconstruct a secret and signatures that confirm a survivor list.
-        survivor_floor: least survivors; clients refuse to unmask fewer.
+        corrupt: c, most clients that may collude with the server.
+        survivor_floor: f, least survivors; clients refuse to unmask fewer.
+        degree: k, neighbours of a client; n - 1 in a complete graph.
+        threshold: t, shares that reconstruct a secret, of the k + 1 there are.
+        witnesses: w, clients beside itself whose signatures a client may count.
+        quorum: q, signatures that a client asks for, of the w + 1 there may be.
+        sigma: the guarantees fail with probability at most 2^-sigma, >= 40.
+        eta: an honest round with random dropouts fails with probability at most 2^-eta, >= 30.
 
     Guarantees:
-        - ``threshold > (n + corrupt) / 2``: two different survivor lists cannot both be confirmed,
-          since each confirmation holds more than (n - corrupt) / 2 honest signatures and an honest
-          client signs once in an attempt (signatures cover the attempt's fresh keys).  The same
-          bound keeps the server from gathering a threshold of both kinds of share of one client.
-        - ``threshold <= survivor_floor``: the survivors can always finish.
+        The conditions at the head of this module hold for every instance: weaker numbers are
+        refused, however they were come by.
 
-    Source: Bonawitz et al. 2017, "Practical Secure Aggregation", the part on active adversaries.
+    Raises:
+        ConfigError: names the condition that does not hold.
     """
 
     size: int
     corrupt: int
-    threshold: int
     survivor_floor: int
+    degree: int
+    threshold: int
+    witnesses: int
+    quorum: int
+    sigma: int = MIN_SIGMA
+    eta: int = MIN_ETA
+
+    def __post_init__(self) -> None:
+        for name, least in (("sigma", MIN_SIGMA), ("eta", MIN_ETA)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= {least}")
+        if not 0 <= self.corrupt < self.survivor_floor <= self.size:
+            raise ConfigError(
+                f"{self.corrupt} corrupt clients and a floor of {self.survivor_floor} of "
+                f"{self.size}: must satisfy 0 <= corrupt < floor <= size"
+            )
+        sparse = self.degree < self.size - 1
+        least_threshold, least_quorum = (
+            _sparse_thresholds(self.size, self.corrupt, self.degree, self.witnesses, self.sigma)
+            if sparse
+            else _complete_thresholds(self.size, self.corrupt)
+        )
+        if sparse and (self.degree % 2 or self.degree < 2):
+            raise ConfigError(
+                f"degree = {self.degree}: must be even, or size - 1 = {self.size - 1}"
+            )
+        most = (self.degree + 1, min(self.witnesses, self.size - 1) + 1)
+        for name, value, least, limit in (
+            ("threshold", self.threshold, least_threshold, most[0]),
+            ("quorum", self.quorum, least_quorum, most[1]),
+        ):
+            if not least <= value <= limit:
+                raise ConfigError(
+                    f"{name} = {value}: must be {least}..{limit} for {self.size} clients of degree "
+                    f"{self.degree} with {self.corrupt} corrupt"
+                )
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a client has fewer neighbours than there are clients."""
+        return self.degree < self.size - 1
 
     @classmethod
-    def of(cls, bounds: CohortBounds) -> PairwiseParameters:
-        """Parameters for a complete graph of ``bounds.size`` clients.
+    def of(
+        cls,
+        bounds: CohortBounds,
+        *,
+        degree: int | None = None,
+        sigma: int = MIN_SIGMA,
+        eta: int = MIN_ETA,
+    ) -> PairwiseParameters:
+        """The least degree and thresholds that keep every condition.
+
+        Args:
+            bounds: cohort size, corrupt clients and survivor floor.
+            degree: a larger degree than the derived one, even or ``size - 1``.
+            sigma: security exponent, >= 40.
+            eta: completion exponent, >= 30.
 
         Raises:
-            ConfigError: corrupt and dropout fractions leave no safe threshold
-                (gamma + 2 delta must stay below 1).
+            ConfigError: corrupt and dropout fractions leave no safe threshold, or less was asked
+                for than the derivation gives.
         """
-        threshold = (bounds.size + bounds.corrupt) // 2 + 1
-        if threshold > bounds.survivor_floor:
+        n, c, floor = bounds.size, bounds.corrupt, bounds.survivor_floor
+        least = _least_degree(n, c, floor, sigma, eta) if n >= SPARSE_FROM else n - 1
+        if degree is not None and not least <= degree <= n - 1:
             raise ConfigError(
-                f"{bounds.size} clients, {bounds.corrupt} of them corrupt, and a floor of "
-                f"{bounds.survivor_floor} survivors: the threshold would be {threshold}, above the "
-                "floor; lower corrupt_fraction or dropout_fraction (corrupt_fraction + 2 * "
-                "dropout_fraction must stay below 1)"
+                f"degree = {degree}: must be {least}..{n - 1} for {n} clients, {c} of them "
+                f"corrupt, and a floor of {floor} survivors"
+            )
+        k = least if degree is None else degree
+        if k >= n - 1:
+            threshold, quorum = _complete_thresholds(n, c)
+            k = w = n - 1
+        else:
+            w = _least_witnesses(n, c, floor, k, sigma, eta)
+            threshold, quorum = _sparse_thresholds(n, c, k, w, sigma)
+        if max(threshold, quorum) > floor:
+            raise ConfigError(
+                f"{n} clients, {c} of them corrupt, and a floor of {floor} survivors: "
+                f"{max(threshold, quorum)} would have to answer, more than the floor; lower "
+                "corrupt_fraction or dropout_fraction (corrupt_fraction + 2 * dropout_fraction "
+                "must stay below 1)"
             )
         return cls(
-            size=bounds.size,
-            corrupt=bounds.corrupt,
+            size=n,
+            corrupt=c,
+            survivor_floor=floor,
+            degree=k,
             threshold=threshold,
-            survivor_floor=bounds.survivor_floor,
+            witnesses=w,
+            quorum=quorum,
+            sigma=sigma,
+            eta=eta,
         )
+
+
+def _complete_thresholds(n: int, c: int) -> tuple[int, int]:
+    threshold = max((n + c) // 2 + 1, 2)
+    return threshold, threshold
+
+
+def _sparse_thresholds(n: int, c: int, k: int, w: int, sigma: int) -> tuple[int, int]:
+    """The least t and q by (S1) and (S2); where everyone is a witness, q as in a complete graph."""
+    threshold = k // 2 + most_in_a_run(n, c, k // 2, sigma) + 2
+    if w >= n - 1:
+        return threshold, _complete_thresholds(n, c)[1]
+    return threshold, -(-(w + most_in_a_run(n, c, w + 1, sigma) + k // 2 + 2) // 2)
+
+
+def _least_degree(n: int, c: int, floor: int, sigma: int, eta: int) -> int:
+    """The least even k with (S1) that completes; n - 1 where there is none below."""
+    for k in range(2, n - 1, 2):
+        threshold = k // 2 + most_in_a_run(n, c, k // 2, sigma) + 2
+        if threshold <= least_present(n, floor, k, eta):
+            return k
+    return n - 1
+
+
+def _least_witnesses(n: int, c: int, floor: int, k: int, sigma: int, eta: int) -> int:
+    """The least even w >= k with (S2) that completes; n - 1 where there is none below."""
+    for w in range(k, n - 1, 2):
+        if _sparse_thresholds(n, c, k, w, sigma)[1] <= least_present(n, floor, w, eta):
+            return w
+    return n - 1
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def most_in_a_run(n: int, c: int, length: int, sigma: int) -> int:
+    """The least a such that n Pr[Hyp(n, c, length) > a] <= 2^-(sigma + 1).
+
+    Args:
+        n: places of the ring.
+        c: corrupt clients among them, placed uniformly.
+        length: consecutive places looked at, 0..n.
+        sigma: security exponent.
+
+    Returns:
+        What no run of ``length`` places exceeds, except with probability 2^-(sigma + 1).
+    """
+    upper = np.cumsum(_pmf(n, c, length)[::-1])[::-1]  # upper[a] = Pr[X >= a]
+    fails = n * upper * (1.0 + _SLACK) > 2.0 ** -(sigma + 1)
+    # The largest value that still has a probability above the bound is not exceeded otherwise.
+    return int(np.flatnonzero(fails)[-1]) if fails.any() else 0
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def least_present(n: int, floor: int, count: int, eta: int) -> int:
+    """The greatest x such that n Pr[fewer than x of ``count`` others are there] <= 2^-(eta + 1).
+
+    Args:
+        n: clients.
+        floor: how many of them are there, the rest being absent at random.
+        count: clients looked at around one of them, which may itself be absent.
+        eta: completion exponent.
+    """
+    lower = np.cumsum(_pmf(n - 1, min(floor, n - 1), count))  # lower[x] = Pr[X <= x]
+    fails = n * lower * (1.0 + _SLACK) > 2.0 ** -(eta + 1)
+    return int(np.flatnonzero(fails)[0])
+
+
+def _pmf(population: int, marked: int, draws: int) -> NDArray[np.float64]:
+    """Hypergeometric probabilities of 0..draws marked ones."""
+    x = np.arange(draws + 1, dtype=np.float64)
+
+    def log_choose(top: float, bottom: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(
+            gammaln(top + 1.0) - gammaln(bottom + 1.0) - gammaln(top - bottom + 1.0),
+            dtype=np.float64,
+        )
+
+    possible = (x <= marked) & (draws - x <= population - marked)
+    found = np.zeros(draws + 1)
+    inside = x[possible]
+    found[possible] = np.exp(
+        log_choose(float(marked), inside)
+        + log_choose(float(population - marked), draws - inside)
+        - log_choose(float(population), np.array([float(draws)]))
+    )
+    return found

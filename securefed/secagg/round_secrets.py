@@ -3,19 +3,21 @@
 Client i draws two independent 32-byte secrets: its *root* and its *self-mask seed*.
 
     mask key pair of i        = KeyPair(KDF(root_i, MASK_KEY, round))
-    edge secret of i < j      = KDF(root_i, EDGE, round, i, j, mask public key of j)
-    keystream key of (i, j)   = KDF(edge secret, MASK, round, sharers, i, j)
-    self keystream key of i   = KDF(seed_i, SELF_MASK, round, sharers, i)
+    edge secret of (i, j)     = KDF(root_i, EDGE, round, i, j, mask public key of j), i gives it
+    keystream key of (i, j)   = KDF(edge secret, MASK, round, view, lower, higher)
+    self keystream key of i   = KDF(seed_i, SELF_MASK, round, view, i)
 
-The lower index sends the edge secret to the higher one, sealed to its mask key.  ``round`` is the
-round context's digest and ``sharers`` a hash of who shared and of the fresh keys and commitments
-that each of them advertised: a party that was told something else derives other keystreams, which
-do not cancel.  Those fresh keys also make every signature on a survivor list good for one attempt
-only: a server that names an old session again cannot use what was signed then.
+One end of each edge gives the edge secret (``Graph.gives``) and sends it to the other, sealed to
+its mask key.  ``round`` is the round context's digest.  ``view`` is a hash with fresh values of
+this attempt in it: in a complete graph of who shared and of the keys and commitments that each of
+them advertised; in a sparse one the seed of the ring, made of every client's nonce.  A party that
+was told something else derives other keystreams, which do not cancel.  The fresh values also make
+every signature on a survivor list good for one attempt only: a server that names an old session
+again cannot use what was signed then.
 
-If i drops out, its root is reconstructed.  It gives the edge secrets towards higher indices again,
-and the mask private key, which opens the edge secrets sealed by lower ones.  It does not give the
-self-mask seed, nor the key pair of the share envelopes, which is drawn apart.
+If i drops out, its root is reconstructed.  It gives the edge secrets that i gave again, and the
+mask private key, which opens those that it was given.  It does not give the self-mask seed, nor the
+key pair of the share envelopes, which is drawn apart.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey, commit, derive
+from securefed.crypto.keys import HybridPrivateKey, commit, derive
 
 MASK_KEY = b"securefed/1/round/mask-key"
 EDGE = b"securefed/1/round/edge-secret"
@@ -45,12 +47,9 @@ def _pair(digest: bytes, lower: int, higher: int) -> bytes:
     return digest + lower.to_bytes(4, "big") + higher.to_bytes(4, "big")
 
 
-def sharers_hash(advertisements: Mapping[int, bytes]) -> bytes:
-    """Hash of who completed the share stage, with the advertisement of each (of fixed length)."""
-    parts = (
-        index.to_bytes(4, "big") + hashlib.sha256(advertisements[index]).digest()
-        for index in sorted(advertisements)
-    )
+def sharers_hash(advert_hashes: Mapping[int, bytes]) -> bytes:
+    """View of a complete graph: who shared, and SHA-256 of what each of them advertised."""
+    parts = (index.to_bytes(4, "big") + advert_hashes[index] for index in sorted(advert_hashes))
     return hashlib.sha256(b"securefed/1/round/sharers" + b"".join(parts)).digest()
 
 
@@ -61,14 +60,14 @@ def mask_key_pair(root: bytes, digest: bytes, index: int) -> HybridPrivateKey:
     )
 
 
-def edge_secret(root: bytes, digest: bytes, lower: int, higher: int, mask_key: bytes) -> bytes:
-    """The secret of edge (lower, higher), from the lower client's root."""
-    return derive(root, label=EDGE, context=_pair(digest, lower, higher) + mask_key)
+def edge_secret(root: bytes, digest: bytes, giver: int, taker: int, mask_key: bytes) -> bytes:
+    """The secret of an edge, from its giver's root and its taker's mask key."""
+    return derive(root, label=EDGE, context=_pair(digest, giver, taker) + mask_key)
 
 
-def edge_commitment(secret: bytes, digest: bytes, lower: int, higher: int) -> bytes:
-    """What the lower client signs, so that the server can check a recovered root against it."""
-    return commit(secret, label=EDGE_COMMITMENT, context=_pair(digest, lower, higher))
+def edge_commitment(secret: bytes, digest: bytes, giver: int, taker: int) -> bytes:
+    """What the giver signs, so that the server can check a recovered root against it."""
+    return commit(secret, label=EDGE_COMMITMENT, context=_pair(digest, giver, taker))
 
 
 def root_commitment(root: bytes, digest: bytes, index: int) -> bytes:
@@ -81,28 +80,31 @@ def self_commitment(seed: bytes, digest: bytes, index: int) -> bytes:
     return commit(seed, label=SELF_COMMITMENT, context=digest + index.to_bytes(4, "big"))
 
 
-def pair_keystream_key(
-    secret: bytes, digest: bytes, sharers: bytes, lower: int, higher: int
-) -> bytes:
+def pair_keystream_key(secret: bytes, digest: bytes, view: bytes, lower: int, higher: int) -> bytes:
     """Key of the keystream that the lower client adds and the higher one subtracts."""
-    return derive(secret, label=MASK, context=_pair(digest, lower, higher) + sharers)
+    return derive(secret, label=MASK, context=_pair(digest, lower, higher) + view)
 
 
-def self_keystream_key(seed: bytes, digest: bytes, sharers: bytes, index: int) -> bytes:
+def self_keystream_key(seed: bytes, digest: bytes, view: bytes, index: int) -> bytes:
     """Key of the keystream that a client adds for itself."""
-    return derive(seed, label=SELF_MASK, context=digest + index.to_bytes(4, "big") + sharers)
+    return derive(seed, label=SELF_MASK, context=digest + index.to_bytes(4, "big") + view)
 
 
-def edge_info(digest: bytes, lower: int, higher: int) -> bytes:
+def edge_info(digest: bytes, giver: int, taker: int) -> bytes:
     """Binds a sealed edge secret to its round and direction."""
-    return EDGE_INFO + _pair(digest, lower, higher)
+    return EDGE_INFO + _pair(digest, giver, taker)
 
 
 def envelope_info(
-    digest: bytes, sender: int, receiver: int, sender_key: bytes, receiver_key: HybridPublicKey
+    digest: bytes, sender: int, receiver: int, sender_key: bytes, receiver_key: bytes
 ) -> bytes:
-    """Binds a share envelope to its round, direction and both envelope keys."""
-    return ENVELOPE_INFO + _pair(digest, sender, receiver) + sender_key + receiver_key.raw
+    """Binds a share envelope to its round, direction and the hashes of both envelope keys."""
+    return ENVELOPE_INFO + _pair(digest, sender, receiver) + sender_key + receiver_key
+
+
+def key_hash(public_key: bytes) -> bytes:
+    """SHA-256 of a public key: what is kept of it when it is not needed any more."""
+    return hashlib.sha256(b"securefed/1/round/public-key" + public_key).digest()
 
 
 def stage_label(stage: str) -> bytes:
@@ -110,7 +112,7 @@ def stage_label(stage: str) -> bytes:
     return SIGN_STAGE + stage.encode()
 
 
-def survivors_statement(digest: bytes, sharers: bytes, survivors: list[int]) -> bytes:
-    """What a client signs once per attempt: the round, who shared with which keys, who survived."""
+def survivors_statement(digest: bytes, view: bytes, survivors: list[int]) -> bytes:
+    """What a client signs once per attempt: the round, the attempt's view, who survived."""
     listed = b"".join(index.to_bytes(4, "big") for index in survivors)
-    return digest + sharers + hashlib.sha256(b"securefed/1/round/survivors" + listed).digest()
+    return digest + view + hashlib.sha256(b"securefed/1/round/survivors" + listed).digest()

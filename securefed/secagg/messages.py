@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from securefed.crypto.keys import HYBRID_PUBLIC_BYTES, MAX_SIGNATURE_BYTES, SEAL_OVERHEAD
+from securefed.crypto.identity import MAX_SIGNATURE_BYTES
+from securefed.crypto.keys import HYBRID_PUBLIC_BYTES, SEAL_OVERHEAD
 from securefed.crypto.shamir import SHARE_BYTES
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import WireError

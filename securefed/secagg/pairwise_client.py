@@ -37,7 +37,8 @@ from typing import Final
 
 import numpy as np
 
-from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey, IdentityKey
+from securefed.crypto.identity import IdentityKey
+from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystream, draw, system_random
 from securefed.crypto.shamir import SHARE_BYTES, share
 from securefed.encoding.wire import Reader, Writer, pack_ring

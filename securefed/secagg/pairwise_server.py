@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
-from securefed.crypto.keys import MAX_SIGNATURE_BYTES
+from securefed.crypto.identity import MAX_SIGNATURE_BYTES
 from securefed.crypto.prg import add_keystream
 from securefed.encoding.wire import packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from secagg_rounds import Cohort, drive
 
-from securefed.crypto.keys import HybridPrivateKey, IdentityKey
+from securefed.crypto.identity import IdentityKey
+from securefed.crypto.keys import HybridPrivateKey
 from securefed.crypto.prg import system_random
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet, WireError

@@ -123,8 +123,10 @@ class PairwiseServer:
         self._reveals: dict[int, Reveal] = {}
         self._total: NDArray[np.uint32] = np.zeros(context.length, dtype=np.uint32)
         self._result: Aggregate | None = None
-        self.wrong_shares: tuple[str, ...] = ()
-        """Clients whose revealed shares were wrong and were left out, once the round is over."""
+        self.wrong_shares: tuple[tuple[str, str], ...] = ()
+        """Shares that were wrong and could be spared, once the round is over: who revealed one, and
+        whose secret it was of.  Either may be at fault: the one who revealed it, or the one who
+        dealt it."""
 
     @property
     def stage(self) -> Stage | None:
@@ -383,7 +385,8 @@ class PairwiseServer:
         holders = Holders(self._context.parameters.threshold)
         self._remove_masks(self._total, self._left_masks(holders))
         self._total &= np.uint32((1 << self._context.bits) - 1)
-        self.wrong_shares = tuple(self._names(sorted(holders.liars)))
+        cohort = self._context.cohort
+        self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in holders.wrong)
         self._result = Aggregate(self._total, tuple(self._names(self._survivors)))
 
     def _left_masks(self, holders: Holders) -> Iterator[Mask]:
@@ -399,6 +402,7 @@ class PairwiseServer:
                 shares.get(index, {}),
                 partial(keys.self_commitment, digest=digest, index=index),
                 self._advert(index).self_commitment,
+                index,
                 cohort[index],
             )
             yield keys.self_keystream_key(seed, digest, self._view, index), True
@@ -407,6 +411,7 @@ class PairwiseServer:
                 shares.get(index, {}),
                 partial(keys.root_commitment, digest=digest, index=index),
                 self._advert(index).root_commitment,
+                index,
                 cohort[index],
             )
             yield from self._pair_masks(index, root)

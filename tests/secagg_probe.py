@@ -1,4 +1,4 @@
-"""What tests of hostile bytes share: every decoder with valid messages, and the state of a party."""
+"""For tests with hostile bytes: every decoder with valid messages, and the state of a party."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@
 
 Targets:
 
-``decoders``  bytes to every decoder of messages.py and to ``unpack_ring``.  The first byte picks it.
+``decoders``  bytes to every decoder of messages.py, and to ``unpack_ring``.
 ``server``    a body under a good signature of a client whose turn it is, at every stage.
 ``client``    bytes to a client in every state that listens.
 
@@ -122,12 +122,13 @@ def client() -> Target:
     for cohort in (Cohort(size=5, length=5, bits=27), Cohort(size=13, degree=6, length=5, bits=27)):
         kept = []
 
-        def keep(at, name, reply, *, kept=kept):
+        clients = {name: cohort.client(name) for name in cohort.names}
+
+        def keep(at, name, reply, *, kept=kept, clients=clients):
             if name == "c002":
                 kept.append((twin(clients["c002"]), reply))
             return reply
 
-        clients = {name: cohort.client(name) for name in cohort.names}
         drive(cohort, clients=clients, meddle_down=keep)
         places += kept
 

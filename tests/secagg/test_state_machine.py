@@ -223,9 +223,9 @@ class RoundMachine(RuleBasedStateMachine):
             return
         self.outbox.clear()  # too late
         for name in self.cohort.names:
-            self.inbox[name] = replies.get(name) if self.clients[name].state.value != "new" else b""
-            if self.inbox[name] is not None and self.inbox[name]:
-                self.told[name].append(self.inbox[name])
+            self.inbox[name] = reply = replies.get(name)
+            if reply is not None:
+                self.told[name].append(reply)
         self.stages.append(self.server.stage)
         if stage == "unmask":
             self.over = True

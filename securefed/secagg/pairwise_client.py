@@ -39,7 +39,7 @@ import numpy as np
 
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
-from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystream, draw, system_random
+from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystreams, draw, system_random
 from securefed.crypto.shamir import SHARE_BYTES, share
 from securefed.encoding.wire import Reader, Writer, pack_ring
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
@@ -358,11 +358,12 @@ class PairwiseClient(SecretHolder):
             )
         masked = vector.copy()
         own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
-        add_keystream(masked, own_key)
+        masks = [(own_key, False)]
         for other, secret in edges.items():
             low, high = min(me, other), max(me, other)
             key = keys.pair_keystream_key(secret, context.digest, self._view, low, high)
-            add_keystream(masked, key, subtract=me == high)
+            masks.append((key, me == high))
+        add_keystreams(masked, masks)
         packed = pack_ring(masked, context.bits)
         return self._signed("masked_input", self._view + packed)
 

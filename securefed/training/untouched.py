@@ -188,7 +188,8 @@ def own_random_state() -> Iterator[None]:
     How often one client's training draws must not decide what the next one's draws.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    used = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    used = range(torch.cuda.device_count()) if started else ()
     with torch.random.fork_rng(devices=used):
         torch.manual_seed(secrets.randbits(63))
         random.seed(secrets.randbits(63))

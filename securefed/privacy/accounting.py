@@ -172,13 +172,14 @@ def distributed_epsilon(
         An upper bound; ``math.inf`` where the additions to delta use up half of it or more.
 
     Raises:
-        ConfigError: ``rounds`` is negative.
+        ConfigError: an argument is outside that.
         UnsupportedEvent: the honest clients' noise is too coarse for this accounting.
 
     Guarantees:
         Conservative: Poisson sampling is accounted for removing as well as adding a unit, and the
         worse of the two is taken.
     """
+    check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if rounds == 0:
         return 0.0
     eta = total_variation_per_round(plan, honest) + ROUNDING_FAILURE

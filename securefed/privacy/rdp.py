@@ -227,13 +227,20 @@ class RenyiCurve:
 def _curve(
     real: Sequence[float], sampling_probability: float, divergence: Callable[[float], float]
 ) -> RenyiCurve:
-    """One round's curve: ``real`` are the orders at which ``divergence`` itself may be used."""
+    """One round's curve: ``real`` are the orders at which ``divergence`` itself may be used.
+
+    At fractional orders a sample is credited with nothing: never more than the whole costs.
+    """
     if sampling_probability == 1.0:
         return RenyiCurve.of(real, divergence)
     cached = functools.cache(divergence)
-    return RenyiCurve.of(
-        INTEGER_ORDERS, lambda order: amplified_divergence(order, sampling_probability, cached)
-    )
+
+    def sampled(order: float) -> float:
+        if order != int(order):
+            return cached(order)
+        return amplified_divergence(order, sampling_probability, cached)
+
+    return RenyiCurve.of(real, sampled)
 
 
 @functools.lru_cache(maxsize=256)
@@ -300,8 +307,8 @@ def _check(
     check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if honest < 1:
         raise ConfigError(f"honest = {honest}: must be >= 1")
-    if not plan.local_std >= 0.5:
-        raise ConfigError(f"local_std = {plan.local_std}: must be >= 0.5 grid units")
+    if not 0.5 <= plan.local_std < math.inf:  # also refuses nan
+        raise ConfigError(f"local_std = {plan.local_std}: must be finite, >= 0.5 grid units")
 
 
 def skellam_epsilon(

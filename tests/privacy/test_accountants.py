@@ -86,7 +86,7 @@ def theirs(accountant, z, q, rounds):
 
 @pytest.mark.parametrize(
     ("z", "q", "rounds"),
-    [(1.0, 0.01, 100), (5.0, 1.0, 100), (2.0, 0.2, 50), (1.0, 0.5, 3)],
+    [(1.0, 0.01, 100), (5.0, 1.0, 100), (2.0, 0.2, 50)],
 )
 def test_both_gaussian_accountants_agree_with_dp_accounting_to_a_percent(z, q, rounds):
     by_distribution = theirs(PLDAccountant(), z, q, rounds)

@@ -156,7 +156,7 @@ def test_no_round_at_all_has_no_noise_to_find():
     ("changes", "against"),
     [
         ({"rounds": 20}, "server"),
-        ({"unit": "example", "sampling_probability": 0.1, "rounds": 10}, "fellow_client"),
+        ({"unit": "example", "sampling_probability": 0.1, "rounds": 3}, "fellow_client"),
         ({"mechanism": "local", "unit": "example", "local_steps": 2, "rounds": 3}, "release"),
     ],
     ids=["client", "example", "local"],
@@ -165,7 +165,7 @@ def test_the_policy_found_states_at_most_the_target_and_less_noise_states_more(c
     target, cohort, dimension = 4.0, 10, 3000
     found = calibrated_policy(
         policy(**changes), target,
-        cohort_size=cohort, dimension=dimension, against=against, tolerance=0.02,
+        cohort_size=cohort, dimension=dimension, against=against, tolerance=0.1,
     )  # fmt: skip
 
     def stated(noise):
@@ -173,7 +173,7 @@ def test_the_policy_found_states_at_most_the_target_and_less_noise_states_more(c
         plan = plan_round(candidate, cohort_size=cohort, dimension=dimension)
         return guarantee(candidate, plan, cohort_size=cohort, against=against).epsilon
 
-    assert stated(found.noise_multiplier) <= target < stated(found.noise_multiplier / 1.02)
+    assert stated(found.noise_multiplier) <= target < stated(found.noise_multiplier / 1.1)
     assert found == policy(**changes | {"noise_multiplier": found.noise_multiplier})
 
 

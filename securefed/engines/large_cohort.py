@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage, share_of
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.encoding.wire import MAX_RING_BITS
 from securefed.engines.events import Observer, Silent
 from securefed.errors import ConfigError, ProtocolError

@@ -62,6 +62,19 @@ def _checked_count(count: int) -> int:
     return count
 
 
+def check_ring_vector(vector: NDArray[np.uint32]) -> None:
+    """Refuse what :func:`add_keystream` cannot be applied to.
+
+    Raises:
+        ConfigError: not uint32[d], or not C-contiguous and writable.
+    """
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32 or vector.ndim != 1:
+        shape, dtype = getattr(vector, "shape", None), getattr(vector, "dtype", type(vector))
+        raise ConfigError(f"vector is {dtype} of shape {shape}; it must be uint32[d]")
+    if not (vector.flags.c_contiguous and vector.flags.writeable):
+        raise ConfigError("vector must be C-contiguous and writable")
+
+
 def add_keystream(vector: NDArray[np.uint32], key: bytes, *, subtract: bool = False) -> None:
     """Add the keystream of ``key`` to ``vector`` modulo 2^32, in place.
 
@@ -82,11 +95,7 @@ def add_keystream(vector: NDArray[np.uint32], key: bytes, *, subtract: bool = Fa
 
     Source: NIST SP 800-38A, section 6.5; one pairwise or self mask of Bonawitz et al. 2017.
     """
-    if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32 or vector.ndim != 1:
-        shape, dtype = getattr(vector, "shape", None), getattr(vector, "dtype", type(vector))
-        raise ConfigError(f"vector is {dtype} of shape {shape}; it must be uint32[d]")
-    if not (vector.flags.c_contiguous and vector.flags.writeable):
-        raise ConfigError("vector must be C-contiguous and writable")
+    check_ring_vector(vector)
     stream = _stream(key, "key")
     combine = np.subtract if subtract else np.add
     words = np.empty(min(_CHUNK_WORDS, vector.size), dtype="<u4")

@@ -223,7 +223,7 @@ class Neighbourhood:
         return cls(nonces, withheld, advertisements)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """Stage 1, one for each receiver: an envelope with two shares, and maybe an edge secret.
 

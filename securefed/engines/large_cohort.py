@@ -19,75 +19,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.config import STAGES, Stage, share_of
+from securefed.config import Stage, share_of
 from securefed.crypto.identity import IdentityKey
-from securefed.encoding.wire import MAX_RING_BITS
 from securefed.engines.events import Observer, Silent
-from securefed.errors import ConfigError, ProtocolError
-from securefed.privacy.policy import CohortBounds
+from securefed.errors import ProtocolError
+from securefed.federation.costs import CohortPlan
 from securefed.secagg.aggregator import SESSION_BYTES, RoundContext
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
-from securefed.secagg.parameters import SPARSE_FROM, PairwiseParameters
-
-
-@dataclass(frozen=True, kw_only=True)
-class CohortPlan:
-    """A large round: how many clients, of what, and how many are lost on the way.
-
-    Args:
-        clients: n, clients invited.
-        values: d, ring elements in a contribution.
-        bits: ring width, 20..32.
-        drop: share of the clients still there that falls silent before each stage, the first
-            included, in [0, 1); ``floor(drop * present)`` of them each time.
-        corrupt: share of the cohort that may collude with the server, in [0, 1).
-        seed: of contributions and of who is lost; keys are drawn from the operating system.
-
-    Raises:
-        ConfigError: a field is out of range, or no degree and thresholds allow for the loss.
-    """
-
-    clients: int
-    values: int = 1_000
-    bits: int = MAX_RING_BITS
-    drop: float = 0.05
-    corrupt: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value in (("drop", self.drop), ("corrupt", self.corrupt)):
-            if not 0 <= value < 1:
-                raise ConfigError(f"{name} = {value}: must be in [0, 1)")
-        for name, count, least in (("values", self.values, 1), ("seed", self.seed, 0)):
-            if count < least:
-                raise ConfigError(f"{name} = {count}: must be >= {least}")
-
-    @property
-    def present(self) -> dict[Stage, int]:
-        """How many clients answer in each stage of the round."""
-        left, found = self.clients, {}
-        for stage in self._stages:
-            left -= share_of(self.drop, left)
-            found[stage] = left
-        return found
-
-    @property
-    def _stages(self) -> list[Stage]:
-        ring = self.clients >= SPARSE_FROM
-        return [stage for stage in STAGES if ring or stage != "graph"]
-
-    @property
-    def parameters(self) -> PairwiseParameters:
-        """Degree and thresholds for a survivor floor of those who are still there at the end."""
-        floor = min(self.present.values())
-        return PairwiseParameters.of(
-            CohortBounds(
-                size=self.clients,
-                corrupt=share_of(self.corrupt, self.clients),
-                survivor_floor=floor,
-            )
-        )
+from securefed.secagg.parameters import PairwiseParameters
 
 
 @dataclass(frozen=True)

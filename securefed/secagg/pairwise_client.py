@@ -39,7 +39,7 @@ import numpy as np
 
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
-from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystream, draw, system_random
+from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystreams, draw, system_random
 from securefed.crypto.shamir import SHARE_BYTES, share
 from securefed.encoding.wire import Reader, Writer, pack_ring
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
@@ -52,6 +52,7 @@ from securefed.secagg.graph import (
     commitments_hash,
     graph_seed,
     nonce_commitment,
+    nonce_commitments,
 )
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
 
@@ -167,7 +168,8 @@ class PairwiseClient(SecretHolder):
         self._peers: dict[int, _Peer] = {}
         self._own_shares: tuple[bytes, bytes] = (b"", b"")
         self._shares: dict[int, tuple[bytes, bytes]] = {}
-        self._survivors: list[int] = []
+        self._alive: set[int] = set()
+        self._statement = b""
         self._transitions = SPARSE if parameters.sparse else COMPLETE
         self.state = ClientState.NEW
 
@@ -246,9 +248,7 @@ class PairwiseClient(SecretHolder):
         context, me, parameters = self._context, self._index, self._context.parameters
         size, digest = len(context.cohort), context.digest
         found = Neighbourhood.decode(message, size=size, degree=parameters.degree)
-        committed = dict(found.withheld)
-        for index, nonce in found.nonces.items():
-            committed[index] = nonce_commitment(nonce, digest, index)
+        committed = found.withheld | nonce_commitments(found.nonces, digest)
         if not hmac.compare_digest(commitments_hash(committed), self._commitments):
             raise RemoteProtocolError("nonces: they are not what was committed to")
         if found.nonces.get(me) != self._nonce:
@@ -358,13 +358,13 @@ class PairwiseClient(SecretHolder):
             )
         masked = vector.copy()
         own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
-        add_keystream(masked, own_key)
+        masks = [(own_key, False)]
         for other, secret in edges.items():
             low, high = min(me, other), max(me, other)
             key = keys.pair_keystream_key(secret, context.digest, self._view, low, high)
-            add_keystream(masked, key, subtract=me == high)
-        packed = pack_ring(masked, context.bits)
-        return self._signed("masked_input", self._view + packed)
+            masks.append((key, me == high))
+        add_keystreams(masked, masks)
+        return self._signed("masked_input", self._view, pack_ring(masked, context.bits))
 
     def _advert_hashes(self) -> dict[int, bytes]:
         if self._advert is None:
@@ -413,13 +413,13 @@ class PairwiseClient(SecretHolder):
                 f"survivors: {context.cohort[min(strangers)]!r} did not share"
             )
         self._check_floor(len(survivors), "survivors")
-        self._survivors = survivors
+        self._statement = keys.survivors_statement(context.digest, self._view, survivors)
+        # Of a long list, a client keeps what it needs: those whose signatures it counts and those
+        # whose shares it holds.
+        self._alive = listed & (self._graph.witnesses(self._index) | self._shares.keys())
         return self._signed(
-            "consistency", self._identity.sign(self._statement(), label=keys.SIGN_SURVIVORS)
+            "consistency", self._identity.sign(self._statement, label=keys.SIGN_SURVIVORS)
         )
-
-    def _statement(self) -> bytes:
-        return keys.survivors_statement(self._context.digest, self._view, self._survivors)
 
     def _reveal(self, message: bytes) -> bytes:
         """Stage unmask.  Check that enough witnesses signed this list; reveal one share each."""
@@ -428,17 +428,16 @@ class PairwiseClient(SecretHolder):
         signatures = wire_messages.decode_confirmations(
             message, size=len(context.cohort), limit=len(witnesses)
         )
-        alive = set(self._survivors)
+        alive = self._alive
         outsiders = set(signatures) - (alive & witnesses)
         if outsiders:
             name = context.cohort[min(outsiders)]
             raise RemoteProtocolError(
                 f"confirmations: {name!r} is not a survivor whose signature counts here"
             )
-        statement = self._statement()
         for signer, signature in signatures.items():
             context.roster[context.cohort[signer]].verify(
-                signature, statement, label=keys.SIGN_SURVIVORS
+                signature, self._statement, label=keys.SIGN_SURVIVORS
             )
         if len(signatures) < quorum:
             raise ThresholdNotMet(
@@ -469,11 +468,11 @@ class PairwiseClient(SecretHolder):
             label=keys.stage_label(stage),
         )
 
-    def _signed(self, stage: str, body: bytes) -> bytes:
+    def _signed(self, stage: str, *body: bytes) -> bytes:
         signature = self._identity.sign(
-            signing_input(self._context.digest, self._index, body), label=keys.stage_label(stage)
+            signing_input(self._context.digest, self._index, *body), label=keys.stage_label(stage)
         )
-        return Signed(self._index, body, signature).encode()
+        return wire_messages.encode_signed(self._index, signature, *body)
 
     def _forget(self) -> None:
         self._root = self._self_seed = self._nonce = b""
@@ -510,10 +509,13 @@ def checked_keys(advert: Advertisement, owner: str) -> tuple[HybridPublicKey, Hy
         raise RemoteProtocolError(f"advertisement of {owner!r}: {error}") from None
 
 
-def signing_input(digest: bytes, sender: int, body: bytes) -> bytes:
-    """What a client's signature on a whole message covers; the body by its hash."""
+def signing_input(digest: bytes, sender: int, *body: bytes) -> bytes:
+    """What a client's signature on a whole message covers; the body, in parts, by its hash."""
+    hashed = hashlib.sha256()
+    for part in body:
+        hashed.update(part)
     writer = Writer()
     writer.fixed(digest, 32)
     writer.u32(sender)
-    writer.fixed(hashlib.sha256(body).digest(), 32)
+    writer.fixed(hashed.digest(), 32)
     return writer.done()

@@ -1,5 +1,6 @@
 """Runs the vectors of messages, graphs and rounds; each bad case must raise its error."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -52,7 +53,8 @@ def fields(value):
         return [[item.sender, shown(item.body)] for item in value]
     if isinstance(value, (list, int)):
         return value
-    return {name: fields(item) for name, item in vars(value).items()}
+    names = [field.name for field in dataclasses.fields(value)]
+    return {name: fields(getattr(value, name)) for name in names}
 
 
 # Decoder and encoder, with the bounds that a case states.

@@ -21,11 +21,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from secagg_faults import IDENTITIES
 from secagg_probe import body_of, frozen
 from secagg_rounds import Cohort, drive
 
 from securefed.config import STAGES, Stage
+from securefed.crypto.identity import IdentityKey
+from securefed.crypto.prg import RandomBytes
 from securefed.errors import (
     LocalProtocolError,
     ProtocolError,
@@ -33,8 +34,15 @@ from securefed.errors import (
     SecureFedError,
     ThresholdNotMet,
 )
+from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.messages import Reveal
-from securefed.secagg.pairwise_client import COMPLETE, SPARSE, ClientState, message_type
+from securefed.secagg.pairwise_client import (
+    COMPLETE,
+    SPARSE,
+    ClientState,
+    PairwiseClient,
+    message_type,
+)
 from securefed.secagg.pairwise_server import PairwiseServer
 
 SHAPES: tuple[tuple[int, int | None], ...] = (
@@ -46,6 +54,27 @@ CORRUPTIONS = ("flip", "truncate", "extend", "empty", "type")
 
 WHO = st.integers(0, 11)
 WHERE = st.integers(0, 1 << 16)
+
+
+def drawn(name: str) -> RandomBytes:
+    """A client's random bytes: the same in every run, so that an example can be repeated."""
+    return np.random.default_rng(list(name.encode())).bytes
+
+
+IDENTITIES = {f"c{i:03}": IdentityKey.generate(drawn(f"identity {i}")) for i in range(12)}
+
+
+def clients_of(cohort: Cohort, context: RoundContext, attempt: str) -> dict[str, PairwiseClient]:
+    return {
+        name: PairwiseClient(
+            context,
+            name,
+            cohort.identities[name],
+            lambda name=name: cohort.inputs[name],
+            random=drawn(f"{name} {attempt}"),
+        )
+        for name in cohort.names
+    }
 
 
 def cohort_of(size: int, degree: int | None) -> Cohort:
@@ -75,7 +104,7 @@ def other_round(
         down.setdefault(stage, {})[name] = reply
         return reply
 
-    clients = {name: cohort.client(name, context) for name in cohort.names}
+    clients = clients_of(cohort, context, source)
     outcome = drive(cohort, clients=clients, server=PairwiseServer(context), meddle_down=keep)
     assert not outcome.refused
     return outcome.sent, down
@@ -112,7 +141,7 @@ class RoundMachine(RuleBasedStateMachine):
         self.cohort = cohort_of(*shape)
         self.context = self.cohort.context()
         self.server = PairwiseServer(self.context)
-        self.clients = {name: self.cohort.client(name, self.context) for name in self.cohort.names}
+        self.clients = clients_of(self.cohort, self.context, "this attempt")
         self.table = SPARSE if shape[1] else COMPLETE
         # What a client has to answer: b"" for the start, a reply, or None.
         self.inbox: dict[str, bytes | None] = dict.fromkeys(self.cohort.names, b"")

@@ -341,12 +341,44 @@ def test_nothing_of_the_update_leaves_a_client_whose_budget_is_spent(kind):
 
 def test_a_contribution_that_fails_sends_nothing():
     told = session_of(policy=QUIET)
-    bad = ClientRound(
-        told, "ann", KEYS["ann"], lambda c, g: c.encode_update(np.full(20, np.nan), g)
-    )
+    bad = ClientRound(told, "ann", KEYS["ann"], lambda c, g: c.encode_update(np.zeros(19), g))
     clients = clients_of(dict.fromkeys(NAMES, told)) | {"ann": bad}
-    with pytest.raises(ConfigError, match="NaN or infinity"):
+    with pytest.raises(ConfigError, match="shape"):
         carry(ServerRound(told), clients)
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+@pytest.mark.parametrize("unit", ["client", "example", "clipped sum"])
+def test_an_update_that_is_not_finite_counts_as_zeros_and_nothing_else_in_the_round_shows_it(
+    unit, kind
+):
+    policy = replace(QUIET, unit="client" if unit == "client" else "example")
+    told = session_of(policy=policy, aggregation=kind())
+
+    def encode_as(update):
+        if unit == "client":
+            return lambda c, g: c.encode_update(update, g)
+        if unit == "example":
+            return lambda c, g: c.encode_examples(update[None], g)
+        return lambda c, g: c.encode_clipped_sum(update, g)
+
+    def carried(anns):
+        server = ServerRound(told)
+        clients = {
+            name: ClientRound(
+                told, name, KEYS[name], encode_as(anns if name == "ann" else UPDATES[name])
+            )
+            for name in NAMES
+        }
+        return server, carry(server, clients)
+
+    server, found = carried(np.full(20, np.nan))
+    plain, wanted = carried(np.zeros(20))
+    assert server.survivors == plain.survivors == NAMES
+    assert found.refusals == {}
+    assert found.bytes_up == wanted.bytes_up
+    assert found.bytes_down == wanted.bytes_down
+    np.testing.assert_allclose(server.sum, plain.sum, atol=1e-4)
 
 
 # The server's half

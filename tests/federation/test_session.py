@@ -68,6 +68,7 @@ OTHER_POLICY = {
     "unit": {"unit": "client"},
     "mechanism": {"mechanism": "local"},
     "sampling_probability": {"sampling_probability": 0.5},
+    "sample_is_secret": {"sample_is_secret": False},
     "rounds": {"rounds": 2},
     "corrupt_fraction": {"corrupt_fraction": 0.11},
     "dropout_fraction": {"dropout_fraction": 0.26},

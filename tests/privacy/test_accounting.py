@@ -326,6 +326,38 @@ def test_no_sampling_is_not_spoken_of_as_sampling(unit):
         assert "Poisson" not in statement(who, unit=unit).sampling
 
 
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_a_sample_that_is_shown_is_credited_against_nobody(unit):
+    """Not against the release either: who drew much may be too late for the sum."""
+    for who in ADVERSARIES:
+        shown = statement(who, unit=unit, sampling_probability=0.05, sample_is_secret=False)
+        assert shown.epsilon == statement(who, unit=unit, sampling_probability=1.0).epsilon
+        assert "none credited" in shown.sampling
+        assert "Poisson" not in shown.sampling
+        assert not any("not seen" in line for line in shown.assumptions)
+        assert any("not from what they hold" in line for line in shown.assumptions)
+        if unit == "example" or who == "release":
+            assert "sample_is_secret = false" in shown.sampling
+            secret = statement(who, unit=unit, sampling_probability=0.05)
+            assert shown.epsilon > 1.5 * secret.epsilon
+
+
+def test_steps_of_local_noise_count_with_q_1_where_the_sample_is_shown():
+    changes = {"mechanism": "local", "unit": "example", "local_steps": 5, "rounds": 4}
+    for who in ADVERSARIES:
+        found = statement(who, sampling_probability=0.05, sample_is_secret=False, **changes)
+        assert found.epsilon == gaussian_epsilon(Z, 1.0, 20, DELTA)
+        assert "sample_is_secret = false" in found.sampling
+        assert not any("not seen" in line for line in found.assumptions)
+
+
+def test_statements_about_examples_say_that_one_must_not_move_anothers_vector():
+    for changes in ({}, {"mechanism": "local"}):
+        found = statement(unit="example", **changes)
+        assert any("depends on no other example" in line for line in found.assumptions)
+    assert not any("other example" in line for line in statement(unit="client").assumptions)
+
+
 def test_unmasked_sums_protect_nothing_against_the_server_and_still_the_release():
     for unit in ("client", "example"):
         found = {who: statement(who, unit=unit, plaintext=True) for who in ADVERSARIES}

@@ -20,7 +20,7 @@ from securefed.privacy.accounting import (
     guarantee,
 )
 from securefed.privacy.distance import total_variation_per_round
-from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.mechanisms import ROUNDING_FAILURE, plan_round
 from securefed.privacy.policy import PrivacyPolicy
 
 DELTA = 1e-5
@@ -253,6 +253,40 @@ def test_in_a_narrow_ring_more_of_delta_is_set_aside_for_the_noises_shape():
     # What is left of delta after that is enough for the Gaussian at this epsilon.
     effective = math.sqrt(7 * plan.local_std**2 - 1 / 12) / plan.sensitivity
     assert gaussian_epsilon(effective, 0.1, 200, DELTA - charged) <= found
+
+
+def without_sampling(epsilon: float, std: float):
+    """A one-coordinate plan whose Gaussian, with 7 honest clients, has this epsilon at DELTA."""
+    z = brentq(lambda z: analytic_epsilon(z, 1) - epsilon, 0.05, 10.0)
+    sensitivity = std * math.sqrt(7) / z
+    lengths = {"clip_units": 0.9 * sensitivity, "sensitivity": sensitivity, "padded": 1}
+    return replace(plan_round(policy(), cohort_size=10, dimension=1), local_std=std, **lengths)
+
+
+@pytest.mark.parametrize(
+    ("std", "addition"),
+    [
+        # Noise so fine that its shape is nothing beside 2^-80: only rounding's failure counts.
+        (2.0**23, ROUNDING_FAILURE),
+        # Noise so coarse that 2^-80 is nothing beside its shape.
+        (8.0, None),
+    ],
+    ids=["rounding", "shape"],
+)
+def test_each_addition_to_delta_ends_a_guarantee_where_it_uses_half_of_delta_up(std, addition):
+    """(1 + e^epsilon) T (eta + beta) <= delta / 2, with either one deciding."""
+    eta = total_variation_per_round(without_sampling(1.0, std), 7)
+    if addition is None:
+        addition = eta
+        assert ROUNDING_FAILURE < 1e-9 * eta
+    else:
+        assert eta < 1e-2 * ROUNDING_FAILURE
+    # Where the addition takes half of delta; from there on nothing is left for it.
+    edge = math.log(0.5 * DELTA / addition - 1.0)
+    run = {"honest": 7, "sampling_probability": 1.0, "rounds": 1, "delta": DELTA}
+    below = distributed_epsilon(without_sampling(edge - 2.0, std), **run)
+    assert edge - 2.0 < below < edge
+    assert distributed_epsilon(without_sampling(edge + 0.1, std), **run) == math.inf
 
 
 def test_no_noise_and_noise_coarser_than_the_accounting_are_refused():

@@ -144,8 +144,8 @@ class PerExampleGradients:
         """Gradients of at most ``micro_batch`` examples at a time.
 
         Yields:
-            Name to ``[m, *shape]`` on the device, m <= ``micro_batch``; an example whose gradient is
-            not finite is all zeros in every entry.
+            Name to ``[m, *shape]`` on the device, m <= ``micro_batch``; an example whose gradient
+            is not finite is all zeros in every entry.
 
         Raises:
             DataError: classification without labels.

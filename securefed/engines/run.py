@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 import securefed
-from securefed.config import RunConfig, dump_config
+from securefed.config import Mechanism, RunConfig, dump_config
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
@@ -36,6 +36,7 @@ from securefed.errors import (
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
+from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
@@ -90,6 +91,11 @@ class Run:
             bench.flat(),
             kind=training.server_optimizer,
             learning_rate=training.server_learning_rate,
+        )
+        self._floors = ClientFloors(
+            min_clients=config.cohort.min_clients,
+            mechanisms=get_args(Mechanism),
+            allow_plaintext=True,
         )
         self.clients: dict[str, SimulatedClient] = {}
         self.events: list[RoundEvent] = []
@@ -196,7 +202,10 @@ class Run:
 
     def _add_client(self, name: str, ledger: Ledger) -> None:
         budget = ClientBudget(
-            ledger, epsilon_after=self.settings.epsilon_after, limit=self.config.budget.epsilon
+            ledger,
+            event=self.settings.event(),
+            epsilon_after=self.settings.epsilon_after,
+            limit=self.config.budget.epsilon,
         )
         self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
 
@@ -290,7 +299,7 @@ class Run:
                 client.identity,
                 counted,
                 charge=lambda: client.budget.charge(event),
-                min_clients=self.config.cohort.min_clients,
+                floors=self._floors,
             )
 
         try:

@@ -29,9 +29,9 @@ TIMEOUT_S = 60.0
 JOIN_S = 2.0  # a client joins this long after it was invited, however long its training took
 
 # What a client's owner asks of any round, and how much epsilon it will ever spend.
-FLOORS = sf.ClientFloors(min_clients=3, min_noise_multiplier=0.5, max_clip_norm=1.0, max_delta=1e-5)
+FLOORS = sf.ClientFloors(min_clients=2, min_noise_multiplier=0.5, max_clip_norm=1.0, max_delta=1e-5)
 LIMIT = 20.0
-TRIAL = sf.ClientFloors(min_clients=3, mechanisms=("none",))  # for NOISE 0, on made-up data
+TRIAL = sf.ClientFloors(min_clients=2, mechanisms=("none",))  # for NOISE 0, on made-up data
 
 
 def own_update(site: str) -> np.ndarray:

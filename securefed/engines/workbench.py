@@ -167,7 +167,9 @@ class Workbench:
             self.model,
             self.layout,
             task=self.config.model.task,
-            micro_batch=filled_micro_batch(self.config.training.micro_batch, expected, self.device),
+            micro_batch=filled_micro_batch(
+                self.config.training.micro_batch, expected, self.config.model.task, self.device
+            ),
             device=self.device,
         )
         largest = max(self.sizes, key=lambda name: (self.sizes[name], name))

@@ -218,17 +218,21 @@ def test_a_sound_model_keeps_its_micro_batch():
 
 
 @pytest.mark.parametrize(
-    ("most", "expected", "device", "size"),
+    ("most", "expected", "labelled", "device", "size"),
     [
-        (16, 16.0, "cpu", 4),
-        (16, 3.1, "cpu", 2),
-        (16, 0.01, "cpu", 1),
-        (4, 1000.0, "cpu", 4),
-        (16, 3.1, "cuda", 16),
+        (16, 16.0, False, "cpu", 4),
+        (16, 3.1, False, "cpu", 2),
+        (16, 0.01, False, "cpu", 1),
+        (4, 1000.0, False, "cpu", 4),
+        (32, 9.6, True, "cpu", 5),
+        (16, 3.1, False, "cuda", 16),
     ],
 )
-def test_the_size_of_a_micro_batch_follows_from_public_figures(most, expected, device, size):
-    assert filled_micro_batch(most, expected, torch.device(device)) == size
+def test_the_size_of_a_micro_batch_follows_from_public_figures(
+    most, expected, labelled, device, size
+):
+    task = "sequence-classification" if labelled else "causal-lm"
+    assert filled_micro_batch(most, expected, task, torch.device(device)) == size
 
 
 def test_no_examples_give_zeros_without_a_call_of_the_model():

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from securefed.crypto.keys import IdentityKey, IdentityPublicKey
+    from securefed.crypto.identity import IdentityKey, IdentityPublicKey
     from securefed.engines.in_process import SecureRoundResult, secure_round
     from securefed.engines.simulation import Federation
     from securefed.federation.account import open_account
@@ -26,8 +26,8 @@ _WHERE = {
     "ClientFloors": "securefed.federation.floors",
     "ClientRound": "securefed.federation.client",
     "Federation": "securefed.engines.simulation",
-    "IdentityKey": "securefed.crypto.keys",
-    "IdentityPublicKey": "securefed.crypto.keys",
+    "IdentityKey": "securefed.crypto.identity",
+    "IdentityPublicKey": "securefed.crypto.identity",
     "LocalTrainer": "securefed.training.local",
     "PairwiseAggregation": "securefed.secagg.aggregator",
     "PlaintextAggregation": "securefed.secagg.aggregator",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.errors import ProtocolError
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import RoundContext

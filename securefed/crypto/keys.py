@@ -1,21 +1,16 @@
-"""Key derivation, commitments, identities and sealed envelopes.
+"""Labels, key derivation, commitments and sealed envelopes.
 
-A long-term Ed25519 identity signs, a hybrid X25519 + ML-KEM-768 key opens what is sealed to it, and
-HKDF stretches 32-byte secrets.  Derivation, commitment and signature take a label that says what
+A hybrid X25519 + ML-KEM-768 key opens what is sealed to it, and HKDF stretches 32-byte secrets.
+Derivation, commitment and signature (:mod:`securefed.crypto.identity`) take a label that says what
 for, so nothing made for one purpose is valid for another; each protocol names its own labels.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import stat
-from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
@@ -23,7 +18,7 @@ from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey as Hpke
 from cryptography.hazmat.primitives.hpke import MLKEM768X25519PublicKey as HpkePublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from securefed.crypto.prg import KEY_BYTES, RandomBytes, SecretHolder, draw, system_random
+from securefed.crypto.prg import KEY_BYTES, RandomBytes, SecretHolder, draw
 from securefed.errors import ConfigError, RemoteProtocolError
 
 LABEL_PREFIX = b"securefed/1/"
@@ -32,9 +27,6 @@ LABEL_PREFIX = b"securefed/1/"
 LABEL_HYBRID_KEY = b"securefed/1/keys/hybrid-key"
 
 COMMITMENT_BYTES = 32
-SIGNATURE_BYTES = 64
-MAX_SIGNATURE_BYTES = 3309
-IDENTITY_PUBLIC_BYTES = 32
 
 _MLKEM_PUBLIC_BYTES = 1184
 _MLKEM_SEED_BYTES = 64
@@ -44,7 +36,6 @@ SEAL_OVERHEAD = 1120 + 16
 """Sealed minus plaintext length: ML-KEM (1088) and X25519 (32) ciphertexts, AES-GCM tag (16)."""
 
 _MAX_DERIVED_BYTES = 255 * 32  # RFC 5869, section 2.3
-_MAX_KEY_FILE_BYTES = 1 << 16
 
 
 def labelled(label: bytes, *parts: bytes) -> bytes:
@@ -110,166 +101,6 @@ def commit(secret: bytes, *, label: bytes, context: bytes) -> bytes:
     digest = hashes.Hash(hashes.SHA256())
     digest.update(labelled(label, context, secret))
     return digest.finalize()
-
-
-# The y coordinates of the eight points of small order on Ed25519, with 0 and 1 also as p and p + 1.
-# Under such a key one signature fits every message.  Cremers and Jackson 2019; a test derives them.
-_P25519 = 2**255 - 19
-_Y8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
-_SMALL_ORDER = frozenset({0, 1, _P25519 - 1, _P25519, _P25519 + 1, _Y8, _P25519 - _Y8})
-
-
-class IdentityPublicKey:
-    """The public half of an identity; make it with :meth:`from_bytes`."""
-
-    __slots__ = ("_key", "_raw")
-
-    def __init__(self, key: Ed25519PublicKey) -> None:
-        self._key = key
-        self._raw = key.public_bytes_raw()
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> Self:
-        """Decode 32 bytes.
-
-        Raises:
-            RemoteProtocolError: wrong length, or a point of small order.
-        """
-        if len(raw) != IDENTITY_PUBLIC_BYTES:
-            raise RemoteProtocolError(
-                f"identity key has {len(raw)} bytes; it must have {IDENTITY_PUBLIC_BYTES}"
-            )
-        if int.from_bytes(raw, "little") % 2**255 in _SMALL_ORDER:
-            raise RemoteProtocolError("identity key is a point of small order")
-        return cls(Ed25519PublicKey.from_public_bytes(raw))
-
-    @property
-    def raw(self) -> bytes:
-        """The 32-byte encoding."""
-        return self._raw
-
-    def verify(self, signature: bytes, message: bytes, *, label: bytes) -> None:
-        """Return if ``signature`` is this identity's on ``message`` under ``label``; else raise.
-
-        Raises:
-            RemoteProtocolError: it is not, or has not 64 bytes.
-            ConfigError: ``label`` does not start with :data:`LABEL_PREFIX`.
-        """
-        if len(signature) != SIGNATURE_BYTES:
-            raise RemoteProtocolError(
-                f"signature has {len(signature)} bytes; it must have {SIGNATURE_BYTES}"
-            )
-        try:
-            self._key.verify(signature, labelled(label, message))
-        except InvalidSignature:
-            raise RemoteProtocolError(
-                f"signature of identity {self._raw.hex()} under {label!r} does not verify"
-            ) from None
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, IdentityPublicKey) and other._raw == self._raw
-
-    def __hash__(self) -> int:
-        return hash(self._raw)
-
-    def __repr__(self) -> str:
-        return f"IdentityPublicKey({self._raw.hex()})"
-
-
-class IdentityKey(SecretHolder):
-    """A long-term Ed25519 signing key; make it with :meth:`generate` or :meth:`load`."""
-
-    __slots__ = ("_key", "_public")
-
-    def __init__(self, key: Ed25519PrivateKey) -> None:
-        self._key = key
-        self._public = IdentityPublicKey(key.public_key())
-
-    @classmethod
-    def generate(cls, random: RandomBytes = system_random) -> Self:
-        """A new identity from 32 bytes of ``random``."""
-        return cls(Ed25519PrivateKey.from_private_bytes(draw(random, KEY_BYTES)))
-
-    @property
-    def public(self) -> IdentityPublicKey:
-        """The public half."""
-        return self._public
-
-    def sign(self, message: bytes, *, label: bytes) -> bytes:
-        """The 64-byte signature on :func:`labelled` of ``label`` and ``message``.
-
-        Raises:
-            ConfigError: ``label`` does not start with :data:`LABEL_PREFIX`.
-        """
-        return self._key.sign(labelled(label, message))
-
-    def save(self, path: Path, *, password: bytes | None = None) -> None:
-        """Write the key to a new file that only its owner can read (PKCS #8, PEM).
-
-        Args:
-            path: must not exist yet; nothing is overwritten.
-            password: encrypts the file (PBES2, AES-256-CBC); make it long and random, since the
-                library's PBKDF2 count of 2048 hardly slows guessing.
-
-        Raises:
-            ConfigError: the file exists or cannot be written, or the password is empty.
-        """
-        if password == b"":
-            raise ConfigError(
-                "password is empty; give at least one byte, or None for no encryption"
-            )
-        encryption = (
-            serialization.NoEncryption()
-            if password is None
-            else serialization.BestAvailableEncryption(password)
-        )
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except OSError as error:
-            raise ConfigError(f"identity file {path} cannot be made: {error.strerror}") from None
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(pem)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            raise ConfigError(f"identity file {path} cannot be written: {error.strerror}") from None
-
-    @classmethod
-    def load(cls, path: Path, *, password: bytes | None = None) -> Self:
-        """Read a file that :meth:`save` wrote.
-
-        Raises:
-            ConfigError: the file is missing, readable by group or others, not an Ed25519 key in
-                PEM, or the password is missing, wrong or not needed.
-        """
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                pem = file.read(_MAX_KEY_FILE_BYTES)
-        except OSError as error:
-            raise ConfigError(f"identity file {path} cannot be read: {error.strerror}") from None
-        if os.name == "posix" and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            raise ConfigError(
-                f"identity file {path} has mode {stat.S_IMODE(status.st_mode):04o}; "
-                "group and others must have no access (chmod 600)"
-            )
-        try:
-            key = serialization.load_pem_private_key(pem, password)
-        except (ValueError, TypeError) as error:
-            # TypeError: a password is missing or not needed.  Neither message holds key material.
-            raise ConfigError(f"identity file {path}: {error}") from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise ConfigError(f"identity file {path} does not hold an Ed25519 key")
-        return cls(key)
-
-    def __repr__(self) -> str:
-        return f"<IdentityKey public={self._public.raw.hex()}>"
 
 
 # HPKE base mode (RFC 9180) over X-Wing.  X-Wing's combiner is SHA3-256 of the ML-KEM secret, the

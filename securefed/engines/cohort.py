@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.evidence.budget import ClientBudget
 from securefed.federation.update_codec import UpdateCodec
@@ -24,7 +24,7 @@ class SimulatedClient:
     """What belongs to one client and to nobody else."""
 
     client_id: str
-    data: ClientData
+    data: ClientData = field(repr=False)
     budget: ClientBudget
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
     seconds: float = 0.0

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from securefed.config import STAGES, Stage
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.errors import BudgetExceeded, ConfigError, ProtocolError, SecureFedError
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.server import ServerRound

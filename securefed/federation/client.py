@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator, RandomBytes, SecretHolder, system_random
 from securefed.errors import LocalProtocolError
 from securefed.federation.floors import ClientFloors

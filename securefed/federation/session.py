@@ -9,7 +9,7 @@ from functools import cached_property
 
 import rfc8785
 
-from securefed.crypto.keys import IdentityPublicKey
+from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import Stage
-from securefed.crypto.keys import IdentityPublicKey
+from securefed.crypto.identity import IdentityPublicKey
 from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.encoding.wire import Writer
 from securefed.errors import ConfigError

@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
-from securefed.crypto.keys import MAX_SIGNATURE_BYTES
-from securefed.crypto.prg import add_keystream
+from securefed.crypto.identity import MAX_SIGNATURE_BYTES
+from securefed.crypto.prg import add_keystreams
 from securefed.encoding.wire import packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
@@ -64,9 +64,8 @@ _NEXT: Final[dict[Stage, Stage | None]] = {
 
 
 def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
-    """Apply one keystream after the other, on one core."""
-    for key, subtract in masks:
-        add_keystream(vector, key, subtract=subtract)
+    """Apply the masks on one core."""
+    add_keystreams(vector, masks)
 
 
 class Outgoing(Mapping[str, bytes]):
@@ -123,8 +122,10 @@ class PairwiseServer:
         self._reveals: dict[int, Reveal] = {}
         self._total: NDArray[np.uint32] = np.zeros(context.length, dtype=np.uint32)
         self._result: Aggregate | None = None
-        self.wrong_shares: tuple[str, ...] = ()
-        """Clients whose revealed shares were wrong and were left out, once the round is over."""
+        self.wrong_shares: tuple[tuple[str, str], ...] = ()
+        """Shares that were wrong and could be spared, once the round is over: who revealed one, and
+        whose secret it was of.  Either may be at fault: the one who revealed it, or the one who
+        dealt it."""
 
     @property
     def stage(self) -> Stage | None:
@@ -383,7 +384,8 @@ class PairwiseServer:
         holders = Holders(self._context.parameters.threshold)
         self._remove_masks(self._total, self._left_masks(holders))
         self._total &= np.uint32((1 << self._context.bits) - 1)
-        self.wrong_shares = tuple(self._names(sorted(holders.liars)))
+        cohort = self._context.cohort
+        self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in holders.wrong)
         self._result = Aggregate(self._total, tuple(self._names(self._survivors)))
 
     def _left_masks(self, holders: Holders) -> Iterator[Mask]:
@@ -399,6 +401,7 @@ class PairwiseServer:
                 shares.get(index, {}),
                 partial(keys.self_commitment, digest=digest, index=index),
                 self._advert(index).self_commitment,
+                index,
                 cohort[index],
             )
             yield keys.self_keystream_key(seed, digest, self._view, index), True
@@ -407,6 +410,7 @@ class PairwiseServer:
                 shares.get(index, {}),
                 partial(keys.root_commitment, digest=digest, index=index),
                 self._advert(index).root_commitment,
+                index,
                 cohort[index],
             )
             yield from self._pair_masks(index, root)

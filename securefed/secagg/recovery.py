@@ -1,4 +1,4 @@
-"""Reconstructing committed secrets when some holders reveal wrong shares."""
+"""Reconstructing committed secrets when some of their shares are wrong."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ _MOST_TRIES = 500
 
 
 class Holders:
-    """Reconstructs one owner's secret after another, and remembers which holders lied.
+    """Reconstructs one owner's secret after another, sparing wrong shares while it can.
 
     A reconstruction that does not match the owner's commitment is tried again without one holder,
     then without two, and so on, as long as a threshold remains and at most 500 times in all.
-    Holders whose absence made it right are left out of every later reconstruction.  Lagrange
-    weights are kept for the last set of holders, which is the same for every owner of a complete
-    graph.
+    Nobody is shut out for a wrong share: the holder may have revealed another one than it got, or
+    the owner may have dealt it so.  Holders of wrong shares are only asked last for later owners.
+    Lagrange weights are kept for the last set of holders, which is the same for every owner of a
+    complete graph.
 
     Args:
         threshold: shares that a reconstruction takes.
@@ -32,14 +33,16 @@ class Holders:
         self._threshold = threshold
         self._tries = 0
         self._last: tuple[tuple[int, ...], Reconstructor] | None = None
-        self.liars: set[int] = set()
+        self.wrong: list[tuple[int, int]] = []
+        """Holder and owner of each share that was found wrong: one of the two sent it so."""
 
     def secret(
         self,
         shares: Mapping[int, bytes],
         commitment: Callable[[bytes], bytes],
         promised: bytes,
-        owner: str,
+        owner: int,
+        name: str,
     ) -> bytes:
         """The 32-byte secret behind ``shares``.
 
@@ -47,16 +50,18 @@ class Holders:
             shares: by index of the holder.
             commitment: recomputes the owner's commitment from a candidate.
             promised: what the owner committed to.
-            owner: named if nothing matches.
+            owner: index of the client whose secret it is.
+            name: its id, for messages.
 
         Raises:
             ThresholdNotMet: too few holders revealed a share.
             RemoteProtocolError: no choice of holders gives what the owner committed to.
         """
-        trusted = sorted(holder for holder in shares if holder not in self.liars)
+        suspects = {holder for holder, _ in self.wrong}
+        trusted = sorted(shares, key=lambda holder: (holder in suspects, holder))
         if len(trusted) < self._threshold:
             raise ThresholdNotMet(
-                f"unmask: {len(trusted)} holders revealed a share of {owner!r}, at least "
+                f"unmask: {len(trusted)} holders revealed a share of {name!r}, at least "
                 f"{self._threshold} are needed"
             )
         found = self._attempt(trusted, shares)
@@ -64,15 +69,17 @@ class Holders:
             return found
         for missing in range(1, len(trusted) - self._threshold + 1):
             for left_out in itertools.combinations(trusted, missing):
+                if not set(left_out) & set(trusted[: self._threshold]):
+                    continue  # the same shares as before
                 self._tries += 1
                 if self._tries > _MOST_TRIES:
                     break
                 found = self._attempt([i for i in trusted if i not in left_out], shares)
                 if found is not None and hmac.compare_digest(commitment(found), promised):
-                    self.liars |= set(left_out)
+                    self.wrong += [(holder, owner) for holder in sorted(left_out)]
                     return found
         raise RemoteProtocolError(
-            f"a reconstructed secret of {owner!r} does not match what it committed to: it, or "
+            f"a reconstructed secret of {name!r} does not match what it committed to: it, or "
             "clients that held its shares, sent wrong ones"
         )
 

@@ -4,7 +4,6 @@ import os
 import pickle
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -15,11 +14,8 @@ from securefed.crypto.keys import (
     COMMITMENT_BYTES,
     HYBRID_PUBLIC_BYTES,
     SEAL_OVERHEAD,
-    SIGNATURE_BYTES,
     HybridPrivateKey,
     HybridPublicKey,
-    IdentityKey,
-    IdentityPublicKey,
     commit,
     derive,
     labelled,
@@ -30,11 +26,6 @@ from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolErro
 LABEL = b"securefed/1/test"
 OTHER = b"securefed/1/other"
 INFO = labelled(LABEL, b"session")
-
-
-@pytest.fixture(scope="module")
-def identity():
-    return IdentityKey.generate()
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +49,11 @@ def test_bytes_moved_between_label_and_context_change_everything():
 
 
 @pytest.mark.parametrize("label", [b"", b"test", b"securefed/2/test", b"Securefed/1/test"])
-def test_a_label_outside_the_namespace_is_refused_everywhere(label, identity):
+def test_a_label_outside_the_namespace_is_refused_everywhere(label):
     for call in (
         lambda: labelled(label),
         lambda: derive(bytes(32), label=label, context=b""),
         lambda: commit(bytes(32), label=label, context=b""),
-        lambda: identity.sign(b"", label=label),
-        lambda: identity.public.verify(bytes(64), b"", label=label),
     ):
         with pytest.raises(ConfigError, match="label"):
             call()
@@ -122,86 +111,6 @@ def test_a_commitment_binds_secret_label_and_context():
     assert commit(secret, label=OTHER, context=b"c") != first
     assert commit(secret, label=LABEL, context=b"d") != first
     assert derive(secret, label=LABEL, context=b"c") != first
-
-
-# Identities
-
-
-def test_an_identity_has_the_public_key_of_rfc_8032():
-    # Section 7.1, test 1.
-    seed = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")
-    public = IdentityKey.generate(lambda count: seed).public.raw.hex()
-    assert public == "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a"
-
-
-@pytest.mark.parametrize("message", [b"", b"m", os.urandom(100_000)], ids=["empty", "one", "large"])
-def test_a_signature_verifies_and_covers_the_label(identity, message):
-    signature = identity.sign(message, label=LABEL)
-    assert len(signature) == SIGNATURE_BYTES
-    identity.public.verify(signature, message, label=LABEL)
-    raw = Ed25519PublicKey.from_public_bytes(identity.public.raw)
-    raw.verify(signature, labelled(LABEL, message))
-    with pytest.raises(RemoteProtocolError, match="does not verify"):
-        identity.public.verify(signature, message, label=OTHER)
-    with pytest.raises(RemoteProtocolError, match="does not verify"):
-        identity.public.verify(signature, message + b"!", label=LABEL)
-    with pytest.raises(RemoteProtocolError, match="does not verify"):
-        IdentityKey.generate().public.verify(signature, message, label=LABEL)
-
-
-@given(st.integers(0, 8 * SIGNATURE_BYTES - 1))
-@settings(max_examples=60)
-def test_a_signature_with_any_bit_changed_is_refused(identity, bit):
-    signature = bytearray(identity.sign(b"message", label=LABEL))
-    signature[bit // 8] ^= 1 << bit % 8
-    with pytest.raises(RemoteProtocolError):
-        identity.public.verify(bytes(signature), b"message", label=LABEL)
-
-
-def test_verify_answers_by_raising_only(identity):
-    signature = identity.sign(b"message", label=LABEL)
-    assert identity.public.verify(signature, b"message", label=LABEL) is None
-
-
-def test_identity_public_keys_round_trip_and_compare(identity):
-    public = identity.public
-    again = IdentityPublicKey.from_bytes(public.raw)
-    assert again == public
-    assert hash(again) == hash(public)
-    assert public != IdentityKey.generate().public
-    assert public != public.raw
-    assert public.raw.hex() in repr(public)
-
-
-def test_every_point_of_small_order_is_refused_as_an_identity():
-    # Small order means that 8 P is neutral.  On -x^2 + y^2 = 1 + d x^2 y^2 those are the points
-    # with y in {1, -1} (orders 1, 2), y = 0 (order 4) or d y^4 + 2 y^2 - 1 = 0 (order 8).
-    p = 2**255 - 19
-    d = -121665 * pow(121666, -1, p) % p
-    root = pow(d + 1, (p + 3) // 8, p)  # a square root of d + 1, or of -(d + 1)
-    if root * root % p != (d + 1) % p:
-        root = root * pow(2, (p - 1) // 4, p) % p
-    assert root * root % p == (d + 1) % p
-    ys = {0, 1, p - 1, p, p + 1}
-    for sign in (1, -1):
-        square = (-1 + sign * root) * pow(d, -1, p) % p
-        y = pow(square, (p + 3) // 8, p)
-        if y * y % p != square:
-            y = y * pow(2, (p - 1) // 4, p) % p
-        if y * y % p == square:
-            assert (d * y**4 + 2 * y**2 - 1) % p == 0
-            ys |= {y, p - y}
-    assert len(ys) == 7
-    for y in ys:
-        for sign_bit in (0, 1 << 255):
-            with pytest.raises(RemoteProtocolError, match="small order"):
-                IdentityPublicKey.from_bytes((y | sign_bit).to_bytes(32, "little"))
-
-
-@pytest.mark.parametrize("size", [0, 31, 33])
-def test_an_identity_key_of_another_length_is_refused(size):
-    with pytest.raises(RemoteProtocolError, match=f"identity key has {size} bytes"):
-        IdentityPublicKey.from_bytes(b"\x05" * size)
 
 
 # Envelopes
@@ -327,18 +236,11 @@ def test_an_envelope_is_rfc_9180_base_mode_over_x_wing(oracle):
 # Secrets stay inside
 
 
-@pytest.mark.parametrize(
-    "make", [IdentityKey.generate, lambda: HybridPrivateKey.generate(system_random)]
-)
-def test_a_private_key_is_neither_copied_nor_pickled_nor_shown(make):
-    key = make()
+def test_a_private_key_is_neither_copied_nor_pickled_nor_shown():
+    seed = os.urandom(32)
+    key = HybridPrivateKey.from_seed(seed)
     for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
         with pytest.raises(TypeError, match="holds a secret"):
             duplicate(key)
     assert not hasattr(key, "__dict__")
-
-
-def test_the_repr_of_a_key_does_not_hold_the_secret():
-    seed = os.urandom(32)
-    for key in (IdentityKey.generate(lambda count: seed), HybridPrivateKey.from_seed(seed)):
-        assert seed.hex()[:8] not in repr(key)
+    assert seed.hex()[:8] not in repr(key)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy, open_account
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
 from securefed.errors import BudgetExceeded, ConfigError, LedgerError, LocalProtocolError
 from securefed.evidence.budget import ClientBudget, read_charges

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy
-from securefed.crypto.keys import IdentityKey
+from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.in_process import carry
 from securefed.errors import (

@@ -82,13 +82,43 @@ def test_a_replay_from_another_session_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["self", "root"])
-def test_a_few_wrong_shares_are_left_out_and_their_sender_is_named(kind):
+def test_a_few_wrong_shares_are_spared_and_named(kind):
     cohort = Cohort(size=8)  # threshold 5, so that one liar of seven can be spared
     lie = lying(cohort, {"c001"}, kind)
     outcome = drive(cohort, meddle_up=lie, drop={"c006": "masked_input"})
     result = outcome.server.result
     np.testing.assert_array_equal(result.total, cohort.plain_sum(result.survivors))
-    assert outcome.server.wrong_shares == ("c001",)
+    owner = "c000" if kind == "self" else "c006"
+    assert outcome.server.wrong_shares == (("c001", owner),)
+
+
+def test_a_dealer_of_wrong_shares_does_not_get_their_holders_shut_out():
+    """c000 deals c001 and c002 shares of something else; both reveal what they were dealt."""
+    cohort = Cohort(size=9)  # threshold 5
+    clients = {name: cohort.client(name) for name in cohort.names}
+    original = clients["c000"]._bundle_for
+
+    def deal(other, shares, mask_key, envelope_key):
+        wrong = bytes([0] * 32 + [7]) * 2
+        return original(other, wrong if other in (1, 2) else shares, mask_key, envelope_key)
+
+    clients["c000"]._bundle_for = deal
+    outcome = drive(cohort, clients=clients)
+    result = outcome.server.result
+    np.testing.assert_array_equal(result.total, cohort.plain_sum(result.survivors))
+    assert set(outcome.server.wrong_shares) == {("c001", "c000"), ("c002", "c000")}
+
+
+def test_a_dealer_of_wrong_shares_to_everyone_ends_the_round_and_is_named():
+    cohort = Cohort(size=9)
+    clients = {name: cohort.client(name) for name in cohort.names}
+    original = clients["c000"]._bundle_for
+    clients["c000"]._bundle_for = lambda other, shares, *keys_: original(
+        other, bytes(SHARE_BYTES * 2), *keys_
+    )
+    outcome = drive(cohort, clients=clients)
+    assert isinstance(outcome.ended, RemoteProtocolError)
+    assert "'c000'" in str(outcome.ended)
 
 
 def test_more_wrong_shares_than_can_be_spared_end_the_round_without_a_sum():

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from secagg_rounds import Cohort, drive
+from secagg_rounds import Cohort, Outcome, drive
 
-from securefed.crypto.keys import HybridPrivateKey, IdentityKey
+from securefed.crypto.identity import IdentityKey
+from securefed.crypto.keys import HybridPrivateKey
 from securefed.crypto.prg import system_random
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet, WireError
@@ -12,8 +13,8 @@ from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
 from securefed.secagg.graph import Graph
 from securefed.secagg.messages import Advertisement, Reveal, Signed
-from securefed.secagg.pairwise_client import ClientState
-from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.pairwise_client import ClientState, PairwiseClient
+from securefed.secagg.pairwise_server import Outgoing, PairwiseServer, apply_masks
 
 
 def adverts_of(reply: bytes, size: int) -> dict[int, Signed]:
@@ -128,22 +129,157 @@ def test_a_lying_survivor_list_is_not_signed(lie):
     assert "c001" not in outcome.sent["consistency"]
 
 
-def test_two_survivor_lists_cannot_both_be_confirmed():
-    """Half of the clients are told that c007 dropped: no client reveals anything."""
-    cohort = Cohort(size=8)
-    short = wire_messages.encode_survivors(list(range(7)), size=8)
+class Gathering(PairwiseServer):
+    """Takes whatever clients sign, and passes on what helps most.
+
+    Args:
+        context: the round's.
+        groups: clients told the same list, by index; each is given its own group's signatures.
+            None: everyone is given everyone's, but for the last client's.
+    """
+
+    def __init__(self, context, groups: list[set[int]] | None) -> None:
+        super().__init__(context)
+        self.groups = groups
+
+    def _add_confirmation(self, sender: int, client_id: str, body: bytes) -> None:
+        self._confirmations[sender] = body
+
+    def _confirm(self, present):
+        last = self._context.parameters.size - 1
+        everyone = self._confirmations.keys() - {last}
+
+        def encode(name: str) -> bytes:
+            index = self._context.index(name)
+            own = [group for group in self.groups or [everyone] if index in group]
+            shown = (own[0] if own else everyone) & self._graph.witnesses(index)
+            return wire_messages.encode_confirmations({i: self._confirmations[i] for i in shown})
+
+        return Outgoing(self._names(present), encode)
+
+    def _add_reveal(self, sender: int, client_id: str, body: bytes) -> None:
+        size = self._context.parameters.size
+        self._reveals[sender] = Reveal.decode(body, size=size, limit=size)
+
+    def _unmask(self) -> None:
+        """Only the answers are of interest."""
+
+
+def both_lists(cohort: Cohort, short_count: int, *, grouped: bool) -> tuple[set[str], Outcome]:
+    """Which kinds of share of the last client are revealed when two lists are told."""
+    last = cohort.size - 1
+    told_short = set(cohort.names[:short_count])
+    groups = [set(range(short_count)), set(range(short_count, cohort.size))]
+    short = wire_messages.encode_survivors(list(range(last)), size=cohort.size)
 
     def split(stage, name, reply):
-        return short if stage == "consistency" and name in ("c000", "c001", "c002") else reply
+        return short if stage == "consistency" and name in told_short else reply
 
-    outcome = drive(cohort, meddle_down=split)
-    revealed = outcome.sent.get("unmask", {})
+    server = Gathering(cohort.context(), groups if grouped else None)
+    outcome = drive(cohort, meddle_down=split, server=server)
     kinds = set()
-    for message in revealed.values():
-        body = Signed.decode(message, limit=len(message)).body
-        reveal = Reveal.decode(body, size=8, limit=8)
-        kinds.add("self" if 7 in reveal.self_shares else "root")
-    assert kinds <= {"self"}
+    for reveal in server._reveals.values():
+        kinds |= {"self"} if last in reveal.self_shares else set()
+        kinds |= {"root"} if last in reveal.root_shares else set()
+    return kinds, outcome
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["own group's", "everyone's"])
+@pytest.mark.parametrize("told_short", [1, 3, 6, 9])
+@pytest.mark.parametrize("degree", [None, 8])
+def test_two_survivor_lists_cannot_both_be_confirmed(degree, told_short, grouped):
+    """Some clients are told that the last one dropped, the others that it survived."""
+    cohort = Cohort(size=12, degree=degree, dropout=0.25)
+    kinds, outcome = both_lists(cohort, told_short, grouped=grouped)
+    assert len(kinds) <= 1
+    if not grouped:  # a signature on another list ends the round for whoever is shown it
+        assert kinds == set()
+        assert all("does not verify" in str(error) for error in outcome.refused.values())
+
+
+@pytest.mark.parametrize("degree", [None, 8])
+def test_without_the_list_in_the_statement_both_kinds_of_share_would_be_revealed(
+    degree, monkeypatch
+):
+    monkeypatch.setattr(
+        round_secrets, "survivors_statement", lambda digest, view, survivors: digest + view
+    )
+    cohort = Cohort(size=12, degree=degree, dropout=0.25)
+    kinds, _ = both_lists(cohort, 6, grouped=False)
+    assert kinds == {"self", "root"}
+
+
+@pytest.mark.parametrize("seed", ["independent", "equal to the root"])
+def test_a_root_does_not_open_an_input_that_came_late(seed):
+    """The server keeps the last client's input, declares it dropped and recovers its root."""
+    cohort = Cohort(size=8, length=50)
+    context = cohort.context()
+    constant = iter([b"r" * 32, b"r" * 32])
+
+    def careless(count: int) -> bytes:
+        return next(constant, None) or system_random(count)
+
+    clients = {name: cohort.client(name) for name in cohort.names}
+    if seed == "equal to the root":
+        clients["c007"] = PairwiseClient(
+            context,
+            "c007",
+            cohort.identities["c007"],
+            lambda: cohort.inputs["c007"],
+            random=careless,
+        )
+
+    class Keeping(PairwiseServer):
+        def _add_input(self, body: bytes) -> None:
+            before = self._total.copy()
+            super()._add_input(body)
+            self.last, self._total = self._total - before, self._total
+
+        def advance(self):
+            if self.stage == "masked_input":
+                self._seen.discard(7)
+                self._total -= self.last
+            return super().advance()
+
+        def _pair_masks(self, dropped, root):
+            masks = list(super()._pair_masks(dropped, root))
+            # Of the last client's own input the same keystreams come off with the other sign.
+            opened = self.last.copy()
+            apply_masks(opened, [(key, not subtract) for key, subtract in masks])
+            own = round_secrets.self_keystream_key(root, context.digest, self._view, 7)
+            apply_masks(opened, [(own, True)])
+            self.opened = opened
+            return iter(masks)
+
+    server = Keeping(context)
+    drive(cohort, clients=clients, server=server)
+    assert server.result.survivors == cohort.names[:7]
+    found = np.count_nonzero(server.opened == cohort.inputs["c007"])
+    assert found == (50 if seed == "equal to the root" else 0)
+
+
+def test_a_bundle_of_an_earlier_attempt_is_refused_by_its_signature():
+    """A session named twice: what was sealed to the first attempt's keys is not taken again."""
+    cohort = Cohort(size=5)
+    first: dict[int, wire_messages.Bundle] = {}
+    graph = Graph.complete(5)
+    with_edge = {other: graph.gives(other, 0) for other in range(1, 5)}
+
+    def keep(stage, name, reply):
+        if stage == "masked_input" and name == "c000":
+            first.update(wire_messages.decode_delivery(reply, with_edge=with_edge))
+        return reply
+
+    drive(cohort, meddle_down=keep)
+
+    def replay(stage, name, reply):
+        if stage != "masked_input" or name != "c000":
+            return reply
+        bundles = wire_messages.decode_delivery(reply, with_edge=with_edge)
+        return wire_messages.encode_delivery(bundles | {3: first[3]})
+
+    refused = drive(cohort, meddle_down=replay).refused["c000"]
+    assert "bundle of 'c003': signature of identity" in str(refused)
 
 
 def test_too_few_confirmations_reveal_nothing():

@@ -8,6 +8,7 @@ from scipy.stats import chisquare
 from secagg_rounds import COMPLETE_STAGES, Cohort, drive
 
 from securefed.config import STAGES
+from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import add_keystream
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
@@ -156,6 +157,21 @@ def test_start_works_once():
     client.start()
     with pytest.raises(LocalProtocolError):
         client.start()
+
+
+@pytest.mark.parametrize("degree", [None, 8])
+def test_identities_of_both_algorithms_take_part_in_one_round(degree):
+    identities = {
+        f"c{i:03}": IdentityKey.generate(algorithm="ml-dsa-65" if i % 2 else "ed25519")
+        for i in range(12)
+    }
+    cohort = Cohort(size=12, degree=degree, identities=identities)
+    outcome = drive(cohort, drop={"c003": "masked_input", "c004": "masked_input"})
+    assert not outcome.refused
+    assert len(outcome.server.result.survivors) == 10
+    np.testing.assert_array_equal(
+        outcome.server.result.total, cohort.plain_sum(outcome.server.result.survivors)
+    )
 
 
 def test_a_contribution_of_the_wrong_shape_never_leaves():

@@ -3,13 +3,16 @@
 Run ``python tests/vectors/make_vectors.py`` to write them; a test runs :func:`build` again and
 compares.  Every expected value is computed here in another way than the package does it: keystreams
 block by block with AES-ECB, HKDF from HMAC, Shamir with explicit powers and fractions of products,
-discrete Gaussian draws by bisection in a table from mpmath.
+discrete Gaussian draws by bisection in a table from mpmath, Skellam draws likewise from the
+convolution of two Poisson distributions.  Ed25519 and ML-DSA are the library's;
+an ML-DSA public key is compared with RFC 9881, and a signature is checked from FIPS 204's hash of
+key and message.
 
 A file is ``{"operation", "success", "about", "cases"}``.  Names with ``_bad_`` hold inputs that
 must be refused, each with the name of the error in place of ``expected``.  Bytes are hex.
 
-Sealing is randomised, so ``keys_envelope.json`` is kept unless ``--new-envelope`` is given; the
-corrupted envelopes follow from it.
+Sealing and ML-DSA signing are randomised, so the envelope and the signature on disk are kept unless
+``--new-envelope`` or ``--new-signature`` is given; the corrupted ones follow from them.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import Any
 import mpmath
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -101,16 +105,34 @@ def polynomial_shares(coefficients: list[int], points: list[int]) -> dict[int, b
     }
 
 
-def gaussian_draws(std: float, key: bytes, count: int) -> list[int]:
+def gaussian_weights(std: float) -> list[Any]:
+    """exp(-k^2 / (2 std^2)) for k = 0, 1, ..."""
+    scale = 2 * mpmath.mpf(std) ** 2
+    return [mpmath.exp(-(mpmath.mpf(k) ** 2) / scale) for k in range(int(12 * std) + 2)]
+
+
+def skellam_weights(variance: float) -> list[Any]:
+    """P(A - B = k) for k = 0, 1, ... and independent Poisson A and B, term by term."""
+    mean = mpmath.mpf(variance) / 2
+    unit = 2**500
+    poisson, term = [], mpmath.exp(-mean)
+    for j in range(int(mean + 40 * mpmath.sqrt(mean + 1)) + 60):
+        poisson.append(int(term * unit))
+        term *= mean / (j + 1)
+    last = int(14 * mpmath.sqrt(variance)) + 20
+    return [
+        mpmath.mpf(sum(a * b for a, b in zip(poisson[k:], poisson, strict=False))) / unit**2
+        for k in range(last)
+    ]
+
+
+def inversion_draws(weights: list[Any], key: bytes, count: int) -> list[int]:
     """Inversion of 191 bits by bisection; raises if a draw needs more than its first 63."""
-    with mpmath.workprec(600):
-        scale = 2 * mpmath.mpf(std) ** 2
-        weights = [mpmath.exp(-(mpmath.mpf(k) ** 2) / scale) for k in range(int(12 * std) + 2)]
-        total = weights[0] + 2 * mpmath.fsum(weights[1:])
-        running, table = weights[0] / total, []
-        for weight in [*weights[1:], mpmath.mpf(0)]:
-            table.append(int(mpmath.floor(running * 2**63)))
-            running += 2 * weight / total
+    total = weights[0] + 2 * mpmath.fsum(weights[1:])
+    running, table = weights[0] / total, []
+    for weight in [*weights[1:], mpmath.mpf(0)]:
+        table.append(int(mpmath.floor(running * 2**63)))
+        running += 2 * weight / total
     draws = []
     for word in words(key, count, 8):
         top = word >> 1
@@ -275,6 +297,111 @@ def signature_vectors() -> dict[str, Case]:
     }
 
 
+# The seed 00 01 .. 1f, and SHA-256 of its public key as printed in RFC 9881, appendix C.
+RFC_9881_SEED = bytes(range(32))
+RFC_9881_PUBLIC_SHA256 = "d666806e11cee19a7c989f7445f90dd419cf4d2d51db8c0fdb4c0f0a542238c9"
+# An ML-DSA-65 signature is a challenge, 5 polynomials of 20-bit coefficients and a hint: the
+# positions of at most 55 ones, then for each of 6 polynomials where its positions end.
+MLDSA_RESPONSE, MLDSA_HINT, MLDSA_ONES = 48, 48 + 5 * 640, 55
+
+
+def mldsa_representative(public: bytes, message: bytes) -> bytes:
+    """mu of FIPS 204, algorithms 3 and 8, for the empty context."""
+    key_hash = hashlib.shake_256(public).digest(64)
+    return hashlib.shake_256(key_hash + b"\0\0" + message).digest(64)
+
+
+def padded_hint(signature: bytes) -> bytes:
+    """The same hint with a spare position that is not zero: a second encoding of one signature."""
+    ones = signature[-1]
+    if ones >= MLDSA_ONES:
+        raise ValueError("no spare position: make another signature")
+    return flipped(signature, MLDSA_HINT + ones)
+
+
+def reordered_hint(signature: bytes) -> bytes:
+    """The same hint with two positions of one polynomial swapped: again a second encoding."""
+    start = 0
+    for end in signature[MLDSA_HINT + MLDSA_ONES :]:
+        if end - start >= 2:
+            at = MLDSA_HINT + start
+            pair = signature[at : at + 2]
+            return signature[:at] + pair[::-1] + signature[at + 2 :]
+        start = end
+    raise ValueError("no polynomial has two positions: make another signature")
+
+
+def mldsa_vectors(kept: bytes | None) -> dict[str, Case]:
+    label, message, seed = b"securefed/1/test", b"the message", filler("ml-dsa identity")
+    key = MLDSA65PrivateKey.from_seed_bytes(seed)
+    public = key.public_key().public_bytes_raw()
+    signed = framed(label, message)
+    signature = kept if kept is not None else key.sign(signed)
+    key.public_key().verify_mu(signature, mldsa_representative(public, signed))
+    good = {
+        "public": public.hex(),
+        "message": message.hex(),
+        "label": label.hex(),
+        "signature": signature.hex(),
+    }
+    other = MLDSA65PrivateKey.from_seed_bytes(filler("other ml-dsa identity")).public_key()
+    ed25519 = Ed25519PrivateKey.from_private_bytes(seed)
+
+    def bad(about: str, **changes: bytes) -> Case:
+        changed = good | {name: block.hex() for name, block in changes.items()}
+        return refused("keys.verify", about, "RemoteProtocolError", **changed)
+
+    def determined(seed: bytes, sha256: str) -> Case:
+        return {"seed": seed.hex(), "algorithm": "ml-dsa-65", "expected": sha256}
+
+    return {
+        "keys_mldsa_public": vector(
+            "keys.identity_from_seed",
+            "SHA-256 of the public key that a seed determines; the first is that of RFC 9881",
+            [
+                determined(RFC_9881_SEED, RFC_9881_PUBLIC_SHA256),
+                determined(seed, hashlib.sha256(public).hexdigest()),
+            ],
+        ),
+        "keys_mldsa_verify": vector(
+            "keys.verify", "a valid ML-DSA-65 signature", [good | {"expected": None}]
+        ),
+        "keys_mldsa_bad_signature_challenge": bad(
+            "a bit of the challenge", signature=flipped(signature, 0)
+        ),
+        "keys_mldsa_bad_signature_response": bad(
+            "a bit of z", signature=flipped(signature, MLDSA_RESPONSE)
+        ),
+        "keys_mldsa_bad_signature_hint_padded": bad(
+            "a spare byte of the hint not zero", signature=padded_hint(signature)
+        ),
+        "keys_mldsa_bad_signature_hint_order": bad(
+            "two positions of the hint swapped", signature=reordered_hint(signature)
+        ),
+        "keys_mldsa_bad_signature_truncated": bad("3308 bytes", signature=signature[:-1]),
+        "keys_mldsa_bad_signature_extended": bad("3310 bytes", signature=signature + b"\0"),
+        "keys_mldsa_bad_signature_zero": bad("all zero", signature=bytes(3309)),
+        "keys_mldsa_bad_signature_ed25519": bad(
+            "Ed25519's under the same seed", signature=ed25519.sign(signed)
+        ),
+        "keys_mldsa_bad_signature_message": bad("another message", message=message + b"!"),
+        "keys_mldsa_bad_signature_label": bad("another label", label=b"securefed/1/other"),
+        "keys_mldsa_bad_signature_key": bad("another key", public=other.public_bytes_raw()),
+        "keys_mldsa_bad_signature_ed25519_key": bad(
+            "under the Ed25519 key of the same seed", public=ed25519.public_key().public_bytes_raw()
+        ),
+        "keys_mldsa_bad_public_length": vector(
+            "keys.identity_public",
+            "1951, 1953 and 1312 (ML-DSA-44) bytes",
+            [
+                {"raw": raw.hex(), "error": "RemoteProtocolError"}
+                for raw in (public[:-1], public + b"\0", public[:1312])
+            ],
+            success=False,
+        ),
+    }
+
+
 def fresh_envelope(seed: bytes, plaintext: bytes, info: bytes) -> bytes:
     mlkem, x25519 = hybrid_keys(seed)
     suite = hpke.Suite(hpke.KEM.MLKEM768_X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.AES_256_GCM)
@@ -328,10 +455,15 @@ def envelope_vectors(kept: bytes | None) -> dict[str, Case]:
 
 
 def sampler_vectors() -> dict[str, Case]:
-    gaussian, rounding, poisson = [], [], []
+    gaussian, skellam, rounding, poisson = [], [], [], []
     for seed, std in enumerate((0.5, 3.0, 47.25, 1000.0)):
-        draws = gaussian_draws(std, seed.to_bytes(32, "big"), 24)
+        with mpmath.workprec(600):
+            draws = inversion_draws(gaussian_weights(std), seed.to_bytes(32, "big"), 24)
         gaussian.append({"seed": seed, "std": std, "count": 24, "expected": draws})
+    for seed, variance in enumerate((0.25, 2.5, 100.0, 900.75)):
+        with mpmath.workprec(600):
+            draws = inversion_draws(skellam_weights(variance), seed.to_bytes(32, "big"), 24)
+        skellam.append({"seed": seed, "variance": variance, "count": 24, "expected": draws})
     values = [0.0, -0.5, 0.25, 2.75, -3.999, 1e6 + 0.5, -(2.0**51) - 0.5, 2.0**-60, -(2.0**-60)]
     for seed in range(4):
         expected = []
@@ -347,6 +479,16 @@ def sampler_vectors() -> dict[str, Case]:
         poisson.append({"seed": seed, "count": 40, "probability": probability, "expected": kept})
     return {
         "samplers_discrete_gaussian": vector("samplers.gaussian", "seeded draws", gaussian),
+        "samplers_skellam": vector("samplers.skellam", "seeded draws", skellam),
+        "samplers_bad_variance": vector(
+            "samplers.skellam",
+            "outside 0.25 <= variance <= 2^34",
+            [
+                {"seed": 0, "variance": variance, "count": 1, "error": "ConfigError"}
+                for variance in (0.0, -3.0, 0.24, 2.0**34 + 4, 1e300)
+            ],
+            success=False,
+        ),
         "samplers_stochastic_round": vector("samplers.round", "seeded rounding", rounding),
         "samplers_poisson": vector("samplers.poisson", "seeded subsets", poisson),
         "samplers_bad_round_overflow": vector(
@@ -370,21 +512,24 @@ def sampler_vectors() -> dict[str, Case]:
     }
 
 
-def kept_envelope() -> bytes | None:
-    """The envelope that is on disk, if any."""
-    path = FOLDER / "keys_envelope.json"
+def kept(stem: str, field: str) -> bytes | None:
+    """A randomised value that is on disk, if it is."""
+    path = FOLDER / f"{stem}.json"
     if not path.exists():
         return None
-    return bytes.fromhex(json.loads(path.read_text(encoding="utf-8"))["cases"][0]["sealed"])
+    return bytes.fromhex(json.loads(path.read_text(encoding="utf-8"))["cases"][0][field])
 
 
-def build(envelope: bytes | None) -> dict[str, Case]:
+def build(*, new_envelope: bool = False, new_signature: bool = False) -> dict[str, Case]:
     """File stem to content, for every vector of the crypto package and the samplers."""
+    envelope = None if new_envelope else kept("keys_envelope", "sealed")
+    signature = None if new_signature else kept("keys_mldsa_verify", "signature")
     return {
         **prg_vectors(),
         **shamir_vectors(),
         **derivation_vectors(),
         **signature_vectors(),
+        **mldsa_vectors(signature),
         **envelope_vectors(envelope),
         **sampler_vectors(),
     }
@@ -395,6 +540,9 @@ def encode(content: Case) -> str:
 
 
 if __name__ == "__main__":
-    envelope = None if "--new-envelope" in sys.argv[1:] else kept_envelope()
-    for stem, content in build(envelope).items():
+    made = build(
+        new_envelope="--new-envelope" in sys.argv[1:],
+        new_signature="--new-signature" in sys.argv[1:],
+    )
+    for stem, content in made.items():
         (FOLDER / f"{stem}.json").write_text(encode(content), encoding="utf-8")

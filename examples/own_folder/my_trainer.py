@@ -8,10 +8,13 @@ from securefed.training.data import Examples
 
 
 class MomentumTrainer:
-    """Made with the run file's [training] section; ``train`` is all that securefed asks for.
+    """Made with the run file's [training] section, anew for each client and each round.
 
-    What it changes in the parameters that have ``requires_grad`` is the client's update.  It is
-    clipped as a whole afterwards, so nothing here has to be trusted for the guarantee.
+    What ``train`` changes in the parameters that have ``requires_grad`` is the client's update.  It
+    is clipped as a whole afterwards, whatever the steps were.  Everything else in the model must be
+    left as it was found, or the run is refused; and nothing may be kept elsewhere (in a global, a
+    class attribute or a file) from one call to the next: that nobody can check, and the guarantee
+    for each client rests on it.
     """
 
     def __init__(self, section: TrainingSection) -> None:

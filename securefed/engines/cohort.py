@@ -24,7 +24,7 @@ class SimulatedClient:
     """What belongs to one client and to nobody else."""
 
     client_id: str
-    data: ClientData
+    data: ClientData = field(repr=False)
     budget: ClientBudget
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
     seconds: float = 0.0

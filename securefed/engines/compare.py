@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,19 @@ from securefed.engines.simulation import Federation
 from securefed.federation.server_optimizer import ServerOptimizer
 
 
-def unprotected(federation: Federation, out: Path, observer: Observer) -> Figures:
-    """The same run with ``mechanism = "none"``: same clipping and sums, no noise."""
+def unprotected(federation: Federation, observer: Observer) -> Figures:
+    """The same run with ``mechanism = "none"``: same clipping and sums, no noise.
+
+    Only its figures are kept.  The folder it needs is the user's alone (mode 0700), lies where
+    temporary files lie, and is removed at the end: an adapter, checkpoints and sums without noise
+    have no place in a run folder that states an epsilon.
+    """
     values = federation.config.model_dump(mode="json", exclude_none=True)
     values["privacy"] |= {"mechanism": "none", "noise_multiplier": 0.0}
     values["budget"] = {}
     values["output"]["name"] = "unprotected"
-    return federation.like(parse_config(values), observer).run(out).after
+    with tempfile.TemporaryDirectory(prefix="securefed-unprotected-") as folder:
+        return federation.like(parse_config(values), observer).run(Path(folder) / "run").after
 
 
 def clients_alone(federation: Federation, observer: Observer) -> Figures:

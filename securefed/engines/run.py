@@ -7,24 +7,46 @@ import json
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-import securefed
 from securefed.config import RunConfig, dump_config
 from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.attempts import (
+    CLOSED,
+    EVALUATED,
+    EVALUATION_OPENED,
+    ROSTER,
+    ROUND_ABANDONED,
+    ROUND_APPLIED,
+    ROUND_FAILED,
+    ROUND_OPENED,
+    ROUND_SUMMED,
+    SOFTWARE,
+    History,
+    check_accounts,
+    differing,
+    read_history,
+)
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
 from securefed.engines.figures import Figures, figures_policy
-from securefed.engines.in_process import Carried, carry
+from securefed.engines.in_process import carry
+from securefed.engines.results import (
+    RunResult,
+    costs,
+    read_shown,
+    recorded_event,
+    recorded_figures,
+)
 from securefed.engines.run_folder import RunFolder, write_whole
 from securefed.engines.settings import Settings
-from securefed.engines.verify import check_accounts, released_files
+from securefed.engines.verify import check_config, released_files, software
 from securefed.engines.workbench import Workbench
 from securefed.errors import (
     BudgetExceeded,
@@ -33,40 +55,21 @@ from securefed.errors import (
     LedgerTampered,
     SecureFedError,
 )
-from securefed.evidence.budget import ClientBudget
+from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
-from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
+from securefed.privacy.accounting import ADVERSARIES
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregator import SESSION_BYTES
 
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a finished run has to show.
-
-    Attributes:
-        folder: the run folder.
-        rounds: rounds applied to the adapter.
-        charges: most masked inputs any client charged (retries included); epsilon counts these.
-        guarantees: what holds against each adversary.
-        before: held-out figures of the untouched model, and ``after``: of the last adapter.
-        events: one a round.
-        stopped: why the run ended early; empty if it did not.
-    """
-
-    folder: Path
-    rounds: int
-    charges: int
-    guarantees: dict[Adversary, PrivacyGuarantee]
-    before: Figures
-    after: Figures
-    events: list[RoundEvent] = field(repr=False)
-    stopped: str = ""
+NON_FINITE = (
+    "note: some client's training ended in NaN or infinity in this round or before, and it sent "
+    "noise alone (said once, outside the guarantee, because evaluation.show_clients is set)"
+)
 
 
 class Run:
@@ -93,8 +96,7 @@ class Run:
         )
         self.clients: dict[str, SimulatedClient] = {}
         self.events: list[RoundEvent] = []
-        self.before: Figures | None = None
-        self.after: Figures | None = None
+        self._shown: dict[str, float] = {}
 
     def go(self, *, resume: bool) -> RunResult:
         """Begin or resume, and train to the end.
@@ -111,26 +113,28 @@ class Run:
             )
         if not resume:
             self._begin()
-        ledger, done = self._open()
-        with ledger:
-            try:
+        try:
+            with ExitStack() as held:
+                ledger, done = self._open(held)
                 return self._rounds(ledger, done)
-            except (OSError, SafetensorError) as error:
-                raise LedgerError(
-                    f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
-                    "is held, and the run can be resumed"
-                ) from error
-            finally:
-                for client in self.clients.values():
-                    client.budget.close()
+        except (OSError, SafetensorError) as error:
+            raise LedgerError(
+                f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
+                "is held, and the run can be resumed"
+            ) from error
 
     # -- beginning and resuming ------------------------------------------------------------
 
     def _genesis(self) -> dict[str, Any]:
         text = dump_config(self.config)
-        return {
-            "software": f"securefed {securefed.__version__}",
+        return self._prepared() | {
+            "software": software(),
             "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def _prepared(self) -> dict[str, Any]:
+        """What a run stands on besides its settings; a resumed one must find it again."""
+        return {
             "model": self.bench.model_name,
             "model_fingerprint": self.bench.fingerprint,
             "adapter_sha256": self.bench.adapter_hash().hex(),
@@ -141,8 +145,7 @@ class Run:
 
     def _begin(self) -> None:
         """Make the whole run folder beside its place, then move it there: all of it or nothing."""
-        config = dump_config(self.config)
-        with self.folder.being_made(config) as partial:
+        with self.folder.being_made(dump_config(self.config)) as partial:
             self.bench.save_initial(partial.initial)
             partial.save_checkpoint(0, self.optimizer.state())
             Ledger.create(partial.ledger, self._genesis(), clock=self.clock).close()
@@ -150,69 +153,94 @@ class Run:
                 account = {"client": name, "privacy": self.settings.record()}
                 Ledger.create(partial.budget(name), account, clock=self.clock).close()
 
-    def _open(self) -> tuple[Ledger, int]:
-        """Where a run stands: its ledger, and how many rounds were applied."""
+    def _open(self, held: ExitStack) -> tuple[Ledger, int]:
+        """Where a run stands: its ledger, and how many rounds were applied.
+
+        Whatever is opened here is closed by ``held``.
+        """
         self.bench.load_initial(self.folder.initial)
-        ledger = Ledger.open(self.folder.ledger, clock=self.clock)
-        if ledger.records[-1].kind == "closed":
-            ledger.close()
-            raise ConfigError(
-                f"--resume: the run in {self.folder.path} is finished; there is nothing left to do"
-            )
+        ledger = held.enter_context(Ledger.open(self.folder.ledger, clock=self.clock))
         genesis = ledger.records[0].body
-        for key, value in self._genesis().items():
-            if json.loads(json.dumps(value)) != genesis[key]:
-                raise LedgerTampered(
-                    f"{self.folder.ledger}: {key} is {genesis[key]!r}, this run has {value!r}"
-                )
-        done, adapter = 0, genesis["adapter_sha256"]
-        for record in ledger.records:
-            if record.kind == "round_applied":
-                done, adapter = int(record.body["round"]), record.body["adapter_sha256"]
-        state = self.folder.load_checkpoint(done)
+        check_config(self.folder.path, genesis)
+        history = read_history(self.folder.ledger, ledger.records, self.settings)
+        self._check_prepared(genesis, history)
+        state = self.folder.load_checkpoint(history.applied)
         if state is None:
-            raise LedgerTampered(f"{self.folder.checkpoints}: no state after round {done}")
+            raise LedgerTampered(
+                f"{self.folder.checkpoints}: no state after round {history.applied}"
+            )
         self.optimizer.restore(state)
         self.bench.load_flat(self.optimizer.parameters)
-        if self.bench.adapter_hash().hex() != adapter:
+        if self.bench.adapter_hash().hex() != history.adapter:
             raise LedgerTampered(
-                f"{self.folder.checkpoints}: the state after round {done} is not the one that the "
-                "ledger names"
+                f"{self.folder.checkpoints}: the state after round {history.applied} is not the "
+                "one that the ledger names"
             )
+        check_accounts(self.folder.path, genesis, history)
+        accounts = {}
         for name in self.cohort:
-            self._add_client(name, Ledger.open(self.folder.budget(name), clock=self.clock))
-        check_accounts(self.folder.path, ledger.records, self.settings.event())
-        try:
-            recorded = [RoundEvent.from_record(line) for line in self.folder.read_metrics()]
-        except TypeError as error:
-            raise LedgerTampered(f"{self.folder.metrics}: {error}") from None
-        self.events += [event for event in recorded if event.round <= done]
-        # A line torn by the kill would swallow the next one appended to it.
-        self.folder.rewrite_metrics([event.to_record() for event in self.events])
+            accounts[name] = Ledger.open(self.folder.budget(name), clock=self.clock)
+            held.callback(accounts[name].close)
+            budget = ClientBudget(
+                accounts[name],
+                epsilon_after=self.settings.epsilon_after,
+                limit=self.config.budget.epsilon,
+            )
+            self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
         if len(ledger.records) > 1:
-            self.observer.message(f"resuming after round {done}")
-        self._record_roster(ledger)
-        return ledger, done
-
-    def _add_client(self, name: str, ledger: Ledger) -> None:
-        budget = ClientBudget(
-            ledger, epsilon_after=self.settings.epsilon_after, limit=self.config.budget.epsilon
-        )
-        self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
-
-    def _record_roster(self, ledger: Ledger) -> None:
+            self.observer.message(f"resuming after round {history.applied}")
+        if history.software != software():
+            ledger.append(SOFTWARE, {"software": software()})
+        self._abandon(ledger, history, accounts)
+        self._shown = read_shown(self.folder.shown)
         roster = {name: client.identity.public.raw.hex() for name, client in self.clients.items()}
-        ledger.append("roster", {"keys": roster})
+        ledger.append(ROSTER, {"keys": roster})
+        return ledger, history.applied
+
+    def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
+        """Refuse to go on with another model, cohort or plan; another version may go on."""
+        for key, value in self._prepared().items():
+            found, expected = genesis[key], json.loads(json.dumps(value))
+            if key == "privacy":
+                keys = differing(found, expected)
+                if not keys:
+                    continue
+                key, found, expected = f"privacy.{keys[0]}", found.get(keys[0]), expected[keys[0]]
+            if found == expected:
+                continue
+            if history.software != software():
+                raise ConfigError(
+                    f"--resume: {key} is {found!r} in {self.folder.ledger}, written by "
+                    f"{history.software}, and {expected!r} for {software()}; a run goes on with "
+                    "what it began with: resume it with that version"
+                )
+            raise LedgerTampered(
+                f"{self.folder.ledger}: {key} is {found!r}, this run has {expected!r}"
+            )
+
+    def _abandon(self, ledger: Ledger, history: History, accounts: dict[str, Ledger]) -> None:
+        """Charge an attempt without an end to every client that may not have recorded it."""
+        attempt = history.open
+        if attempt is None:
+            return
+        for name, client in self.clients.items():
+            own = {r.body["session"] for r in accounts[name].records if r.kind == CHARGE}
+            if attempt.session not in own:
+                client.budget.charge(attempt.event)
+        self.observer.message(
+            f"round {attempt.round} had been begun and not ended: it counts as spent by all"
+        )
+        ledger.append(
+            ROUND_ABANDONED,
+            {"round": attempt.round, "session": attempt.session, "charged": list(self.cohort)},
+        )
 
     # -- rounds ----------------------------------------------------------------------------
 
     def _rounds(self, ledger: Ledger, done: int) -> RunResult:
         total = self.config.training.rounds
         stopped = ""
-        self.before = self._recorded_figures(ledger, 0)
-        if self.before is None:
-            self.before = self._evaluate(ledger, 0)
-            self._report(0, None, self.before, 0.0)
+        self._catch_up(ledger, done)
         last = done
         for number in range(done + 1, total + 1):
             if not all(client.budget.affords() for client in self.clients.values()):
@@ -222,25 +250,27 @@ class Run:
                 )
                 self.observer.message(stopped)
                 break
-            started = time.perf_counter()
-            seconds_before = self._client_seconds()
-            carried, survivors = self._round(ledger, number)
-            worked = (self._client_seconds() - seconds_before) / len(self.cohort)
-            every = self.config.evaluation.every
-            figures = None
-            if number == total or (every and number % every == 0):
-                figures = self.after = self._evaluate(ledger, number)
-            elapsed = time.perf_counter() - started
-            self._report(number, (carried, len(survivors), worked), figures, elapsed)
+            started, worked_before = time.perf_counter(), self._client_seconds()
+            self._round(ledger, number)
+            worked = (self._client_seconds() - worked_before) / len(self.cohort)
+            if self._evaluation_is_due(number):
+                self._evaluate(ledger, number)
+            self._report(ledger, number, time.perf_counter() - started, worked)
             last = number
-        if self.after is None or stopped:
-            self.after = self._recorded_figures(ledger, last) or self._evaluate(ledger, last)
-        self.bench.save_adapter(self.folder.adapter)
-        self._write_costs()
+        before, after = self._figures(ledger, 0), self._figures(ledger, last)
+        if stopped:  # the last round's line was written before its figures were measured
+            now, was = recorded_event(ledger.records, last, self.settings), self.events[-1]
+            self.events[-1] = replace(now, client_seconds=was.client_seconds, seconds=was.seconds)
+            self.folder.rewrite_metrics([event.to_record() for event in self.events])
+        self.folder.save_adapter(self.bench.save_adapter)
+        write_whole(
+            self.folder.costs,
+            json.dumps(costs(self.events, self.settings), indent=1, sort_keys=True) + "\n",
+        )
         charges = self._charges()
         guarantees = {who: self.settings.guarantee(who, charges) for who in ADVERSARIES}
         ledger.append(
-            "closed",
+            CLOSED,
             {
                 "rounds": last,
                 "charges": charges,
@@ -254,17 +284,33 @@ class Run:
             rounds=last,
             charges=charges,
             guarantees=guarantees,
-            before=self.before,
-            after=self.after,
+            before=before,
+            after=after,
             events=self.events,
             stopped=stopped,
         )
 
-    def _round(self, ledger: Ledger, number: int) -> tuple[Carried, tuple[str, ...]]:
+    def _catch_up(self, ledger: Ledger, done: int) -> None:
+        """Make the lines of the rounds so far again from the ledger, whatever a kill left of them.
+
+        A kill may also have come before the figures of the last round were measured.
+        """
+        if self._evaluation_is_due(done) and not recorded_figures(ledger.records, done):
+            self._evaluate(ledger, done)
+        self.events = [recorded_event(ledger.records, n, self.settings) for n in range(done + 1)]
+        self.folder.rewrite_metrics([event.to_record() for event in self.events])
+        self.observer.round_end(self.events[-1])
+
+    def _evaluation_is_due(self, number: int) -> bool:
+        every = self.config.evaluation.every
+        return number in (0, self.config.training.rounds) or bool(every and number % every == 0)
+
+    def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         session = self._session(number, self.settings.sum_policy, self.bench.layout.size)
-        event = self.settings.event() | {"round": number, "session": session.session.hex()}
-        ledger.append("round_opened", event)
+        name_of = {"round": number, "session": session.session.hex()}
+        event = self.settings.event() | name_of
+        ledger.append(ROUND_OPENED, event)
         encode = self.bench.encoder(self.settings, number)
         drop = {
             item.client: item.stage
@@ -272,6 +318,7 @@ class Run:
             if item.round == number
         }
         server = ServerRound(session)
+        charged: list[str] = []
         finished = 0
 
         def client_round(client: SimulatedClient) -> ClientRound:
@@ -284,12 +331,16 @@ class Run:
                 self.observer.working("training", finished, len(self.cohort))
                 return encoded
 
+            def charge() -> None:
+                client.budget.charge(event)
+                charged.append(client.client_id)
+
             return ClientRound(
                 session,
                 client.client_id,
                 client.identity,
                 counted,
-                charge=lambda: client.budget.charge(event),
+                charge=charge,
                 min_clients=self.config.cohort.min_clients,
             )
 
@@ -302,29 +353,27 @@ class Run:
             )
         except SecureFedError as error:
             ledger.append(
-                "round_failed",
-                {"round": number, "session": event["session"], "why": type(error).__name__},
+                ROUND_FAILED, name_of | {"charged": sorted(charged), "why": type(error).__name__}
             )
             raise
         survivors = server.survivors
         # Written and flushed before the sum is used for anything.
         ledger.append(
-            "round_summed",
-            {
-                "round": number,
-                "session": event["session"],
+            ROUND_SUMMED,
+            name_of
+            | {
                 "survivors": list(survivors),
+                "charged": sorted(charged),
                 "charges": self._charges(),
+                "bytes_up": sum(carried.bytes_up.values()),
+                "bytes_down": sum(carried.bytes_down.values()),
+                "refused": len(carried.refusals),
             },
         )
         parameters = self.optimizer.step(self.settings.gradient(server.sum, survivors))
         self.bench.load_flat(parameters)
         self.folder.save_checkpoint(number, self.optimizer.state())
-        ledger.append(
-            "round_applied",
-            {"round": number, "adapter_sha256": self.bench.adapter_hash().hex()},
-        )
-        return carried, survivors
+        ledger.append(ROUND_APPLIED, name_of | {"adapter_sha256": self.bench.adapter_hash().hex()})
 
     def _session(self, number: int, policy: PrivacyPolicy, dimension: int) -> RoundSession:
         return RoundSession(
@@ -344,34 +393,41 @@ class Run:
         """Each client measures its own held-out text; only the sum over clients is opened."""
         policy = figures_policy(self.settings.sum_policy)
         session = self._session(number + 1, policy, Figures.DIMENSION)
+        name_of = {"round": number, "session": session.session.hex(), "guaranteed": False}
         own: dict[str, NDArray[np.float64]] = {}
         for done, name in enumerate(self.cohort):
             self.observer.working("evaluating", done, len(self.cohort))
             own[name] = self.bench.figures(name)
         self.observer.working("evaluating", len(self.cohort), len(self.cohort))
+        ledger.append(EVALUATION_OPENED, name_of)
         server = ServerRound(session)
         carry(
             server,
             {
-                name: ClientRound(session, name, client.identity, _encode_figures(own[name]))
+                name: ClientRound(
+                    session,
+                    name,
+                    client.identity,
+                    _encode_figures(own[name]),
+                    min_clients=self.config.cohort.min_clients,
+                )
                 for name, client in self.clients.items()
             },
             keep_transcript=False,
         )
         shown = own if self.config.evaluation.show_clients else None
         figures = Figures.from_sum(server.sum, len(server.survivors), shown)
-        ledger.append(
-            "evaluated", {"round": number, "guaranteed": False, "figures": figures.to_record()}
-        )
+        if figures.worst is not None:
+            self._shown[str(number)] = figures.worst
+            self.folder.write_shown(self._shown)
+        record = {"survivors": list(server.survivors), "figures": figures.to_record()}
+        ledger.append(EVALUATED, name_of | record)
         return figures
 
-    @staticmethod
-    def _recorded_figures(ledger: Ledger, number: int) -> Figures | None:
-        found = None
-        for record in ledger.records:
-            if record.kind == "evaluated" and record.body["round"] == number:
-                found = Figures.from_record(record.body["figures"])
-        return found
+    def _figures(self, ledger: Ledger, number: int) -> Figures:
+        """What was measured after a round, or is measured now."""
+        found = recorded_figures(ledger.records, number, self._shown)
+        return self._evaluate(ledger, number) if found is None else found
 
     # -- reporting -------------------------------------------------------------------------
 
@@ -381,58 +437,15 @@ class Run:
     def _client_seconds(self) -> float:
         return sum(client.seconds for client in self.clients.values())
 
-    def _report(
-        self,
-        number: int,
-        outcome: tuple[Carried, int, float] | None,
-        figures: Figures | None,
-        seconds: float,
-    ) -> None:
-        size = len(self.cohort)
-        carried, survivors, worked = outcome or (Carried(), size, 0.0)
-        adapter_bytes = 4 * self.bench.layout.size if outcome else 0
-        epsilon = self.settings.epsilon_after(self._charges())
-        note = "" if survivors == size else f"{size - survivors} dropped out"
-        if carried.refusals:
-            note += f"; {len(carried.refusals)} refused"
-        event = RoundEvent(
-            round=number,
-            rounds=self.config.training.rounds,
-            survivors=survivors,
-            cohort=size,
-            epsilon=epsilon if np.isfinite(epsilon) else None,
-            delta=self.config.privacy.delta,
-            perplexity=figures.perplexity if figures else None,
-            accuracy=figures.accuracy if figures else None,
-            bytes_up=sum(carried.bytes_up.values()) / size,
-            bytes_down=sum(carried.bytes_down.values()) / size + adapter_bytes,
-            client_seconds=worked,
-            seconds=seconds,
-            note=note,
-        )
+    def _report(self, ledger: Ledger, number: int, seconds: float, worked: float) -> None:
+        recorded = recorded_event(ledger.records, number, self.settings)
+        event = replace(recorded, client_seconds=worked, seconds=seconds)
         self.events.append(event)
         self.folder.append_metrics(event.to_record())
         self.observer.round_end(event)
-
-    def _write_costs(self) -> None:
-        rounds = [event for event in self.events if event.round > 0]
-        timed = [event for event in rounds if event.seconds > 0]  # since the last resume
-
-        def mean(values: list[float]) -> float:
-            return float(np.mean(values)) if values else 0.0
-
-        costs = {
-            "rounds": len(rounds),
-            "clients": len(self.cohort),
-            "trainable_parameters": self.bench.layout.size,
-            "bytes_up_per_client_and_round": mean([event.bytes_up for event in rounds]),
-            "bytes_down_per_client_and_round": mean([event.bytes_down for event in rounds]),
-            "client_seconds_per_round": mean([event.client_seconds for event in timed]),
-            "seconds_per_round": mean([event.seconds for event in timed]),
-            "note": "client seconds are means over the cohort of a simulation; a deployment does "
-            "not send them, because they tell the size of a secret sample",
-        }
-        write_whole(self.folder.costs, json.dumps(costs, indent=1, sort_keys=True) + "\n")
+        if self.config.evaluation.show_clients and self.bench.saw_non_finite:
+            self.bench.saw_non_finite = False
+            self.observer.message(NON_FINITE)
 
 
 def _encode_figures(

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, LedgerTampered
 
 
 class RunFolder:
@@ -21,7 +22,7 @@ class RunFolder:
 
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
-    ``clients/ID/budget.jsonl``.
+    ``clients/ID/budget.jsonl``; with ``evaluation.show_clients`` also ``shown.json``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,6 +31,7 @@ class RunFolder:
         self.ledger = path / "ledger.jsonl"
         self.metrics = path / "metrics.jsonl"
         self.costs = path / "costs.json"
+        self.shown = path / "shown.json"
         self.adapter = path / "adapter"
         self.checkpoints = path / "checkpoints"
         self.initial = self.checkpoints / "initial.safetensors"
@@ -61,7 +63,11 @@ class RunFolder:
         """A folder beside this one that takes its place when the block ends well.
 
         Raises:
-            ConfigError: this folder exists and is not empty, or cannot be made.
+            ConfigError: this folder exists and is not empty, or cannot be made (a full disk, say);
+                nothing is left behind.
+
+        Guarantees:
+            - Files and folders are flushed before the folder takes its place.
         """
         self.check_new()
         partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
@@ -71,10 +77,12 @@ class RunFolder:
             partial.clients.mkdir()
             write_whole(partial.config, config_text)
             yield partial
+            _sync_tree(partial.path)
             partial.path.rename(self.path)
-            _sync_folder(self.path.parent)
-        except OSError as error:
-            raise ConfigError(f"run folder {self.path}: {error.strerror or error}") from error
+            _sync(self.path.parent)
+        except (OSError, SafetensorError) as error:
+            what = getattr(error, "strerror", None) or error
+            raise ConfigError(f"run folder {self.path}: cannot be made ({what})") from error
         finally:
             shutil.rmtree(partial.path, ignore_errors=True)
 
@@ -96,17 +104,15 @@ class RunFolder:
         text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
         write_whole(self.metrics, text)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Every whole line; a line torn by a kill is left out."""
-        if not self.metrics.exists():
-            return []
-        lines = []
-        for text in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
+    def write_shown(self, worst: Mapping[str, float]) -> None:
+        """Keep the worst client's held-out figure by round: for the owner of a simulation."""
+        write_whole(self.shown, json.dumps({"worst_client": dict(worst)}, sort_keys=True) + "\n")
+
+    def save_adapter(self, write: Callable[[Path], None]) -> None:
+        """Let ``write`` put the adapter in its place, and flush it."""
+        write(self.adapter)
+        _sync_tree(self.adapter)
+        _sync(self.path)
 
     def save_checkpoint(self, round_number: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write ``checkpoints/round-N`` at once and drop the one before the last."""
@@ -115,19 +121,25 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(tensors, partial / "state.safetensors")
-        with (partial / "state.safetensors").open("rb") as stream:
-            os.fsync(stream.fileno())
+        _sync_tree(partial)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync_folder(self.checkpoints)
+        _sync(self.checkpoints)
         old = self.checkpoints / f"round-{round_number - 2}"
         shutil.rmtree(old, ignore_errors=True)
 
     def load_checkpoint(self, round_number: int) -> dict[str, torch.Tensor] | None:
-        """The state after ``round_number`` rounds, or None."""
+        """The state after ``round_number`` rounds, or None.
+
+        Raises:
+            LedgerTampered: the file is not one that ``save_checkpoint`` wrote.
+        """
         path = self.checkpoints / f"round-{round_number}" / "state.safetensors"
-        return load_file(path) if path.is_file() else None
+        try:
+            return load_file(path) if path.is_file() else None
+        except SafetensorError as error:
+            raise LedgerTampered(f"{path}: {error}") from None
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -138,10 +150,18 @@ def write_whole(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
-def _sync_folder(path: Path) -> None:
+def _sync_tree(path: Path) -> None:
+    """Flush every file in a folder, then the folders, the outermost last."""
+    for folder, _, files in os.walk(path, topdown=False):
+        for name in files:
+            _sync(Path(folder) / name)
+        _sync(Path(folder))
+
+
+def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

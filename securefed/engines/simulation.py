@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 from securefed.config import RunConfig, load_config
 from securefed.engines.events import Observer, Silent
-from securefed.engines.run import Run, RunResult
+from securefed.engines.results import RunResult, recorded_result
+from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
@@ -68,8 +70,9 @@ class Federation:
         """Train.
 
         Args:
-            out: the run folder; default ``runs/NAME-TIME``.
-            resume: go on with the run in ``out``.
+            out: the run folder; default ``runs/NAME-TIME-XXXXXX``, with six random digits.
+            resume: go on with the run in ``out``; of a finished run the result is read from its
+                ledger, once it verifies, and nothing is written.
 
         Raises:
             ConfigError, DataError, FetchError: something is wrong before the first round; the run
@@ -79,9 +82,9 @@ class Federation:
             LedgerError: the ledger cannot be written; nothing was spent that it does not hold.
         """
         stamp = self._clock().replace(":", "").replace("-", "")
-        folder = RunFolder(
-            Path(out) if out else Path("runs") / f"{self.config.output.name}-{stamp}"
-        )
+        # The time is cut to the minute; two runs that begin in one must not meet.
+        name = f"{self.config.output.name}-{stamp}-{secrets.token_hex(3)}"
+        folder = RunFolder(Path(out) if out else Path("runs") / name)
         if resume:
             folder.check_resumable()
             recorded = load_config(folder.config)
@@ -90,6 +93,10 @@ class Federation:
                     f"--resume: the settings differ from those in {folder.config}; a run goes on "
                     "with the settings it began with"
                 )
+            finished = recorded_result(folder.path)
+            if finished is not None:
+                self._observer.message(f"the run in {folder.path} is finished; nothing is left")
+                return finished
         else:
             folder.check_new()
         bench, settings = self.prepare()

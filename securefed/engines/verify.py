@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 import securefed
 from securefed.config import load_config
+from securefed.engines.attempts import History, check_accounts, read_history, require_same
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.budget import CHARGE
+from securefed.evidence.chain import head_path
 from securefed.evidence.ledger import Record, read_ledger
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
@@ -26,7 +27,7 @@ class Verdict:
 
     Attributes:
         finished: the run has a closing record.
-        charges: most masked inputs any client charged.
+        charges: most masked inputs any client charged, by the rule in :mod:`.attempts`.
         lines: findings in words.
     """
 
@@ -35,15 +36,64 @@ class Verdict:
     lines: list[str]
 
 
+@dataclass(frozen=True)
+class VerifiedRun:
+    """A run folder whose parts fit each other.
+
+    Attributes:
+        records: of the ledger.
+        settings: what the run file means for the cohort.
+        history: the run so far.
+        charges: as in :class:`Verdict`.
+    """
+
+    records: list[Record]
+    settings: Settings
+    history: History
+    charges: int
+
+
 def verify_run(folder: Path) -> Verdict:
     """Verify a run's ledger and its clients' accounts, and recompute what the run claims.
 
     The verdict is "self-consistent": whoever can write the whole folder can write another one that
-    is consistent too.
+    is consistent too.  Which paths were not compared with anything is among the findings.
 
     Raises:
         ConfigError: the folder holds no run.
         LedgerTampered: a chain, a count or a claim does not hold; the message says which.
+    """
+    run = verified_run(folder)
+    genesis, history, charges = run.records[0].body, run.history, run.charges
+    unended = "; 1 attempt has no recorded end and counts for every client" if history.open else ""
+    lines = [
+        f"ledger: {len(run.records)} records, chain and head hold",
+        f"clients' accounts: {len(genesis['cohort'])}, chains hold and fit the ledger; at most "
+        f"{charges} rounds charged{unended}",
+        f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
+        f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee",
+    ]
+    files = sorted(history.closed["files"]) if history.closed is not None else []
+    lines.append(f"files that hold what the ledger says: {', '.join(['config.toml', *files])}")
+    covered = {"config.toml", *files, *_ledgers(genesis["cohort"])}
+    loose = ", ".join(uncovered(folder, covered))
+    lines.append(f"paths that no check covers: {loose or 'none'}")
+    for who in ADVERSARIES:
+        statement = run.settings.guarantee(who, charges)
+        lines.append(
+            f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
+            f"({run.settings.stated.unit} level, delta {statement.delta:g}), recomputed"
+        )
+    finished = history.closed is not None
+    lines.append("finished" if finished else "not finished: resume it or leave it")
+    return Verdict(finished=finished, charges=charges, lines=lines)
+
+
+def verified_run(folder: Path) -> VerifiedRun:
+    """What :func:`verify_run` is made from.
+
+    Raises:
+        ConfigError, LedgerTampered: as there.
     """
     ledger = folder / "ledger.jsonl"
     for path in (ledger, folder / "config.toml"):
@@ -51,117 +101,104 @@ def verify_run(folder: Path) -> Verdict:
             raise ConfigError(f"{path} is missing; not a run folder")
     records = read_ledger(ledger)
     try:
-        return _verify(folder, records)
+        return _verified(folder, records)
     except (KeyError, TypeError, AttributeError) as error:
         raise LedgerTampered(f"{ledger}: a record lacks what it must hold ({error})") from None
 
 
-def _verify(folder: Path, records: list[Record]) -> Verdict:
-    ledger = folder / "ledger.jsonl"
-    genesis = records[0].body
-    text = (folder / "config.toml").read_bytes()
-    if hashlib.sha256(text).hexdigest() != genesis["config_sha256"]:
-        raise LedgerTampered(f"{folder / 'config.toml'}: is not the file that the ledger names")
+def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
+    ledger, genesis = folder / "ledger.jsonl", records[0].body
+    check_config(folder, genesis)
     settings = Settings(
         load_config(folder / "config.toml"),
         sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
         dimension=int(genesis["privacy"]["dimension"]),
     )
-    _require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
-    charges = check_accounts(folder, records, settings.event())
-    lines = [
-        f"ledger: {len(records)} records, chain and head hold",
-        f"clients' accounts: {len(genesis['cohort'])}, chains hold and fit the ledger; at most "
-        f"{charges} rounds charged",
-    ]
-    closing = records[-1] if records[-1].kind == "closed" else None
-    if closing is not None:
-        if closing.body["charges"] != charges:
-            raise LedgerTampered(
-                f"{ledger}: closes with {closing.body['charges']} charges, the accounts hold "
-                f"{charges}"
-            )
-        _check_files(folder, closing.body["files"])
-        named = ", ".join(["config.toml", *sorted(closing.body["files"])])
-        lines.append(f"files that hold what the ledger says: {named}")
-        lines.append("files that no check covers: rounds.svg, costs.json, checkpoints/")
-    for position, who in enumerate(ADVERSARIES):
-        statement = settings.guarantee(who, charges)
-        if closing is not None:
-            claimed, found = closing.body["guarantees"][position], statement.to_record()
-            if genesis["software"] != f"securefed {securefed.__version__}":
-                # Another version may word a statement differently; its figures must be the same.
-                claimed, found = ({k: r[k] for k in _FIGURES} for r in (claimed, found))
-            _require_same(claimed, found, f"{ledger}: claim against {who}")
-        lines.append(
-            f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
-            f"({settings.stated.unit} level, delta {statement.delta:g}), recomputed"
-        )
-    lines.append("finished" if closing is not None else "not finished: resume it or leave it")
-    return Verdict(finished=closing is not None, charges=charges, lines=lines)
+    require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
+    history = read_history(ledger, records, settings)
+    charges = check_accounts(folder, genesis, history)
+    if history.closed is not None:
+        _check_claims(ledger, history, settings, charges)
+        _check_files(folder, history.closed["files"])
+    return VerifiedRun(records, settings, history, charges)
 
 
-def check_accounts(folder: Path, records: list[Record], event: Mapping[str, Any]) -> int:
-    """Compare each client's account with the run's ledger.
-
-    Args:
-        folder: the run folder.
-        records: its ledger, verified.
-        event: the privacy event that every round of this run is.
-
-    Returns:
-        The most charges of any client.
+def check_config(folder: Path, genesis: Mapping[str, Any]) -> None:
+    """Compare the settings in a run folder with those that its ledger names.
 
     Raises:
-        LedgerTampered: an account is missing, is another client's, charges what was never opened,
-            or lacks a charge for a sum that the client is in.
+        LedgerTampered: the file is another one.
     """
-    genesis = records[0].body
-    opened = {}
-    for record in records:
-        if record.kind == "round_opened":
-            named = {key: record.body[key] for key in event}
-            _require_same(named, dict(event), f"round {record.body['round']} of the ledger")
-            opened[record.body["session"]] = record.body
-    accounts = folder / "clients"
-    names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
-    if names != sorted(genesis["cohort"]):
-        raise LedgerTampered(f"{accounts}: holds accounts of {names}, not of the run's cohort")
-    charged: dict[str, set[str]] = {}
-    for name in names:
-        path = accounts / name / "budget.jsonl"
-        if not path.is_file():
-            raise LedgerTampered(f"{path} is missing")
-        own = read_ledger(path)
-        expected = {"client": name, "privacy": genesis["privacy"]}
-        _require_same(own[0].body, expected, f"{path}: first record")
-        sessions = [record.body["session"] for record in own if record.kind == CHARGE]
-        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(opened):
-            raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
-        charged[name] = set(sessions)
-    for record in records:
-        if record.kind != "round_summed":
-            continue
-        session = record.body["session"]
-        if session not in opened:
-            raise LedgerTampered(f"ledger line {record.seq + 1}: sums a round never opened")
-        for name in record.body["survivors"]:
-            if session not in charged.get(name, set()):
-                raise LedgerTampered(
-                    f"{accounts / name}: no charge for round {record.body['round']}, whose sum "
-                    "this client is in"
-                )
-    return max(len(sessions) for sessions in charged.values())
+    path = folder / "config.toml"
+    if hashlib.sha256(path.read_bytes()).hexdigest() != genesis["config_sha256"]:
+        raise LedgerTampered(f"{path}: is not the file that the ledger names")
+
+
+def _check_claims(ledger: Path, history: History, settings: Settings, charges: int) -> None:
+    closed = history.closed or {}
+    if closed["charges"] != charges:
+        raise LedgerTampered(
+            f"{ledger}: closes with {closed['charges']} charges, the accounts hold {charges}"
+        )
+    if len(closed["guarantees"]) != len(ADVERSARIES):
+        raise LedgerTampered(
+            f"{ledger}: closes with {len(closed['guarantees'])} statements, not {len(ADVERSARIES)}"
+        )
+    for who, claimed in zip(ADVERSARIES, closed["guarantees"], strict=True):
+        found = settings.guarantee(who, charges).to_record()
+        if history.software != software():
+            # Another version may word a statement differently; its figures must be the same.
+            claimed, found = ({k: r[k] for k in _FIGURES} for r in (claimed, found))
+        require_same(claimed, found, f"{ledger}: claim against {who}")
+
+
+def software() -> str:
+    """Name and version of this package, as ledgers hold it."""
+    return f"securefed {securefed.__version__}"
 
 
 def released_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of what a finished run hands on, by path inside the run folder."""
-    paths = [folder / "metrics.jsonl", *sorted((folder / "adapter").rglob("*"))]
+    """SHA-256 of what a finished run hands on or shows, by path inside the run folder."""
+    paths = [folder / "metrics.jsonl", folder / "shown.json", *(folder / "adapter").rglob("*")]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in paths
+        for path in sorted(paths)
         if path.is_file()
     }
+
+
+def uncovered(folder: Path, covered: set[str]) -> list[str]:
+    """What lies in a folder besides the files named.
+
+    Args:
+        folder: the folder.
+        covered: paths of files inside it, with ``/``.
+
+    Returns:
+        Sorted paths inside the folder.  A folder without a covered file stands as one, with a
+        ``/`` at its end; so does an empty one.  Links are not followed, and no link is covered.
+    """
+    found: list[str] = []
+
+    def walk(path: Path, inside: str) -> None:
+        for entry in sorted(os.scandir(path), key=lambda entry: entry.name):
+            name = inside + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if any(file.startswith(f"{name}/") for file in covered):
+                    walk(path / entry.name, f"{name}/")
+                else:
+                    found.append(f"{name}/")
+            elif name not in covered or entry.is_symlink():
+                found.append(name)
+
+    walk(folder, "")
+    # A name with a line break in it must not look like a finding.
+    return [name if name.isprintable() else ascii(name) for name in found]
+
+
+def _ledgers(cohort: list[str]) -> set[str]:
+    paths = [Path("ledger.jsonl"), *(Path("clients") / name / "budget.jsonl" for name in cohort)]
+    return {path.as_posix() for ledger in paths for path in (ledger, head_path(ledger))}
 
 
 def _check_files(folder: Path, recorded: Mapping[str, str]) -> None:
@@ -169,15 +206,3 @@ def _check_files(folder: Path, recorded: Mapping[str, str]) -> None:
     for name in sorted(set(found) | set(recorded)):
         if found.get(name) != recorded.get(name):
             raise LedgerTampered(f"{folder / name}: is not the file that the ledger names")
-
-
-def _require_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Equal up to the last digits of a float: libraries round differently on other machines."""
-    for key in sorted(set(found) | set(expected)):
-        one, other = found.get(key), expected.get(key)
-        if isinstance(one, float | int) and isinstance(other, float | int):
-            same = math.isclose(one, other, rel_tol=1e-9)
-        else:
-            same = one == other
-        if not same:
-            raise LedgerTampered(f"{where}: {key} = {one!r}, recomputed {other!r}")

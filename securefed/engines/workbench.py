@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from securefed.config import RunConfig, dump_config
@@ -34,6 +35,7 @@ from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.evaluate import evaluate
 from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.models import load_model, resolve_device
+from securefed.training.untouched import Untouched, own_random_state
 
 _CHECKED_EXAMPLES = 3
 
@@ -89,11 +91,10 @@ class Workbench:
         self.layout = AdapterLayout({name: tuple(p.shape) for name, p in travelling.items()})
         self._travelling = travelling
         self._gradients: PerExampleGradients | None = None
-        self._own_trainer: LocalTrainer | None = (
-            load_trainer(config.training.trainer, config.training)
-            if config.training.trainer
-            else None
-        )
+        self._untouched: Untouched | None = None
+        self.saw_non_finite = False
+        if config.training.trainer is not None:
+            load_trainer(config.training.trainer, config.training)  # refused now or never
         observer.message(
             f"{len(self.clients)} clients, {sum(self.sizes.values()):,} training examples, "
             f"{self.layout.size:,} trainable parameters"
@@ -138,7 +139,7 @@ class Workbench:
         """
         try:
             load_adapter_state(self.model, load_file(path))
-        except (OSError, ConfigError) as error:
+        except (OSError, SafetensorError, ConfigError) as error:
             raise LedgerTampered(f"{path}: {error}") from None
 
     def save_adapter(self, folder: Path) -> None:
@@ -196,23 +197,38 @@ class Workbench:
         return self._gradients
 
     def _delta(self, settings: Settings, examples: Examples, number: int) -> NDArray[np.float32]:
+        """The change of the adapter that one client's training makes; the model is put back.
+
+        A change that is not finite counts as zeros: staying silent would show it outside the noise.
+
+        Raises:
+            ConfigError: a trainer of the user's own left something else changed in the model.
+        """
         before = self.flat()
         try:
-            self._trainer(settings, len(examples)).train(self.model, examples, number)
+            self._train(settings, examples, number)
             tensors = {name: p.detach() for name, p in self._travelling.items()}
             if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-                self._observer.message(
-                    "a client's training ended in NaN or infinity: it sends noise alone"
-                )
+                self.saw_non_finite = True
                 return np.zeros_like(before)
             return self.layout.flatten(tensors) - before
         finally:
             self.load_flat(before)
 
+    def _train(self, settings: Settings, examples: Examples, number: int) -> None:
+        own = self.config.training.trainer
+        if own is None:
+            self._trainer(settings, len(examples)).train(self.model, examples, number)
+            return
+        if self._untouched is None:
+            self._untouched = Untouched(self.model)
+        # Made anew: what one client's training keeps in it must not reach another's.
+        trainer = load_trainer(own, self.config.training)
+        with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
+            trainer.train(self.model, examples, number)
+
     def _trainer(self, settings: Settings, examples: int) -> LocalTrainer:
         training, privacy = self.config.training, self.config.privacy
-        if self._own_trainer is not None:
-            return self._own_trainer
         if privacy.mechanism == "local":
             q = settings.stated.sampling_probability
             return DpSgdTrainer(

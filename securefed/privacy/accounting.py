@@ -19,6 +19,7 @@ from dp_accounting import NeighboringRelation
 from dp_accounting.pld import privacy_loss_distribution as pld
 
 from securefed.errors import ConfigError
+from securefed.privacy.arguments import check_accounting
 from securefed.privacy.distance import total_variation_per_round
 from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
@@ -136,10 +137,14 @@ def gaussian_epsilon(
         An upper bound (pessimistic discretisation), possibly ``math.inf``.
 
     Raises:
-        ConfigError: ``rounds`` is negative.
+        ConfigError: an argument is outside that.
     """
-    if rounds < 0:
-        raise ConfigError(f"rounds = {rounds}: must be >= 0")
+    check_accounting(
+        rounds=rounds,
+        delta=delta,
+        sampling_probability=sampling_probability,
+        noise_multiplier=noise_multiplier,
+    )
     if rounds == 0:
         return 0.0
     if sampling_probability == 1.0:
@@ -167,13 +172,14 @@ def distributed_epsilon(
         An upper bound; ``math.inf`` where the additions to delta use up half of it or more.
 
     Raises:
-        ConfigError: ``rounds`` is negative.
+        ConfigError: an argument is outside that.
         UnsupportedEvent: the honest clients' noise is too coarse for this accounting.
 
     Guarantees:
         Conservative: Poisson sampling is accounted for removing as well as adding a unit, and the
         worse of the two is taken.
     """
+    check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if rounds == 0:
         return 0.0
     eta = total_variation_per_round(plan, honest) + ROUNDING_FAILURE

@@ -8,28 +8,38 @@ to hide (Mironov 2012; Jin et al. 2022, 2112.05307).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import ConfigError, OverflowBoundError
+from securefed.privacy.inversion import (
+    BLOCK,
+    STATISTICAL_DISTANCE,
+    TABLE_BITS,
+    CumulativeTable,
+    SymmetricInversion,
+)
 
-STATISTICAL_DISTANCE = 2.0**-100
-"""Bound on the total variation distance of one draw from the exact discrete Gaussian."""
+__all__ = [
+    "MAX_STD",
+    "MIN_STD",
+    "STATISTICAL_DISTANCE",
+    "DiscreteGaussian",
+    "poisson_sample",
+    "stochastic_round",
+]
 
 MIN_STD = 0.5
 MAX_STD = 2.0**20
 """The table has 12 std entries: about 20 s and 0.6 GB to build at this end, 0.2 s at 10^4."""
 
 _TAIL = 12  # the table ends at 12 standard deviations
-_TABLE_BITS = 191  # 63 for the first look-up, 128 to settle ties
-_TIE_BITS = 128
 _WORK_BITS = 256
 _EXP_BITS = 320
-_BLOCK = 1 << 16  # draws at a time: words and indices stay in the cache
 _UNIFORM_BITS = 53
 
 
@@ -47,18 +57,8 @@ def _exp_of_minus(numerator: int, denominator: int) -> int:
     return total
 
 
-class _Table(NamedTuple):
-    """The cumulative table T_k in units of 2^-191, split into what each comparison reads."""
-
-    high: NDArray[np.uint64]  # uint64[K + 1], T_k >> 128
-    low: NDArray[np.uint64]  # uint64[K + 1, 2], the other 128 bits, less significant word first
-
-    def low_bits(self, index: int) -> int:
-        return int(self.low[index, 0]) | int(self.low[index, 1]) << 64
-
-
 @lru_cache(maxsize=4)
-def _cumulative_table(std: float) -> _Table:
+def _cumulative_table(std: float) -> CumulativeTable:
     """T_k of :class:`DiscreteGaussian` for k = 0..K, by the recurrence analysed there."""
     ratio_top, ratio_bottom = std.as_integer_ratio()
     # exp(-1 / (2 std^2)) and its square, rounded down to the working precision.
@@ -74,37 +74,23 @@ def _cumulative_table(std: float) -> _Table:
         positive += weight
     total = (1 << _WORK_BITS) + 2 * positive
 
-    weight, ratio = (1 << (2 * _WORK_BITS)) // total, first_ratio
-    cumulative = weight
-    rows = np.empty((last + 1, 3), dtype="<u8")
-    for start in range(0, last, _BLOCK):
-        stop = min(start + _BLOCK, last)
-        encoded = []
-        for _ in range(start, stop):
-            encoded.append((cumulative >> (_WORK_BITS - _TABLE_BITS)).to_bytes(24, "little"))
+    def entries() -> Iterator[int]:
+        weight, ratio = (1 << (2 * _WORK_BITS)) // total, first_ratio
+        cumulative = weight
+        for _ in range(last):
+            yield cumulative >> (_WORK_BITS - TABLE_BITS)
             weight = weight * ratio >> _WORK_BITS
             ratio = ratio * ratio_step >> _WORK_BITS
             cumulative += 2 * weight
-        rows[start:stop] = np.frombuffer(b"".join(encoded), dtype="<u8").reshape(-1, 3)
-    rows[last] = (0, 0, 1 << (_TABLE_BITS - _TIE_BITS))
-    high = rows[:, 2].astype(np.uint64)
-    low = rows[:, :2].astype(np.uint64)
-    high.flags.writeable = low.flags.writeable = False
-    return _Table(high, low)
+
+    return CumulativeTable.of(entries(), last)
 
 
-class DiscreteGaussian:
+class DiscreteGaussian(SymmetricInversion):
     """The discrete Gaussian N_Z(0, std^2): P(X = k) = exp(-k^2 / (2 s^2)) / S, s = std.
 
-    A draw looks the magnitude up in a cumulative table and takes the sign from a bit of its own.
-    With C_k = P(|X| <= k) and K = ceil(12 s), the table holds T_k, about 2^191 C_k, and
-    T_K = 2^191.  For U uniform on 0..2^191 - 1 the magnitude is the number of k with T_k <= U;
-    it is exactly j with probability (T_j - T_{j-1}) / 2^191.  Zero needs no correction for its
-    sign, since P(|X| = 0) is counted once and -0 = 0.
-
-    One 64-bit word gives the sign (lowest bit) and the top 63 bits u of U.  T_k <= U is decided by
-    u alone unless u equals the top 63 bits of T_k; only then are the 128 lower bits of U drawn.
-    So U has full precision in every case.
+    Drawn by inversion as :class:`~securefed.privacy.inversion.SymmetricInversion` says, from a
+    table T_k of about 2^191 C_k, where C_k = P(|X| <= k) and K = ceil(12 s).
 
     Guarantees:
         - Each draw is within :data:`STATISTICAL_DISTANCE` = 2^-100 of N_Z(0, s^2) in total
@@ -126,8 +112,6 @@ class DiscreteGaussian:
     4. Total variation of the table is at most half the sum of the errors of its K + 1
        differences, (K + 1) 2^-180 < 2^-156.  2^-107 + 2^-156 < 2^-100.
 
-    Not constant-time: the search and the tie take time that depends on the draw.
-
     Source: Canonne, Kamath and Steinke 2020 (2004.00010), definition 1, for the distribution;
     Devroye 1986, chapter III, for inversion by table.
 
@@ -142,7 +126,7 @@ class DiscreteGaussian:
         if not MIN_STD <= std <= MAX_STD:  # also refuses nan
             raise ConfigError(f"std = {std}; it must satisfy {MIN_STD} <= std <= 2^20 grid units")
         self._std = float(std)
-        self._table = _cumulative_table(self._std)
+        super().__init__(_cumulative_table(self._std))
 
     def __repr__(self) -> str:
         return f"DiscreteGaussian(std={self._std!r})"
@@ -151,56 +135,6 @@ class DiscreteGaussian:
     def std(self) -> float:
         """The parameter s in grid units; the variance is at most s^2, and nearly s^2 from s = 1."""
         return self._std
-
-    @property
-    def bound(self) -> int:
-        """K: no draw exceeds it in magnitude."""
-        return int(self._table.high.size) - 1
-
-    def sample(self, count: int, generator: NoiseGenerator) -> NDArray[np.int64]:
-        """Independent draws.
-
-        Args:
-            count: how many, >= 0.
-            generator: the secret words, one for each draw and two more for each tie.
-
-        Returns:
-            int64[count], each of magnitude <= :attr:`bound`.
-
-        Raises:
-            ConfigError: ``count`` < 0.
-        """
-        if count < 0:
-            raise ConfigError(f"count = {count}; it must be >= 0")
-        out = np.empty(count, dtype=np.int64)
-        for start in range(0, count, _BLOCK):
-            self._fill(out[start : start + _BLOCK], generator)
-        return out
-
-    def _fill(self, out: NDArray[np.int64], generator: NoiseGenerator) -> None:
-        high = self._table.high
-        words = generator.uint64(out.size)
-        top = words >> np.uint64(1)
-        below = np.searchsorted(high, top, side="right")
-        # A tie: the last entry not above ``top`` equals it.  (Where below = 0 there is none, and
-        # index -1 reads 2^63, which no ``top`` equals.)
-        for position in np.flatnonzero(high[below - 1] == top):
-            below[position] = self._settle_tie(int(top[position]), int(below[position]), generator)
-        out[:] = below
-        np.negative(out, out=out, where=(words & np.uint64(1)).astype(np.bool_))
-
-    def _settle_tie(self, top: int, stop: int, generator: NoiseGenerator) -> int:
-        """How many T_k <= U, where entries before ``stop`` have high part <= ``top``."""
-        start = int(np.searchsorted(self._table.high, np.uint64(top), side="left"))
-        low_word, high_word = (int(word) for word in generator.uint64(2))
-        low = low_word | high_word << 64
-        while start < stop:  # bisection: the low parts ascend among equal high parts
-            middle = (start + stop) // 2
-            if self._table.low_bits(middle) <= low:
-                start = middle + 1
-            else:
-                stop = middle
-        return start
 
 
 def _uniform53(count: int, generator: NoiseGenerator) -> NDArray[np.uint64]:
@@ -239,15 +173,15 @@ def stochastic_round(values: NDArray[np.float64], generator: NoiseGenerator) -> 
         raise ConfigError(f"values is {values.dtype}; it must be float64")
     flat = np.ascontiguousarray(values).reshape(-1)
     out = np.empty(flat.size, dtype=np.int64)
-    for start in range(0, flat.size, _BLOCK):
-        part = flat[start : start + _BLOCK]
+    for start in range(0, flat.size, BLOCK):
+        part = flat[start : start + BLOCK]
         if not (np.abs(part) < 2.0**52).all():  # also false for nan
             raise OverflowBoundError("values must be finite and of magnitude < 2^52 grid units")
         floor = np.floor(part)
         # Scaling by a power of two is exact, so the comparison is one of exact numbers.
         scaled_fraction = (part - floor) * 2.0**_UNIFORM_BITS
         up = _uniform53(part.size, generator).astype(np.float64) < scaled_fraction
-        np.add(floor.astype(np.int64), up, out=out[start : start + _BLOCK])
+        np.add(floor.astype(np.int64), up, out=out[start : start + BLOCK])
     return out.reshape(values.shape)
 
 

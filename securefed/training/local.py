@@ -28,16 +28,24 @@ class LocalTrainer(Protocol):
     """What a client runs on its own data in a round; write your own by having this method.
 
     A trainer named in the run file (``training.trainer = "module:Class"``) is constructed with the
-    ``training`` section as its one argument.  Its update is clipped to ``privacy.update_clip_norm``
-    as a whole afterwards, so nothing about its steps is trusted.
+    ``training`` section as its one argument, anew for each client and each round.  Its update is
+    clipped to ``privacy.clip_norm`` as a whole afterwards, whatever its steps were.
+
+    That bounds what a client moves only if nothing of its data reaches another client's update.  So
+    a run is refused where a call leaves anything but the travelling parameters changed in the
+    model (frozen weights, buffers, modes, hooks; :mod:`securefed.training.untouched`), and torch's,
+    NumPy's and Python's global generators are seeded anew for each call.  What cannot be checked,
+    and is yours to keep: it carries nothing from call to call in module globals, class attributes
+    or files, and whether it ends well does not depend on the data, since an error shows.
     """
 
     def train(self, model: nn.Module, data: Examples, round: int) -> None:
         """Change the travelling parameters of ``model`` in place.
 
         Args:
-            model: holds the round's adapter; exactly what travels has ``requires_grad``, and
-                changes to anything else are lost.
+            model: holds the round's adapter, in evaluation mode; exactly what travels has
+                ``requires_grad``.  Everything else must be afterwards as it was, modes too;
+                gradients are cleared for you.
             data: the client's training examples.
             round: the number of the round, from 1.
         """

@@ -19,7 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from securefed import IdentityKey, PairwiseAggregation, PrivacyPolicy, RoundSession, secure_round
-from securefed.crypto.prg import NoiseGenerator, add_keystream
+from securefed.crypto.prg import NoiseGenerator, add_keystreams
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 
@@ -69,6 +69,7 @@ def masking(clients: int, values: int) -> None:
         dimension=values,
         policy=POLICY,
         aggregation=PairwiseAggregation(),
+        model=bytes(32),
     )
     update = np.random.default_rng(1).normal(size=values)
     encode = [
@@ -100,8 +101,7 @@ def masking(clients: int, values: int) -> None:
                 np.add(piece, words[: piece.size], out=piece)
 
     def masks() -> None:
-        for _ in range(clients):
-            add_keystream(vector, os.urandom(32))
+        add_keystreams(vector, [(os.urandom(32), False) for _ in range(clients)])
 
     stage, masked, bare = [], [], []
     for name in names:

@@ -10,6 +10,7 @@ import pytest
 import securefed.errors
 from securefed.crypto import identity, keys, prg, shamir
 from securefed.privacy import samplers
+from securefed.privacy.skellam import Skellam
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 PREFIXES = ("prg_", "shamir_", "keys_", "samplers_")
@@ -103,6 +104,10 @@ def gaussian(case):
     return samplers.DiscreteGaussian(case["std"]).sample(case["count"], seeded(case)).tolist()
 
 
+def skellam(case):
+    return Skellam(case["variance"]).sample(case["count"], seeded(case)).tolist()
+
+
 def rounded(case):
     return samplers.stochastic_round(np.array(case["values"]), seeded(case)).tolist()
 
@@ -126,6 +131,7 @@ OPERATIONS = {
     "keys.hybrid_public": hybrid_public,
     "keys.open": open_envelope,
     "samplers.gaussian": gaussian,
+    "samplers.skellam": skellam,
     "samplers.round": rounded,
     "samplers.poisson": poisson,
 }

@@ -12,6 +12,7 @@ from securefed.crypto.prg import (
     NoiseGenerator,
     SeededNoiseGeneratorForTests,
     add_keystream,
+    add_keystreams,
     draw,
     expand_signs,
     system_random,
@@ -63,6 +64,25 @@ def test_adding_wraps_and_subtracting_undoes_it(key, values):
     ]
     add_keystream(vector, key, subtract=True)
     assert vector.tolist() == values
+
+
+@pytest.mark.parametrize("size", [0, 5, CHUNK + 9])
+@pytest.mark.parametrize("count", [0, 1, 3, 64, 65, 130])
+def test_many_keystreams_are_the_same_as_one_after_the_other(size, count):
+    masks = [(os.urandom(32), bool(number % 3)) for number in range(count)]
+    wanted = np.arange(size, dtype=np.uint32)
+    found = wanted.copy()
+    for key, subtract in masks:
+        add_keystream(wanted, key, subtract=subtract)
+    add_keystreams(found, iter(masks))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_bad_key_among_many_leaves_the_vector_unchanged():
+    vector = np.arange(9, dtype=np.uint32)
+    with pytest.raises(ConfigError, match="key has 31 bytes"):
+        add_keystreams(vector, [(bytes(32), False), (bytes(31), False)])
+    assert vector.tolist() == list(range(9))
 
 
 def test_pairwise_masks_cancel_in_the_sum():

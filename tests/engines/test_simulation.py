@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +10,14 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny import write_run
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import AutoModelForCausalLM
 
 from securefed import Federation
 from securefed.config import load_config
+from securefed.engines.cohort import SimulatedClient
 from securefed.engines.verify import verify_run
+from securefed.engines.workbench import Workbench
 from securefed.errors import (
     BudgetExceeded,
     ConfigError,
@@ -21,6 +27,8 @@ from securefed.errors import (
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import read_ledger
 from securefed.privacy.accounting import epsilon_text
+from securefed.training.data import ClientData, Examples
+from securefed.training.dp_sgd import PerExampleGradients
 
 
 class Lines:
@@ -186,6 +194,9 @@ def test_the_budget_stops_the_run_before_the_round_that_would_exceed_it(tmp_path
     assert result.rounds == 2
     assert result.guarantees["server"].epsilon <= limit
     assert "would exceed" in result.stopped
+    metrics = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(metrics[-1])["perplexity"] == result.after.perplexity
+    assert verify_run(tmp_path / "out").finished
 
 
 def test_a_budget_too_small_for_one_round_runs_nothing(tmp_path):
@@ -208,13 +219,61 @@ def test_too_few_survivors_end_the_run_and_it_can_be_resumed_and_verified(tmp_pa
     assert verdict.charges == 2
 
 
-def test_an_empty_poisson_draw_sends_noise_and_never_calls_the_model(tmp_path):
-    path = write_run(tmp_path, privacy={"expected_batch": 0.001}, training={"rounds": 1})
-    federation = Federation.from_config(path)
-    result = federation.run(tmp_path / "out")
+def watched_contributions(monkeypatch):
+    """How many examples each contribution summed, and how often the model was called for it."""
+    sizes, calls = [], []
+    encoder, clipped_sum = Workbench.encoder, PerExampleGradients.clipped_sum
+
+    def watched_encoder(self, settings, number):
+        encode = encoder(self, settings, number)
+
+        def watched(examples, codec, generator):
+            called = []
+            hook = register_module_forward_pre_hook(lambda *_: called.append(1))
+            try:
+                return encode(examples, codec, generator)
+            finally:
+                hook.remove()
+                calls.append(len(called))
+
+        return watched
+
+    def watched_sum(self, examples, clip_norm):
+        sizes.append(len(examples))
+        return clipped_sum(self, examples, clip_norm)
+
+    monkeypatch.setattr(Workbench, "encoder", watched_encoder)
+    monkeypatch.setattr(PerExampleGradients, "clipped_sum", watched_sum)
+    return sizes, calls
+
+
+def test_an_empty_poisson_draw_sends_noise_and_never_calls_the_model(tmp_path, monkeypatch):
+    sizes, calls = watched_contributions(monkeypatch)
+    # Six clients draw one of their examples or more with probability 1e-12 in all.
+    path = write_run(tmp_path, privacy={"expected_batch": 1e-12}, training={"rounds": 1})
+    result = Federation.from_config(path).run(tmp_path / "out")
     assert result.rounds == 1
+    assert sizes == [0] * 6
+    assert calls == [0] * 6
     costs = json.loads((tmp_path / "out" / "costs.json").read_text())
     assert costs["bytes_up_per_client_and_round"] > 0
+
+
+def test_every_client_and_round_draws_a_poisson_sample_of_its_own(tmp_path, monkeypatch):
+    sizes, calls = watched_contributions(monkeypatch)
+    rounds, clients = 6, 6
+    path = write_run(tmp_path, privacy={"expected_batch": 60}, training={"rounds": rounds})
+    result = Federation.from_config(path).run(tmp_path / "out")
+    genesis = read_ledger(result.folder / "ledger.jsonl")[0].body
+    q = genesis["privacy"]["sampling_probability"]
+    counts = np.array([genesis["client_sizes"][name] for name in genesis["cohort"]])
+    drawn = np.array(sizes).reshape(rounds, clients)
+    assert [bool(called) for called in calls] == [bool(size) for size in sizes]
+    # Eight standard errors of a binomial mean: outside it once in 10^15 runs.
+    z = (drawn - q * counts) / np.sqrt(q * (1 - q) * counts)
+    assert abs(z.mean()) < 8 / np.sqrt(z.size)
+    # Not a batch of a fixed size: 36 binomial sizes would agree in each client once in 10^20 runs.
+    assert (drawn != drawn[0]).any()
 
 
 def test_missing_and_empty_data_make_no_run_folder(tmp_path):
@@ -239,27 +298,88 @@ def test_resume_refuses_a_folder_without_a_run_and_other_settings(finished, base
         Federation.from_config(other).run(base / "out", resume=True)
 
 
-def test_clients_alone_and_unprotected_runs_are_comparable(tmp_path):
+def test_clients_alone_and_unprotected_runs_are_comparable_and_leave_nothing(tmp_path, monkeypatch):
     from securefed.engines.compare import clients_alone, unprotected
 
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     path = write_run(tmp_path, evaluation={"max_windows": 4, "window_tokens": 8})
     federation = Federation.from_config(path)
     result = federation.run(tmp_path / "out")
-    without = unprotected(federation, tmp_path / "compare", Lines())
+    before = sorted(tmp_path.rglob("*"))
+    without = unprotected(federation, Lines())
     alone = clients_alone(federation, Lines())
+    assert sorted(tmp_path.rglob("*")) == before
     assert without.nll < result.before.nll
     assert alone.nll < result.before.nll
     assert np.isfinite([without.nll, alone.nll]).all()
 
 
-def test_training_that_ends_in_nan_sends_noise_and_is_not_seen_from_outside(tmp_path):
+def test_an_unprotected_run_that_fails_leaves_nothing_either(tmp_path, monkeypatch):
+    from securefed.engines.compare import unprotected
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    drops = [{"round": 2, "client": f"site-{i}", "stage": "masked_input"} for i in range(3)]
+    path = write_run(tmp_path, cohort={"simulated_dropouts": drops})
+    with pytest.raises(ThresholdNotMet):
+        unprotected(Federation.from_config(path), Lines())
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("show", [False, True])
+def test_training_that_ends_in_nan_sends_noise_and_is_not_seen_from_outside(tmp_path, show):
     """A diverging client counts as zeros; silence would tell it apart outside the noise."""
     privacy = {"unit": "client", "mechanism": "distributed", "clip_norm": 1.0}
     training = {"rounds": 1, "trainer": "tiny:DivergingTrainer"}
-    path = write_run(tmp_path, privacy=privacy, training=training)
+    evaluation = {"max_windows": 4, "window_tokens": 8, "show_clients": show}
+    path = write_run(tmp_path, privacy=privacy, training=training, evaluation=evaluation)
     lines = Lines()
     result = Federation.from_config(path, observer=lines).run(tmp_path / "out")
-    assert any("it sends noise alone" in text for text in lines.messages)
+    told = [text for text in lines.messages if "NaN" in text]
+    # Only whoever owns all clients is told, once, and neither which client nor how many.
+    assert len(told) == show
+    assert not any("site-" in text for text in told)
     assert [e.survivors for e in lines.events] == [6, 6]
-    assert "noise alone" not in (result.folder / "ledger.jsonl").read_text()
+    assert "NaN" not in (result.folder / "ledger.jsonl").read_text()
     assert result.charges == 1
+
+
+def test_runs_that_begin_in_one_minute_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write_run(tmp_path, training={"rounds": 1})
+    federation = Federation.from_config(path, clock=lambda: "2026-01-01T00:00:00Z")
+    first, second = federation.run().folder, federation.run().folder
+    assert first != second
+    for folder in (first, second):
+        assert re.fullmatch(r"tiny-20260101T000000Z-[0-9a-f]{6}", folder.name)
+
+
+def test_a_client_says_nothing_of_its_data_when_printed():
+    marked = np.full((3, 8), 271828)
+    examples = Examples(marked, np.ones_like(marked), None)
+    client = SimulatedClient("site-0", ClientData("site-0", examples, examples), budget=None)
+    assert "271828" not in repr(client)
+    assert "array" not in repr(client)
+
+
+def test_a_run_folder_is_flushed_before_it_takes_its_place(tmp_path, monkeypatch):
+    flushed, moved = set(), []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(descriptor):
+        flushed.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def noted_rename(self, target):
+        if self.name == ".out.partial":
+            whole = {str(path) for path in [self, *self.rglob("*")]}
+            moved.append((whole, whole - flushed))
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    Federation.from_config(write_run(tmp_path, training={"rounds": 1})).run(tmp_path / "out")
+    ((whole, unflushed),) = moved
+    assert any(name.endswith("initial.safetensors") for name in whole)
+    assert unflushed == set()

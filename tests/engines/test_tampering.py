@@ -109,14 +109,36 @@ def test_a_record_without_its_fields_is_tampering_not_a_crash(copy):
         verify_run(copy)
 
 
+def test_every_path_that_no_check_covers_is_listed(copy):
+    def loose():
+        (line,) = [x for x in verify_run(copy).lines if x.startswith("paths that no check covers")]
+        return line.partition(": ")[2].split(", ")
+
+    assert loose() == ["checkpoints/", "costs.json"]
+    (copy / "compare" / "unprotected" / "adapter").mkdir(parents=True)
+    (copy / "compare" / "unprotected" / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
+    (copy / "clients" / "site-0" / "notes.txt").write_text("x")
+    (copy / ".hidden").write_text("x")
+    (copy / "odd\nname").write_text("x")
+    (copy / "rounds.svg").symlink_to(copy / "config.toml")
+    assert loose() == [
+        ".hidden",
+        "checkpoints/",
+        "clients/site-0/notes.txt",
+        "compare/",
+        "costs.json",
+        "'odd\\nname'",
+        "rounds.svg",
+    ]
+
+
 def unclosed(copy: Path) -> None:
     rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
 
 
 def test_resume_leaves_a_finished_run_as_it_is(copy):
     before = (copy / "ledger.jsonl").read_bytes(), (copy / "costs.json").read_bytes()
-    with pytest.raises(ConfigError, match="is finished"):
-        Federation.from_config(copy / "config.toml").run(copy, resume=True)
+    Federation.from_config(copy / "config.toml").run(copy, resume=True)
     assert before == ((copy / "ledger.jsonl").read_bytes(), (copy / "costs.json").read_bytes())
 
 

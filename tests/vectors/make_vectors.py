@@ -3,7 +3,8 @@
 Run ``python tests/vectors/make_vectors.py`` to write them; a test runs :func:`build` again and
 compares.  Every expected value is computed here in another way than the package does it: keystreams
 block by block with AES-ECB, HKDF from HMAC, Shamir with explicit powers and fractions of products,
-discrete Gaussian draws by bisection in a table from mpmath.  Ed25519 and ML-DSA are the library's;
+discrete Gaussian draws by bisection in a table from mpmath, Skellam draws likewise from the
+convolution of two Poisson distributions.  Ed25519 and ML-DSA are the library's;
 an ML-DSA public key is compared with RFC 9881, and a signature is checked from FIPS 204's hash of
 key and message.
 
@@ -104,16 +105,34 @@ def polynomial_shares(coefficients: list[int], points: list[int]) -> dict[int, b
     }
 
 
-def gaussian_draws(std: float, key: bytes, count: int) -> list[int]:
+def gaussian_weights(std: float) -> list[Any]:
+    """exp(-k^2 / (2 std^2)) for k = 0, 1, ..."""
+    scale = 2 * mpmath.mpf(std) ** 2
+    return [mpmath.exp(-(mpmath.mpf(k) ** 2) / scale) for k in range(int(12 * std) + 2)]
+
+
+def skellam_weights(variance: float) -> list[Any]:
+    """P(A - B = k) for k = 0, 1, ... and independent Poisson A and B, term by term."""
+    mean = mpmath.mpf(variance) / 2
+    unit = 2**500
+    poisson, term = [], mpmath.exp(-mean)
+    for j in range(int(mean + 40 * mpmath.sqrt(mean + 1)) + 60):
+        poisson.append(int(term * unit))
+        term *= mean / (j + 1)
+    last = int(14 * mpmath.sqrt(variance)) + 20
+    return [
+        mpmath.mpf(sum(a * b for a, b in zip(poisson[k:], poisson, strict=False))) / unit**2
+        for k in range(last)
+    ]
+
+
+def inversion_draws(weights: list[Any], key: bytes, count: int) -> list[int]:
     """Inversion of 191 bits by bisection; raises if a draw needs more than its first 63."""
-    with mpmath.workprec(600):
-        scale = 2 * mpmath.mpf(std) ** 2
-        weights = [mpmath.exp(-(mpmath.mpf(k) ** 2) / scale) for k in range(int(12 * std) + 2)]
-        total = weights[0] + 2 * mpmath.fsum(weights[1:])
-        running, table = weights[0] / total, []
-        for weight in [*weights[1:], mpmath.mpf(0)]:
-            table.append(int(mpmath.floor(running * 2**63)))
-            running += 2 * weight / total
+    total = weights[0] + 2 * mpmath.fsum(weights[1:])
+    running, table = weights[0] / total, []
+    for weight in [*weights[1:], mpmath.mpf(0)]:
+        table.append(int(mpmath.floor(running * 2**63)))
+        running += 2 * weight / total
     draws = []
     for word in words(key, count, 8):
         top = word >> 1
@@ -436,10 +455,15 @@ def envelope_vectors(kept: bytes | None) -> dict[str, Case]:
 
 
 def sampler_vectors() -> dict[str, Case]:
-    gaussian, rounding, poisson = [], [], []
+    gaussian, skellam, rounding, poisson = [], [], [], []
     for seed, std in enumerate((0.5, 3.0, 47.25, 1000.0)):
-        draws = gaussian_draws(std, seed.to_bytes(32, "big"), 24)
+        with mpmath.workprec(600):
+            draws = inversion_draws(gaussian_weights(std), seed.to_bytes(32, "big"), 24)
         gaussian.append({"seed": seed, "std": std, "count": 24, "expected": draws})
+    for seed, variance in enumerate((0.25, 2.5, 100.0, 900.75)):
+        with mpmath.workprec(600):
+            draws = inversion_draws(skellam_weights(variance), seed.to_bytes(32, "big"), 24)
+        skellam.append({"seed": seed, "variance": variance, "count": 24, "expected": draws})
     values = [0.0, -0.5, 0.25, 2.75, -3.999, 1e6 + 0.5, -(2.0**51) - 0.5, 2.0**-60, -(2.0**-60)]
     for seed in range(4):
         expected = []
@@ -455,6 +479,16 @@ def sampler_vectors() -> dict[str, Case]:
         poisson.append({"seed": seed, "count": 40, "probability": probability, "expected": kept})
     return {
         "samplers_discrete_gaussian": vector("samplers.gaussian", "seeded draws", gaussian),
+        "samplers_skellam": vector("samplers.skellam", "seeded draws", skellam),
+        "samplers_bad_variance": vector(
+            "samplers.skellam",
+            "outside 0.25 <= variance <= 2^34",
+            [
+                {"seed": 0, "variance": variance, "count": 1, "error": "ConfigError"}
+                for variance in (0.0, -3.0, 0.24, 2.0**34 + 4, 1e300)
+            ],
+            success=False,
+        ),
         "samplers_stochastic_round": vector("samplers.round", "seeded rounding", rounding),
         "samplers_poisson": vector("samplers.poisson", "seeded subsets", poisson),
         "samplers_bad_round_overflow": vector(

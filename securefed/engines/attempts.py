@@ -1,0 +1,340 @@
+"""What a run's ledger says of each attempt at a round, and what each client owes for it.
+
+An attempt is opened, and ends in one of three ways::
+
+    round_opened ──┬── round_summed ── round_applied
+                   ├── round_failed
+                   └── round_abandoned      (noted by the resume after a kill)
+
+**The rule of counting.**  A client's charges are the sessions in its own account, and also the
+session of an attempt that the ledger opened and that has no end.  The account alone cannot show
+that nothing was sent in that attempt, since whoever can take the last charge from the file leaves
+a file that verifies; so it counts for every client of the cohort.  Three records keep that from
+ending: each end names who was charged, and the accounts must still hold those charges; a resumed
+run first charges an attempt without an end to every client whose account lacks it, durably, and
+then records it as abandoned; and ``round_summed.charges`` fixes the highest count at that moment.
+The epsilon stated is therefore never below what may have left; a kill before the first charge
+costs one round that was not spent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from securefed.engines.figures import Figures
+from securefed.engines.settings import Settings
+from securefed.errors import LedgerTampered
+from securefed.evidence.budget import CHARGE
+from securefed.evidence.ledger import RECOVERED, Record, read_ledger
+from securefed.privacy.policy import CohortBounds
+
+ROUND_OPENED = "round_opened"
+ROUND_SUMMED = "round_summed"
+ROUND_FAILED = "round_failed"
+ROUND_ABANDONED = "round_abandoned"
+ROUND_APPLIED = "round_applied"
+EVALUATION_OPENED = "evaluation_opened"
+EVALUATED = "evaluated"
+ROSTER = "roster"
+SOFTWARE = "software_changed"
+CLOSED = "closed"
+
+
+@dataclass
+class Attempt:
+    """One attempt at one round.
+
+    Attributes:
+        event: the body of its opening record: the privacy event, round and session.
+        charged: who is on record as charged; None while it has no end.
+        charges: the most charges of any client when its sum was recorded; None without a sum.
+    """
+
+    event: Mapping[str, Any]
+    charged: frozenset[str] | None = None
+    charges: int | None = None
+
+    @property
+    def session(self) -> str:
+        """Its name, hexadecimal."""
+        return str(self.event["session"])
+
+    @property
+    def round(self) -> int:
+        """The number of the round that was tried."""
+        return int(self.event["round"])
+
+
+@dataclass
+class History:
+    """A run so far, by its ledger.
+
+    Attributes:
+        attempts: in the order in which they were opened; only the last can be without an end.
+        applied: how many rounds were applied to the adapter.
+        adapter: SHA-256 of the adapter after them, hexadecimal.
+        unnoised: sums without noise that were begun, by session; the value says if it was opened.
+        software: name and version that wrote the last records.
+        closed: the closing record's body; None for a run that is not finished.
+    """
+
+    applied: int
+    adapter: str
+    software: str
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    unnoised: dict[str, bool] = field(default_factory=dict)
+    closed: Mapping[str, Any] | None = None
+
+    @property
+    def open(self) -> Attempt | None:
+        """The attempt without an end."""
+        last = next(reversed(self.attempts.values()), None)
+        return last if last is not None and last.charged is None else None
+
+
+class _Reader:
+    """Takes the records of one ledger in order and refuses what no run writes."""
+
+    def __init__(self, path: Path, genesis: Mapping[str, Any], settings: Settings) -> None:
+        self._path, self._settings = path, settings
+        self._cohort = set(genesis["cohort"])
+        self._floor = CohortBounds.of(settings.sum_policy, len(self._cohort)).survivor_floor
+        self._rounds_of: dict[str, int] = {}
+        self._summed: str | None = None
+        self._line = 1
+        self.history = History(
+            applied=0, adapter=str(genesis["adapter_sha256"]), software=str(genesis["software"])
+        )
+        self._kinds: dict[str, Callable[[Mapping[str, Any]], None]] = {
+            ROUND_OPENED: self._round_opened,
+            ROUND_SUMMED: self._round_summed,
+            ROUND_FAILED: self._round_ended,
+            ROUND_ABANDONED: self._round_ended,
+            ROUND_APPLIED: self._round_applied,
+            EVALUATION_OPENED: self._evaluation_opened,
+            EVALUATED: self._evaluated,
+            ROSTER: lambda body: None,
+            RECOVERED: lambda body: None,
+            SOFTWARE: self._software,
+            CLOSED: self._closed,
+        }
+
+    def take(self, record: Record) -> None:
+        self._line = record.seq + 1
+        if self.history.closed is not None:
+            self._refuse(f"{record.kind} stands after the run was closed")
+        if record.kind not in self._kinds:
+            self._refuse(f"kind {record.kind!r} is none that a run writes")
+        try:
+            self._kinds[record.kind](record.body)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self._refuse(f"{record.kind} lacks what it must hold ({error!r})")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise LedgerTampered(f"{self._path}: line {self._line}: {what}")
+
+    def _new_session(self, body: Mapping[str, Any]) -> str:
+        session, number = str(body["session"]), int(body["round"])
+        if session in self._rounds_of:
+            self._refuse("names a session again that was opened before")
+        self._rounds_of[session] = number
+        return session
+
+    def _check_round(self, body: Mapping[str, Any]) -> None:
+        opened = self._rounds_of[str(body["session"])]
+        if body["round"] != opened:
+            self._refuse(f"is of round {body['round']}; its session was opened for round {opened}")
+
+    def _round_opened(self, body: Mapping[str, Any]) -> None:
+        event = self._settings.event()
+        where = f"{self._path}: line {self._line}: round {body['round']}"
+        require_same({key: body[key] for key in event}, event, where)
+        self._new_session(body)
+        following, last = self.history.applied + 1, self._settings.config.training.rounds
+        if body["round"] != following or following > last:
+            self._refuse(
+                f"{ROUND_OPENED} for round {body['round']}, {self.history.applied} of {last} "
+                "having been applied"
+            )
+        if self.history.open is not None:
+            self._refuse("opens an attempt while the one before it has no end")
+        self._summed = None
+        self.history.attempts[str(body["session"])] = Attempt(event=body)
+
+    def _round_ended(self, body: Mapping[str, Any]) -> None:
+        attempt = self.history.attempts.get(str(body["session"]))
+        if attempt is None:
+            self._refuse(f"ends an attempt at round {body['round']} that was never opened")
+        self._check_round(body)
+        if attempt.charged is not None:
+            self._refuse(f"an attempt at round {attempt.round} ended twice")
+        self._check_names("charged", body["charged"])
+        attempt.charged = frozenset(body["charged"])
+
+    def _round_summed(self, body: Mapping[str, Any]) -> None:
+        self._round_ended(body)
+        self._check_survivors(body)
+        uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
+        if uncharged:
+            self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
+        for name in ("bytes_up", "bytes_down", "refused"):
+            if not isinstance(body[name], int) or body[name] < 0:
+                self._refuse(f"{name} = {body[name]!r}: must be a count")
+        self._summed = str(body["session"])
+        self.history.attempts[self._summed].charges = int(body["charges"])
+
+    def _round_applied(self, body: Mapping[str, Any]) -> None:
+        if self._summed is None or body["session"] != self._summed:
+            self._refuse(f"applies round {body['round']} without a sum of its own")
+        if body["round"] != self.history.attempts[self._summed].round:
+            self._refuse(f"applies round {body['round']} from the sum of another one")
+        self._summed = None
+        self.history.applied = int(body["round"])
+        self.history.adapter = str(body["adapter_sha256"])
+
+    def _evaluation_opened(self, body: Mapping[str, Any]) -> None:
+        self.history.unnoised[self._new_session(body)] = False
+
+    def _evaluated(self, body: Mapping[str, Any]) -> None:
+        session = str(body["session"])
+        if session not in self.history.unnoised:
+            self._refuse("holds figures of an evaluation that was never opened")
+        if self.history.unnoised[session]:
+            self._refuse("one evaluation ended twice")
+        self._check_round(body)
+        self._check_survivors(body)
+        Figures.from_record(body["figures"])
+        self.history.unnoised[session] = True
+
+    def _software(self, body: Mapping[str, Any]) -> None:
+        self.history.software = str(body["software"])
+
+    def _closed(self, body: Mapping[str, Any]) -> None:
+        applied, wanted = self.history.applied, self._settings.config.training.rounds
+        if body["rounds"] != applied:
+            self._refuse(f"closes with rounds = {body['rounds']}, {applied} were applied")
+        if applied != wanted and not body["stopped"]:
+            self._refuse(
+                f"closes with rounds = {applied}, training.rounds = {wanted}, and no reason"
+            )
+        self.history.closed = body
+
+    def _check_names(self, field_name: str, names: list[str]) -> None:
+        unknown = sorted(set(names) - self._cohort)
+        if unknown:
+            self._refuse(f"{field_name}: {unknown[0]!r} is not in the cohort")
+        if len(set(names)) != len(names):
+            self._refuse(f"{field_name}: a client is named twice")
+
+    def _check_survivors(self, body: Mapping[str, Any]) -> None:
+        self._check_names("survivors", body["survivors"])
+        count = len(body["survivors"])
+        if count < self._floor:
+            self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {self._floor} are needed")
+
+
+def read_history(path: Path, records: list[Record], settings: Settings) -> History:
+    """Follow a run's ledger.
+
+    Args:
+        path: the ledger, for messages.
+        records: its verified records.
+        settings: what the run file means for the cohort.
+
+    Returns:
+        What happened so far.
+
+    Raises:
+        LedgerTampered: names the line, and what in it no run would have written.
+
+    Guarantees:
+        - Each round was opened under the run's privacy event, in turn, under a fresh session, and
+          has at most one end; at most one sum a session; only a sum was applied, once.
+        - Survivors are distinct clients of the cohort, at least as many as the survivor floor.
+        - A closing record is the last one and names the rounds that were applied.
+    """
+    reader = _Reader(path, records[0].body, settings)
+    for record in records[1:]:
+        reader.take(record)
+    return reader.history
+
+
+def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
+    """Compare each client's account with the run's ledger, by the rule of counting.
+
+    Args:
+        folder: the run folder.
+        genesis: body of the ledger's first record.
+        history: of the same ledger.
+
+    Returns:
+        The most charges of any client.
+
+    Raises:
+        LedgerTampered: an account is missing, is another client's, charges what was never opened,
+            or lacks a charge that the ledger names.
+    """
+    accounts = folder / "clients"
+    names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
+    if names != sorted(genesis["cohort"]):
+        raise LedgerTampered(f"{accounts}: holds accounts of {names}, not of the run's cohort")
+    charged = {}
+    for name in names:
+        path = accounts / name / "budget.jsonl"
+        if not path.is_file():
+            raise LedgerTampered(f"{path} is missing")
+        own = read_ledger(path)
+        expected = {"client": name, "privacy": genesis["privacy"]}
+        require_same(own[0].body, expected, f"{path}: first record")
+        sessions = [str(record.body["session"]) for record in own if record.kind == CHARGE]
+        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(history.attempts):
+            raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
+        charged[name] = set(sessions)
+    so_far: set[str] = set()
+    for attempt in history.attempts.values():
+        so_far.add(attempt.session)
+        for name in sorted(attempt.charged or ()):
+            if attempt.session not in charged[name]:
+                raise LedgerTampered(
+                    f"{accounts / name}: no charge for round {attempt.round}, which the ledger "
+                    "says that this client was charged for"
+                )
+        most = max(len(sessions & so_far) for sessions in charged.values())
+        if attempt.charges is not None and attempt.charges != most:
+            raise LedgerTampered(
+                f"{folder / 'ledger.jsonl'}: round {attempt.round} was summed with charges = "
+                f"{attempt.charges}, the accounts hold {most} up to then"
+            )
+    unended = {history.open.session} if history.open is not None else set()
+    return max(len(sessions | unended) for sessions in charged.values())
+
+
+def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
+    """Equal up to the last digits of a float: libraries round differently on other machines.
+
+    Raises:
+        LedgerTampered: names the first key whose values differ, and both.
+    """
+    for key in differing(found, expected):
+        raise LedgerTampered(
+            f"{where}: {key} = {found.get(key)!r}, recomputed {expected.get(key)!r}"
+        )
+
+
+def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    """The keys whose values are not the same but for rounding."""
+    return [
+        key
+        for key in sorted(set(found) | set(expected))
+        if not _same(found.get(key), expected.get(key))
+    ]
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return math.isclose(one, other, rel_tol=1e-9)
+    return one == other

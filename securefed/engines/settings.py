@@ -15,7 +15,7 @@ from securefed.config import RunConfig
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
-from securefed.privacy.policy import PrivacyPolicy
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
 
 _OVERFULL = 2.0**-64
@@ -114,6 +114,7 @@ class Settings:
             against=against,
             rounds=charges,
             plaintext=isinstance(self.aggregation, PlaintextAggregation),
+            ring_sigma=self.aggregation.ring_sigma(CohortBounds.of(self.stated, self.cohort_size)),
         )
         return replace(statement, unit=self._unit()) if self.stated.unit == "example" else statement
 

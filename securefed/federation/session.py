@@ -82,7 +82,7 @@ class RoundSession:
             roster=self.roster,
             length=self.plan.padded,
             bits=self.plan.bits,
-            parameters=self.aggregation.parameters(CohortBounds.of(self.policy, len(self.cohort))),
+            parameters=self.aggregation.parameters(self._bounds),
             binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
         )
 
@@ -103,7 +103,12 @@ class RoundSession:
             against=against,
             rounds=rounds,
             plaintext=self.plaintext,
+            ring_sigma=self.aggregation.ring_sigma(self._bounds),
         )
+
+    @property
+    def _bounds(self) -> CohortBounds:
+        return CohortBounds.of(self.policy, len(self.cohort))
 
     def priced(self) -> dict[str, object]:
         """All figures that epsilon against the server follows from, as JSON values.

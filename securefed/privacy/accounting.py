@@ -293,6 +293,7 @@ def guarantee(
     against: Adversary = "server",
     rounds: int | None = None,
     plaintext: bool = False,
+    ring_sigma: int | None = None,
 ) -> PrivacyGuarantee:
     """The statement for one adversary.
 
@@ -304,6 +305,7 @@ def guarantee(
             survivors.  ``"fellow_client"``: all survivors but that client.
         rounds: attempts charged; default ``policy.rounds``.
         plaintext: sums are formed without masking; then nothing holds against the server.
+        ring_sigma: security exponent of a sparse masking graph; None for a complete one.
 
     Guarantees:
         - For ``unit="client"`` no amplification is credited against the server or a fellow client,
@@ -362,6 +364,12 @@ def guarantee(
             "the secure aggregation hides single contributions (its own assumptions are in "
             "SECURITY.md)"
         )
+        if ring_sigma is not None:
+            assumptions.append(
+                "clients mask with some neighbours on a ring: the server is honest until the order "
+                "of the ring is known, and the order does not favour the corrupt ones (it does "
+                f"with probability at most 2^-{ring_sigma} a round)"
+            )
     if policy.unit == "example":
         assumptions.append(_INDEPENDENT)
     if not policy.sample_is_secret:

@@ -542,3 +542,24 @@ def test_the_noise_in_the_sum_is_that_of_all_survivors():
     carry(server, clients)
     expected = told.plan.local_std * told.plan.resolution * math.sqrt(5)
     assert np.std(server.sum) == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("size", "degree", "said"), [(60, None, False), (240, None, True), (240, 239, False)]
+)
+def test_a_guarantee_says_where_it_rests_on_a_server_that_is_honest_at_set_up(size, degree, said):
+    names = tuple(f"c{i:03}" for i in range(size))
+    roster = {name: IdentityKey.generate().public for name in names}
+    session = RoundSession(
+        session=bytes(16),
+        round=1,
+        cohort=names,
+        roster=roster,
+        dimension=8,
+        policy=PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0),
+        aggregation=PairwiseAggregation(degree=degree),
+        model=bytes(32),
+    )
+    assert session.context.parameters.sparse == said
+    assert ("honest until the order of the ring is known" in str(session.guarantee())) == said
+    assert "ring" not in str(session.guarantee("release"))

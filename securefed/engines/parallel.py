@@ -27,11 +27,15 @@ from securefed.errors import ConfigError, SecureFedError
 from securefed.secagg.pairwise_server import Mask, apply_masks
 
 SERIAL_BELOW = 1 << 29
-"""Values times masks from which on processes pay: about half a second of work on one core."""
+"""Values times masks from which on processes pay: about 0.3 s of work on one core.
+
+Measured with two cores (tests/bench/bench_mask_removal.py): equal at 2^27, 1.5 times faster at
+2^29, 1.6 at 2^30; but the first call also starts the fork server, which takes half a second once.
+"""
 
 _RECORD = 1 + KEY_BYTES
-# A batch is some 40 ms of work, and at most 8 KiB, so that two of them fit into a pipe unread.
-_BATCH_VALUES = 1 << 25
+# A batch is some 60 ms of work, and at most 8 KiB, so that two of them fit into a pipe unread.
+_BATCH_VALUES = 1 << 26
 _BATCH_MASKS = 248
 _AHEAD = 2
 _DONE = b"done"
@@ -46,8 +50,9 @@ class ParallelMasks:
     """Applies masks with several processes: give it to ``ServerRound`` as ``remove_masks``.
 
     Processes start when they are needed and end with the call.  They are started afresh (by a fork
-    server, or spawned), so nothing of this process's memory is in them; a program that uses this
-    needs the ``if __name__ == "__main__"`` guard that ``multiprocessing`` asks for.
+    server, or spawned), so nothing of this process's memory is in them.  As always with
+    ``multiprocessing``, the program must be a file with an ``if __name__ == "__main__"`` guard, or
+    run with ``-m``, or interactive; one piped into the interpreter cannot be started again.
 
     Args:
         workers: how many processes, >= 1; by default as many as there are usable cores.

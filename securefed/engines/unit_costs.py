@@ -10,7 +10,7 @@ import numpy as np
 
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey
-from securefed.crypto.prg import add_keystream, system_random
+from securefed.crypto.prg import add_keystreams, system_random
 from securefed.crypto.shamir import Reconstructor, share
 from securefed.encoding.wire import pack_ring, unpack_ring
 from securefed.federation.costs import UnitCosts
@@ -198,14 +198,15 @@ def _sharing() -> dict[str, _Step]:
 def _masks() -> dict[str, _Step]:
     long, short = np.zeros(_VALUES, dtype=np.uint32), np.zeros(1, dtype=np.uint32)
     key = system_random(32)
+    masks = [(key, False)] * 64
     packed = pack_ring(long, 24)
 
     def unpack() -> None:
         np.add(long, unpack_ring(packed, _VALUES, 24), out=long)
 
     return {
-        "keystream": (lambda: add_keystream(short, key), 1),
-        "keystream_value": (lambda: add_keystream(long, key), _VALUES),
+        "keystream": (lambda: add_keystreams(short, masks), len(masks)),
+        "keystream_value": (lambda: add_keystreams(long, masks[:8]), 8 * _VALUES),
         "pack_value": (lambda: pack_ring(long, 24), _VALUES),
         "unpack_value": (unpack, _VALUES),
     }

@@ -67,6 +67,7 @@ class Settings:
             unit=privacy.unit,
             mechanism=privacy.mechanism,
             sampling_probability=q,
+            sample_is_secret=privacy.sample_is_secret,
             max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
             local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
             delta=privacy.delta,
@@ -150,6 +151,7 @@ class Settings:
             "noise_multiplier": self.stated.noise_multiplier,
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
+            "sample_is_secret": self.stated.sample_is_secret,
             "local_steps": self.stated.local_steps,
         }
 

@@ -105,6 +105,24 @@ class RoundSession:
             plaintext=self.plaintext,
         )
 
+    def priced(self) -> dict[str, object]:
+        """All figures that epsilon against the server follows from, as JSON values.
+
+        ``policy.rounds`` is not one of them: an account counts its own charges.
+        """
+        figures: dict[str, object] = asdict(self.policy)
+        del figures["rounds"]
+        return figures | {
+            "aggregation": type(self.aggregation).__name__,
+            "bits": self.aggregation.bits,
+            "cohort_size": len(self.cohort),
+            "dimension": self.dimension,
+        }
+
+    def event(self) -> dict[str, object]:
+        """What a client charges to its account for this attempt."""
+        return self.priced() | {"round": self.round, "session": self.session.hex()}
+
     @property
     def plaintext(self) -> bool:
         """Whether contributions reach the server unmasked."""

@@ -2,8 +2,9 @@
 
 AES holds the interpreter's lock, so threads do not help; processes do.  Each adds its part of the
 keystreams into a partial sum that it shares with this process, which adds up the partial sums in
-the end.  Keys go through pipes and are nowhere else outside memory; the shared memory has no name
-that could be left behind.
+the end.  Keys go through pipes and are never in a file.  The shared memory of a partial sum has no
+name that could be left behind; where /dev/shm has no room for it, multiprocessing takes an unlinked
+temporary file.
 """
 
 from __future__ import annotations

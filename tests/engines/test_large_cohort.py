@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,12 @@ def test_who_is_lost_and_what_is_summed_follow_from_the_seed():
         run_cohort(CohortPlan(clients=20, values=8, seed=seed), remove_masks=remember)
     assert np.array_equal(totals[0], totals[1])
     assert not np.array_equal(totals[0], totals[2])
+
+
+def test_every_unit_takes_time_and_none_takes_long():
+    units = dataclasses.asdict(measure_units())
+    assert all(0 < seconds < 0.1 for seconds in units.values()), units
+    assert units["keystream_value"] < units["nonce"] < units["verify"]
 
 
 @pytest.mark.slow

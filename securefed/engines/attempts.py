@@ -188,7 +188,7 @@ class _Reader:
         uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
         if uncharged:
             self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
-        # What fell silent afterwards is recorded since version 0.1.
+        # Ledgers of earlier versions do not say who fell silent afterwards.
         counts = {"silent": 0} | dict(body)
         for name in ("bytes_up", "bytes_down", "refused", "silent"):
             if not isinstance(counts[name], int) or counts[name] < 0:

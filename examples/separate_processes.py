@@ -1,27 +1,37 @@
 """One secure round between a server and three clients, each a process of its own, over TCP.
 
-Usage: separate_processes.py [NOISE [LOST]].  NOISE 0 gives the exact sum, unprotected; LOST names
-clients whose connections break half-way.  The server gets public keys and signed, masked messages
-only.  There is no TLS: updates stay secret without it, but a stranger could take a client's place.
+Usage: separate_processes.py [NOISE [LOST [FOLDER]]].  NOISE 0 gives the exact sum, unprotected;
+LOST names clients whose connections break half-way; FOLDER keeps the clients' accounts from run to
+run.  The server gets public keys and signed, masked messages only.  There is no TLS: updates stay
+secret without it, but a stranger could take a client's place.
 """
 
 import secrets
 import socket
 import struct
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 import securefed as sf
 from securefed.errors import SecureFedError
+from securefed.evidence.budget import read_charges
 
 SITES, DIMENSION = ("site-1", "site-2", "site-3"), 1000
 MAX_FRAME = 1 << 20  # the most that a peer can make this side hold
 TIMEOUT_S = 60.0
+JOIN_S = 2.0  # a client joins this long after it was invited, however long its training took
+
+# What a client's owner asks of any round, and how much epsilon it will ever spend.
+FLOORS = sf.ClientFloors(min_clients=2, min_noise_multiplier=0.5, max_clip_norm=1.0, max_delta=1e-5)
+LIMIT = 20.0
+TRIAL = sf.ClientFloors(min_clients=2, mechanisms=("none",))  # for NOISE 0, on made-up data
 
 
 def own_update(site: str) -> np.ndarray:
@@ -49,7 +59,7 @@ def describe(name: bytes, keys: Any, policy: sf.PrivacyPolicy) -> sf.RoundSessio
     return sf.RoundSession(session=name, round=1, cohort=SITES, roster=roster, **agreed)
 
 
-def client(site: str, board: Any, ready: Any, policy: sf.PrivacyPolicy, lost: bool) -> None:
+def client(site: str, board: Any, ready: Any, policy: sf.PrivacyPolicy, **own: Any) -> None:
     identity, update = sf.IdentityKey.generate(), own_update(site)
     board[site] = identity.public.raw
     ready.wait(TIMEOUT_S)
@@ -57,11 +67,24 @@ def client(site: str, board: Any, ready: Any, policy: sf.PrivacyPolicy, lost: bo
     with link, link.makefile("rb") as stream:
         send(link, site.encode())
         session = describe(receive(stream), board, policy)
-        half = sf.ClientRound(session, site, identity, lambda c, g: c.encode_update(update, g))
-        send(link, half.start())
-        send(link, half.handle(receive(stream)))
-        for _ in () if lost else ("masked input", "consistency", "unmask"):
+        joins_at = time.monotonic() + JOIN_S
+        limit, floors = (None, TRIAL) if own["trial"] else (LIMIT, FLOORS)
+        half = sf.ClientRound(
+            session,
+            site,
+            identity,
+            encode=lambda codec, noise: codec.encode_update(update, noise),
+            charge=lambda: account.charge(session.event()),  # on disk before the input leaves
+            floors=floors,
+        )
+        path = own["folder"] / f"{site}.jsonl"
+        with closing(sf.open_account(path, session, site, limit=limit)) as account:
+            half.prepare()
+            time.sleep(joins_at - time.monotonic())  # too late: raises, and nothing is sent
+            send(link, half.start())
             send(link, half.handle(receive(stream)))
+            for _ in () if own["lost"] else ("masked input", "consistency", "unmask"):
+                send(link, half.handle(receive(stream)))
 
 
 def serve(board: Any, ready: Any, policy: sf.PrivacyPolicy) -> tuple[Any, ...]:
@@ -94,7 +117,9 @@ def serve(board: Any, ready: Any, policy: sf.PrivacyPolicy) -> tuple[Any, ...]:
     return server.sum, server.survivors, sent
 
 
-def main(noise: str = "1.0", lost: str = "") -> None:
+def main(noise: str = "1.0", lost: str = "", folder: str = "") -> None:
+    accounts = Path(folder or f"runs/separate-processes-{noise}")
+    accounts.mkdir(parents=True, exist_ok=True)
     policy = sf.PrivacyPolicy(
         clip_norm=1.0,
         noise_multiplier=float(noise),
@@ -105,7 +130,8 @@ def main(noise: str = "1.0", lost: str = "") -> None:
     with spawn.Manager() as manager, ProcessPoolExecutor(4, spawn) as pool:
         board, ready = manager.dict(), manager.Barrier(4)  # public keys and port; "all are here"
         for site in SITES:
-            pool.submit(client, site, board, ready, policy, site in lost)
+            own = {"folder": accounts, "trial": not float(noise), "lost": site in lost}
+            pool.submit(client, site, board, ready, policy, **own)
         try:
             total, survivors, sent = pool.submit(serve, board, ready, policy).result()
         except SecureFedError as error:
@@ -115,7 +141,8 @@ def main(noise: str = "1.0", lost: str = "") -> None:
     print(f"in the sum: {', '.join(survivors)}; bytes sent: {sent}")
     print(f"mean over the coordinates: decoded {mean.mean():.9f}, plain {plain.mean():.9f}")
     print(f"largest difference of a coordinate: {np.abs(mean - plain).max():.9f} (noise {noise})")
-    print(session.guarantee())
+    charges = max(len(read_charges(accounts / f"{site}.jsonl")) for site in SITES)
+    print(session.guarantee(rounds=charges))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from securefed.crypto.identity import IdentityKey, IdentityPublicKey
     from securefed.engines.in_process import SecureRoundResult, secure_round
     from securefed.engines.simulation import Federation
+    from securefed.federation.account import open_account
     from securefed.federation.client import ClientRound
+    from securefed.federation.floors import ClientFloors
     from securefed.federation.server import ServerRound
     from securefed.federation.session import RoundSession
     from securefed.privacy.accounting import PrivacyGuarantee
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use: `import securefed` needs neither torch nor anything else that is heavy.
 _WHERE = {
+    "ClientFloors": "securefed.federation.floors",
     "ClientRound": "securefed.federation.client",
     "Federation": "securefed.engines.simulation",
     "IdentityKey": "securefed.crypto.identity",
@@ -33,10 +36,12 @@ _WHERE = {
     "RoundSession": "securefed.federation.session",
     "SecureRoundResult": "securefed.engines.in_process",
     "ServerRound": "securefed.federation.server",
+    "open_account": "securefed.federation.account",
     "secure_round": "securefed.engines.in_process",
 }
 
 __all__ = [
+    "ClientFloors",
     "ClientRound",
     "Federation",
     "IdentityKey",
@@ -49,6 +54,7 @@ __all__ = [
     "RoundSession",
     "SecureRoundResult",
     "ServerRound",
+    "open_account",
     "secure_round",
 ]
 

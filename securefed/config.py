@@ -117,7 +117,9 @@ class PrivacySection(Section):
 
     ``noise_multiplier`` is the standard deviation of the honest survivors' summed noise divided
     by ``clip_norm``.  ``corrupt_fraction`` and ``dropout_fraction`` are shares of the cohort:
-    noise is sized for the clients that are neither.
+    noise is sized for the clients that are neither.  ``sample_is_secret = false`` is for a
+    deployment that shows response times, per-client seconds or batch sizes: no amplification by
+    sampling is credited then.
     """
 
     unit: Unit = "example"
@@ -127,6 +129,7 @@ class PrivacySection(Section):
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     expected_batch: Positive = 128.0
     update_clip_norm: Positive = 10.0
+    sample_is_secret: bool = True
     corrupt_fraction: Fraction = 0.1
     dropout_fraction: Fraction = 0.25
 

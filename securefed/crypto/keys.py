@@ -108,8 +108,11 @@ def commit(secret: bytes, *, label: bytes, context: bytes) -> bytes:
 # bound to the ML-KEM key and ciphertext by its re-encryption check.  So the envelope's key is bound
 # to both public keys and both ciphertexts.  Source: Barbosa et al. 2024 (eprint 2024/039).
 _SUITE = Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-# Multiplying a point by any clamped scalar shows whether it has small order.
-_PROBE = X25519PrivateKey.from_private_bytes(bytes(_X25519_BYTES))
+# The u coordinates of the points of small order on Curve25519 and its twist, with 0 and 1 also as p
+# and p + 1.  Under such a key every exchange gives zero.  A test derives them.
+_P25519 = 2**255 - 19
+_U8 = 0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F
+_SMALL_ORDER = frozenset({0, 1, _P25519 - 1, _P25519, _P25519 + 1, _U8, pow(_U8, -1, _P25519)})
 
 
 class HybridPublicKey:
@@ -137,12 +140,9 @@ class HybridPublicKey:
             mlkem = MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC_BYTES])
         except ValueError:
             raise RemoteProtocolError("hybrid key: the ML-KEM-768 part is not valid") from None
-        x25519 = X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:])
-        try:
-            _PROBE.exchange(x25519)
-        except ValueError:
-            raise RemoteProtocolError("hybrid key: the X25519 part has small order") from None
-        return cls(mlkem, x25519)
+        if int.from_bytes(raw[_MLKEM_PUBLIC_BYTES:], "little") % 2**255 in _SMALL_ORDER:
+            raise RemoteProtocolError("hybrid key: the X25519 part has small order")
+        return cls(mlkem, X25519PublicKey.from_public_bytes(raw[_MLKEM_PUBLIC_BYTES:]))
 
     @property
     def raw(self) -> bytes:

@@ -65,6 +65,19 @@ def _checked_count(count: int) -> int:
     return count
 
 
+def check_ring_vector(vector: NDArray[np.uint32]) -> None:
+    """Refuse what :func:`add_keystream` cannot be applied to.
+
+    Raises:
+        ConfigError: not uint32[d], or not C-contiguous and writable.
+    """
+    if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32 or vector.ndim != 1:
+        shape, dtype = getattr(vector, "shape", None), getattr(vector, "dtype", type(vector))
+        raise ConfigError(f"vector is {dtype} of shape {shape}; it must be uint32[d]")
+    if not (vector.flags.c_contiguous and vector.flags.writeable):
+        raise ConfigError("vector must be C-contiguous and writable")
+
+
 def add_keystream(vector: NDArray[np.uint32], key: bytes, *, subtract: bool = False) -> None:
     """Add the keystream of ``key`` to ``vector`` modulo 2^32, in place.
 
@@ -102,11 +115,7 @@ def add_keystreams(vector: NDArray[np.uint32], masks: Iterable[tuple[bytes, bool
         ConfigError: ``vector`` or a key is not of that form; none of the keystreams of the same 64
             has then been added.
     """
-    if not isinstance(vector, np.ndarray) or vector.dtype != np.uint32 or vector.ndim != 1:
-        shape, dtype = getattr(vector, "shape", None), getattr(vector, "dtype", type(vector))
-        raise ConfigError(f"vector is {dtype} of shape {shape}; it must be uint32[d]")
-    if not (vector.flags.c_contiguous and vector.flags.writeable):
-        raise ConfigError("vector must be C-contiguous and writable")
+    check_ring_vector(vector)
     words = np.empty(min(_CHUNK_WORDS, vector.size), dtype="<u4")
     block = words.view(np.uint8).data
     left = iter(masks)

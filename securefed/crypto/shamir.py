@@ -14,6 +14,7 @@ Source: Shamir 1979, "How to share a secret"; its use for mask seeds, Bonawitz e
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from securefed.crypto.prg import RandomBytes, draw
@@ -29,6 +30,9 @@ POINT_LIMIT = 2**32
 """Points are 1 <= x < 2^32: the secret lies at 0, and products with a point stay short."""
 
 _CANDIDATE_MASK = 2**257 - 1
+# Horner steps between two reductions: a product with a point adds only 32 bits, and reducing costs
+# more than multiplying a number of 16 words.
+_STEPS = 8
 
 
 def _checked_points(points: Iterable[int]) -> list[int]:
@@ -85,12 +89,17 @@ def share(
         raise ConfigError(f"threshold = {threshold} exceeds the number of points, {len(ordered)}")
     constant = int.from_bytes(secret, "big")
     higher = [_uniform_element(random) for _ in range(threshold - 1)]
+    coefficients = [0] * (-threshold % _STEPS) + [*higher, constant]
+    groups = list(zip(*(iter(coefficients),) * _STEPS, strict=True))
     shares = {}
-    for point in ordered:
+    for x in ordered:
         value = 0
-        for coefficient in higher:
-            value = (value * point + coefficient) % PRIME
-        shares[point] = ((value * point + constant) % PRIME).to_bytes(SHARE_BYTES, "big")
+        for a, b, c, d, e, f, g, h in groups:
+            value = (value * x + a) * x + b
+            value = (value * x + c) * x + d
+            value = (value * x + e) * x + f
+            value = ((value * x + g) * x + h) % PRIME
+        shares[x] = value.to_bytes(SHARE_BYTES, "big")
     return shares
 
 
@@ -161,18 +170,22 @@ class Reconstructor:
 
 
 def _weights_at_zero(points: Sequence[int]) -> list[int]:
-    """The Lagrange weights at 0, one inversion a point."""
-    product = 1
-    for point in points:
-        product = product * point % PRIME
+    """The Lagrange weights at 0, with one inversion in all.
+
+    With D_i = x_i prod_{j != i} (x_j - x_i), the inverse of D_i is prod_{j < i} D_j times the
+    inverse of prod_{j <= i} D_j (Montgomery's trick).
+    """
+    denominators = [
+        point * math.prod([other - point for other in points if other != point]) % PRIME
+        for point in points
+    ]
+    before = list(itertools.accumulate(denominators, lambda a, b: a * b % PRIME, initial=1))
+    inverse = pow(before.pop(), -1, PRIME) * math.prod(points) % PRIME
     weights = []
-    for point in points:
-        denominator = point
-        for other in points:
-            if other != point:
-                denominator = denominator * (other - point) % PRIME
-        weights.append(product * pow(denominator, -1, PRIME) % PRIME)
-    return weights
+    for denominator, product in zip(reversed(denominators), reversed(before), strict=True):
+        weights.append(inverse * product % PRIME)
+        inverse = inverse * denominator % PRIME
+    return weights[::-1]
 
 
 def reconstruct(shares: Mapping[int, bytes], *, threshold: int) -> bytes:

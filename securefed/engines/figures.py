@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from securefed.privacy.policy import PrivacyPolicy
 
 _LARGEST = 9_000.0
+_LARGEST_NLL = 20.0
 _BOUND = 1.0e4
 
 
@@ -27,7 +28,7 @@ class Figures:
 
     Attributes:
         perplexity: mean of the clients' perplexities (each capped at 9000); None for classifiers.
-        nll: mean of the clients' mean negative log-likelihoods, in nats.
+        nll: mean of the clients' mean negative log-likelihoods, in nats (each capped at 20).
         accuracy: mean of the clients' accuracies; None for language models.
         clients: how many answered.
         worst: the highest perplexity (or lowest accuracy) of one client; only in a simulation that
@@ -44,10 +45,17 @@ class Figures:
 
     @staticmethod
     def vector(*, nll: float, accuracy: float | None) -> NDArray[np.float64]:
-        """One client's figures, float64[3], bounded."""
-        perplexity = 0.0 if accuracy is not None else min(math.exp(min(nll, 20.0)), _LARGEST)
-        share = -1.0 if accuracy is None else accuracy
-        return np.array([perplexity, min(nll, 20.0) * 100.0, share * 1000.0])
+        """One client's figures, float64[3], bounded.
+
+        A figure that is not finite counts as the worst there is: it must neither end the run for
+        everyone nor flatter the mean.
+        """
+        capped = min(max(nll, 0.0), _LARGEST_NLL) if math.isfinite(nll) else _LARGEST_NLL
+        perplexity = 0.0 if accuracy is not None else min(math.exp(capped), _LARGEST)
+        share = -1.0
+        if accuracy is not None:
+            share = min(max(accuracy, 0.0), 1.0) if math.isfinite(accuracy) else 0.0
+        return np.array([perplexity, capped * 100.0, share * 1000.0])
 
     @classmethod
     def from_sum(

@@ -20,6 +20,7 @@ from securefed.federation.session import RoundSession
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregator import SESSION_BYTES, Aggregation, PairwiseAggregation
+from securefed.secagg.pairwise_server import MaskRemoval, apply_masks
 
 
 @dataclass
@@ -133,6 +134,7 @@ def secure_round(
     privacy: PrivacyPolicy,
     aggregation: Aggregation | None = None,
     drop: Mapping[Hashable, Stage] | None = None,
+    remove_masks: MaskRemoval = apply_masks,
 ) -> SecureRoundResult:
     """Run one whole round in this process: clip, rotate, quantise, noise, mask, sum, decode.
 
@@ -147,6 +149,7 @@ def secure_round(
         aggregation: ``PairwiseAggregation()`` by default.
         drop: client id -> the stage from which on it is silent: ``"advertise"``, ``"share"``,
             ``"masked_input"``, ``"consistency"`` or ``"unmask"``.
+        remove_masks: on one core by default; ``engines.parallel.ParallelMasks()`` for all of them.
 
     Returns:
         The sum and all that describes it.
@@ -209,7 +212,7 @@ def secure_round(
                 f"updates[{name!r}]: {len(array)} examples, max_examples = "
                 f"{session.plan.max_examples}"
             )
-    server = ServerRound(session)
+    server = ServerRound(session, remove_masks=remove_masks)
     clients = {
         name: ClientRound(session, name, identities[name], _encode(arrays[name], privacy))
         for name in cohort

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from securefed.config import RunConfig, dump_config
+from securefed.config import Mechanism, RunConfig, dump_config
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.attempts import (
     CLOSED,
@@ -58,6 +58,7 @@ from securefed.errors import (
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
+from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
@@ -93,6 +94,11 @@ class Run:
             bench.flat(),
             kind=training.server_optimizer,
             learning_rate=training.server_learning_rate,
+        )
+        self._floors = ClientFloors(
+            min_clients=config.cohort.min_clients,
+            mechanisms=get_args(Mechanism),
+            allow_plaintext=True,
         )
         self.clients: dict[str, SimulatedClient] = {}
         self.events: list[RoundEvent] = []
@@ -183,6 +189,7 @@ class Run:
             held.callback(accounts[name].close)
             budget = ClientBudget(
                 accounts[name],
+                event=self.settings.event(),
                 epsilon_after=self.settings.epsilon_after,
                 limit=self.config.budget.epsilon,
             )
@@ -361,7 +368,7 @@ class Run:
                 client.identity,
                 counted,
                 charge=charge,
-                min_clients=self.config.cohort.min_clients,
+                floors=self._floors,
             )
 
         try:
@@ -430,7 +437,7 @@ class Run:
                     name,
                     client.identity,
                     _encode_figures(own[name]),
-                    min_clients=self.config.cohort.min_clients,
+                    floors=self._floors,
                 )
                 for name, client in self.clients.items()
             },

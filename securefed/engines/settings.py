@@ -15,7 +15,7 @@ from securefed.config import RunConfig
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
-from securefed.privacy.policy import PrivacyPolicy
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
 
 _OVERFULL = 2.0**-64
@@ -87,6 +87,7 @@ class Settings:
             unit=privacy.unit,
             mechanism=privacy.mechanism,
             sampling_probability=q,
+            sample_is_secret=privacy.sample_is_secret,
             max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
             local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
             delta=privacy.delta,
@@ -133,6 +134,7 @@ class Settings:
             against=against,
             rounds=charges,
             plaintext=isinstance(self.aggregation, PlaintextAggregation),
+            ring_sigma=self.aggregation.ring_sigma(CohortBounds.of(self.stated, self.cohort_size)),
         )
         return replace(statement, unit=self._unit()) if self.stated.unit == "example" else statement
 
@@ -171,6 +173,7 @@ class Settings:
             "noise_multiplier": self.stated.noise_multiplier,
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
+            "sample_is_secret": self.stated.sample_is_secret,
             "local_steps": self.stated.local_steps,
         }
 

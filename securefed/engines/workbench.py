@@ -32,7 +32,7 @@ from securefed.privacy.clipping import L2Clip
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
-from securefed.training.dp_sgd import PerExampleGradients
+from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
 from securefed.training.evaluate import evaluate
 from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.models import load_model, resolve_device
@@ -103,6 +103,7 @@ class Workbench:
         self._travelling = travelling
         self._made = self.flat()
         self._gradients: PerExampleGradients | None = None
+        self._filled_micro_batch = config.training.micro_batch
         self._untouched: Untouched | None = None
         self.saw_non_finite = False
         observer.message(
@@ -185,23 +186,33 @@ class Workbench:
     # -- training --------------------------------------------------------------------------
 
     def check_gradients(self, settings: Settings) -> None:
-        """Before the first round: per-example gradients must exist and be right.
+        """Before the first round: per-example gradients must exist, be right and be independent.
 
         Raises:
             GradientCheckError: names module and setting.
         """
-        if not settings.one_step:
+        if settings.stated.unit != "example":
             return
-        self._gradients = PerExampleGradients(
+        expected = settings.stated.sampling_probability * sum(self.sizes.values()) / len(self.sizes)
+        gradients = PerExampleGradients(
             self.model,
             self.layout,
             task=self.config.model.task,
-            micro_batch=self.config.training.micro_batch,
+            micro_batch=filled_micro_batch(
+                self.config.training.micro_batch, expected, self.config.model.task, self.device
+            ),
             device=self.device,
         )
         largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
         examples = self.clients[largest].train
-        self._gradients.check(examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples)))))
+        note = gradients.check(examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples)))))
+        if note is not None:
+            self._observer.message(note)
+        self._filled_micro_batch = gradients.micro_batch
+        if settings.one_step:
+            self._gradients = gradients
+        else:
+            gradients.close()
 
     def encoder(self, settings: Settings, number: int) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
@@ -269,7 +280,7 @@ class Workbench:
                 clip_norm=privacy.clip_norm,
                 noise_multiplier=privacy.noise_multiplier,
                 learning_rate=training.local_learning_rate,
-                micro_batch=training.micro_batch,
+                micro_batch=self._filled_micro_batch,
                 task=self.config.model.task,
                 device=self.device,
                 generator=NoiseGenerator(),

@@ -6,21 +6,28 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from securefed.errors import BudgetExceeded, LocalProtocolError
+from securefed.errors import BudgetExceeded, ConfigError, LocalProtocolError
 from securefed.evidence.ledger import Ledger, Record, read_ledger
 
 CHARGE = "charge"
 
 
 class ClientBudget:
-    """One client's append-only account of what it has sent.
+    """One client's append-only account of what it has sent, at one price.
 
     Args:
-        ledger: the client's own ledger, kept by the client.
-        epsilon_after: epsilon against the server after that many charges.
+        ledger: the client's own ledger, kept by the client; ``privacy`` in its first record holds
+            the figures that every charge is priced by.
+        event: the figures that ``epsilon_after`` prices; every charge must show the same.
+        epsilon_after: epsilon against the server after that many charges of ``event``.
         limit: largest epsilon this client will spend; None for no limit.
 
+    Raises:
+        ConfigError: the ledger was begun for other figures; the message names the first of them.
+
     Guarantees:
+        - Only the event that the account was begun for is charged; a round at another price is
+          refused by name, and nothing is written.
         - ``charge`` returns only once the charge is on disk; a crash afterwards counts as spent.
         - A charge that would exceed the limit is refused and nothing is written.
         - Every attempt is charged, opened or not, retries too.
@@ -30,10 +37,21 @@ class ClientBudget:
         self,
         ledger: Ledger,
         *,
+        event: Mapping[str, object],
         epsilon_after: Callable[[int], float],
         limit: float | None = None,
     ) -> None:
+        recorded = ledger.records[0].body.get("privacy")
+        if not isinstance(recorded, Mapping):
+            raise ConfigError(f"{ledger.path}: its first record prices no event (privacy)")
+        for field, value in event.items():
+            if field not in recorded or recorded[field] != value:
+                raise ConfigError(
+                    f"{field} = {value!r}: the account {ledger.path} prices rounds with "
+                    f"{recorded.get(field)!r}"
+                )
         self._ledger = ledger
+        self._event = dict(event)
         self._epsilon_after = epsilon_after
         self._limit = limit
 
@@ -59,13 +77,22 @@ class ClientBudget:
         """Record one masked input that is about to leave.
 
         Args:
-            event: what is spent; ``session`` names the attempt.
+            event: what is spent: the account's figures, and ``session``, which names the attempt.
 
         Raises:
-            LocalProtocolError: this session was charged before: a server names it a second time.
+            LocalProtocolError: a figure is missing or is not the one that the account prices, or
+                this session was charged before: a server names it a second time.
             BudgetExceeded: the limit would be passed; nothing was written, nothing may be sent.
             LedgerError: the charge could not be made durable; nothing may be sent.
         """
+        for field, value in self._event.items():
+            if field not in event or event[field] != value:
+                raise LocalProtocolError(
+                    f"{field} = {event.get(field)!r}: this account prices rounds with {value!r}; "
+                    "nothing was charged, nothing may be sent"
+                )
+        if "session" not in event:
+            raise LocalProtocolError("session: missing; a charge names its attempt")
         if event["session"] in {record.body["session"] for record in self._charged()}:
             raise LocalProtocolError("session: it was charged before; an attempt needs a new one")
         if not self.affords():

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from securefed.config import Stage
 from securefed.federation.session import RoundSession
 from securefed.secagg.aggregator import AggregationServer
-from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
 from securefed.secagg.plaintext import PlaintextServer
 
 
@@ -19,14 +19,16 @@ class ServerRound:
 
     Args:
         session: the round's public description.
+        remove_masks: how a pairwise round's masks are removed; on one core by default, on several
+            with ``engines.parallel.ParallelMasks``.
     """
 
-    def __init__(self, session: RoundSession) -> None:
+    def __init__(self, session: RoundSession, *, remove_masks: MaskRemoval = apply_masks) -> None:
         self._session = session
         self._half: AggregationServer = (
             PlaintextServer(session.context)
             if session.plaintext
-            else PairwiseServer(session.context)
+            else PairwiseServer(session.context, remove_masks=remove_masks)
         )
 
     @property

@@ -82,7 +82,7 @@ class RoundSession:
             roster=self.roster,
             length=self.plan.padded,
             bits=self.plan.bits,
-            parameters=self.aggregation.parameters(CohortBounds.of(self.policy, len(self.cohort))),
+            parameters=self.aggregation.parameters(self._bounds),
             binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
         )
 
@@ -103,7 +103,30 @@ class RoundSession:
             against=against,
             rounds=rounds,
             plaintext=self.plaintext,
+            ring_sigma=self.aggregation.ring_sigma(self._bounds),
         )
+
+    @property
+    def _bounds(self) -> CohortBounds:
+        return CohortBounds.of(self.policy, len(self.cohort))
+
+    def priced(self) -> dict[str, object]:
+        """All figures that epsilon against the server follows from, as JSON values.
+
+        ``policy.rounds`` is not one of them: an account counts its own charges.
+        """
+        figures: dict[str, object] = asdict(self.policy)
+        del figures["rounds"]
+        return figures | {
+            "aggregation": type(self.aggregation).__name__,
+            "bits": self.aggregation.bits,
+            "cohort_size": len(self.cohort),
+            "dimension": self.dimension,
+        }
+
+    def event(self) -> dict[str, object]:
+        """What a client charges to its account for this attempt."""
+        return self.priced() | {"round": self.round, "session": self.session.hex()}
 
     @property
     def plaintext(self) -> bool:

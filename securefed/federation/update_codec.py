@@ -8,6 +8,8 @@ Masking or encryption happens on the ring vector afterwards, in ``securefed.seca
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,9 @@ from securefed.privacy.clipping import L2Clip
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import DiscreteGaussian, poisson_sample, stochastic_round
+
+OnZeroed = Callable[[str], None]
+"""Told, on the owner's machine alone, what counted as zeros; values are not shown."""
 
 
 class UpdateCodec:
@@ -35,6 +40,9 @@ class UpdateCodec:
           with probability ``mechanisms.ROUNDING_FAILURE``.
         - With ``mechanism="distributed"`` every encoded vector, an empty sample's too, carries
           fresh discrete Gaussian noise of std ``plan.local_std``.
+        - NaN and infinity end nothing: an update, a sampled row or a clipped sum that holds one
+          counts as zeros and is noised and encoded like any other.  A refusal would show, outside
+          the noise, what went wrong with this client's data.
         - Decoding the sum of encodings gives the sum of the clipped inputs to within rounding
           (one grid step of ``plan.resolution`` a coordinate and client) plus the noise.
     """
@@ -46,16 +54,18 @@ class UpdateCodec:
         self._rotation = Rotation(plan.dimension, rotation_seed)
 
     def encode_update(
-        self, update: NDArray[np.floating], generator: NoiseGenerator
+        self,
+        update: NDArray[np.floating],
+        generator: NoiseGenerator,
+        *,
+        on_zeroed: OnZeroed | None = None,
     ) -> NDArray[np.uint32]:
         """One client's whole update, clipped as one.
 
-        An update with a NaN or an infinity counts as zeros: it is noised and sent like any other.
-        Staying silent instead would show, outside the noise, that this client's training failed.
-
         Args:
-            update: float[d].
+            update: float[d]; zeros take its place if a value is not finite.
             generator: cryptographic source of rounding and noise.
+            on_zeroed: called if zeros took its place; keep what it says on this machine.
 
         Returns:
             uint32[plan.padded].
@@ -66,16 +76,25 @@ class UpdateCodec:
         """
         self._check_unit("client")
         self._check_shape(update.shape, (self.plan.dimension,))
+        if not np.isfinite(update).all():
+            _tell(on_zeroed, "the update is not finite: it counts as zeros")
+            update = np.zeros(self.plan.dimension)
         return self._round_and_noise(self._clip.clip(update), generator)
 
     def encode_examples(
-        self, rows: NDArray[np.floating], generator: NoiseGenerator
+        self,
+        rows: NDArray[np.floating],
+        generator: NoiseGenerator,
+        *,
+        on_zeroed: OnZeroed | None = None,
     ) -> NDArray[np.uint32]:
         """A secret Poisson sample of the rows, each clipped by itself, summed.
 
         Args:
-            rows: float[n, d], one row an example, n <= ``plan.max_examples``.
+            rows: float[n, d], one row an example, n <= ``plan.max_examples``; a sampled row that is
+                not finite counts as zeros.
             generator: also decides which rows are sampled.
+            on_zeroed: called if a sampled row counts as zeros; keep what it says on this machine.
 
         Raises:
             ConfigError: wrong shape, more rows than ``max_examples``, or ``unit = "client"``.
@@ -87,25 +106,39 @@ class UpdateCodec:
                 f"{len(rows)} examples: at most max_examples = {self.plan.max_examples} are allowed"
             )
         kept = poisson_sample(len(rows), self.policy.sampling_probability, generator)
-        return self.encode_clipped_sum(self._clip.clip_rows(rows[kept]), generator)
+        sampled = rows[kept]
+        failed = int((~np.isfinite(sampled).all(axis=1)).sum())
+        if failed:
+            _tell(on_zeroed, f"{failed} sampled examples are not finite: they count as zeros")
+        return self.encode_clipped_sum(self._clip.clip_rows(sampled), generator)
 
     def encode_clipped_sum(
-        self, total: NDArray[np.float64], generator: NoiseGenerator
+        self,
+        total: NDArray[np.float64],
+        generator: NoiseGenerator,
+        *,
+        on_zeroed: OnZeroed | None = None,
     ) -> NDArray[np.uint32]:
         """A sum of examples that were sampled and clipped one by one already (streaming form).
 
+        Pre-conditions: ``total`` is a sum of vectors of L2 norm <= ``policy.clip_norm``, one an
+        example.  Such a sum is finite.  One that is not was not clipped, and no bound holds for it;
+        it counts as zeros because silence would show more, and its owner should look why.
+
         Args:
-            total: float64[d], finite: a sum of vectors of L2 norm <= ``policy.clip_norm``.
+            total: float64[d].
             generator: cryptographic source of rounding and noise.
+            on_zeroed: called if zeros took its place; keep what it says on this machine.
 
         Raises:
-            ConfigError: wrong shape, a value that is not finite, or ``unit = "client"``: a client
-                then contributes one vector of norm <= C, not a sum of them.
+            ConfigError: wrong shape, or ``unit = "client"``: a client then contributes one vector
+                of norm <= C, not a sum of them.
         """
         self._check_unit("example")
         self._check_shape(total.shape, (self.plan.dimension,))
         if not np.isfinite(total).all():
-            raise ConfigError("clipped sum: holds NaN or infinity; clip each example first")
+            _tell(on_zeroed, "the clipped sum is not finite: it counts as zeros; clip each example")
+            total = np.zeros(self.plan.dimension)
         return self._round_and_noise(total.astype(np.float64), generator)
 
     def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
@@ -135,3 +168,8 @@ class UpdateCodec:
     def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
             raise ConfigError(f"update of shape {found}: must be {expected}")
+
+
+def _tell(on_zeroed: OnZeroed | None, what: str) -> None:
+    if on_zeroed is not None:
+        on_zeroed(what)

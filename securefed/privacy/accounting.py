@@ -199,6 +199,17 @@ _UNIT_WORDS = {
     "example": "one example (a row of one client's data; not a document and not a person)",
     "client": "one client's whole contribution",
 }
+_INDEPENDENT = (
+    "an example's vector depends on no other example (training fills its micro-batches up to one "
+    "shape and compares gradients to the bit before the first round)"
+)
+_SHOWN = (
+    "none credited, q = 1: sample_is_secret = false, so response times, seconds or batch sizes may "
+    "show the sample, and with it who is in time for a sum"
+)
+_SHOWN_BY_INDEX = (
+    "what is shown of a sample follows from which units were drawn, not from what they hold"
+)
 _ADJACENCY = {
     "example": "zero-out of one example: its contribution is replaced by 0; how many examples a "
     "client holds is public",
@@ -227,7 +238,7 @@ def _unprotected(policy: PrivacyPolicy, against: Adversary, rounds: int) -> Priv
 
 
 def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGuarantee:
-    q = policy.sampling_probability
+    q = policy.credited_probability
     epsilon = gaussian_epsilon(
         policy.noise_multiplier, q, rounds * policy.local_steps, policy.delta
     )
@@ -243,13 +254,20 @@ def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGua
             f"local DP-SGD (Opacus), {policy.local_steps} step(s) a round, "
             f"noise_multiplier {policy.noise_multiplier:g} at each client"
         ),
-        sampling=f"Poisson, q = {q:.3g} a step, drawn in secret by each client",
+        sampling=(
+            f"Poisson, q = {q:.3g} a step, drawn in secret by each client"
+            if policy.sample_is_secret
+            else _SHOWN
+        ),
         trust="no other party is trusted: each client's update is private by itself",
         assumptions=(
             "floating-point Gaussian noise behaves as an exact Gaussian (attacks on its low bits "
             "are not covered)",
             "each client samples, clips and noises as this code does",
-            "a client's sampled batch sizes and timings are not seen",
+            _INDEPENDENT,
+            "a client's sampled batch sizes and timings are not seen"
+            if policy.sample_is_secret
+            else _SHOWN_BY_INDEX,
         ),
     )
 
@@ -275,6 +293,7 @@ def guarantee(
     against: Adversary = "server",
     rounds: int | None = None,
     plaintext: bool = False,
+    ring_sigma: int | None = None,
 ) -> PrivacyGuarantee:
     """The statement for one adversary.
 
@@ -286,10 +305,14 @@ def guarantee(
             survivors.  ``"fellow_client"``: all survivors but that client.
         rounds: attempts charged; default ``policy.rounds``.
         plaintext: sums are formed without masking; then nothing holds against the server.
+        ring_sigma: security exponent of a sparse masking graph; None for a complete one.
 
     Guarantees:
-        For ``unit="client"`` no amplification is credited against the server or a fellow client,
-        who know who takes part.
+        - For ``unit="client"`` no amplification is credited against the server or a fellow client,
+          who know who takes part.
+        - With ``sample_is_secret=False`` none is credited against anybody.  Against the release
+          neither: a client that took long because it drew much may miss the sum, so even a sum
+          tells of the sample.  Given the sample, the mechanism is that of q = 1.
 
     Raises:
         ConfigError: ``against`` is not one of the three adversaries.
@@ -310,6 +333,9 @@ def guarantee(
     if policy.unit == "client" and against != "release":
         q = 1.0
         sampling = "none credited: this adversary knows who takes part"
+    elif not policy.sample_is_secret:
+        q = 1.0
+        sampling = _SHOWN
     elif policy.sampling_probability == 1.0:
         q = 1.0
         sampling = "none credited (q = 1)"
@@ -338,6 +364,16 @@ def guarantee(
             "the secure aggregation hides single contributions (its own assumptions are in "
             "SECURITY.md)"
         )
+        if ring_sigma is not None:
+            assumptions.append(
+                "clients mask with some neighbours on a ring: the server is honest until the order "
+                "of the ring is known, and the order does not favour the corrupt ones (it does "
+                f"with probability at most 2^-{ring_sigma} a round)"
+            )
+    if policy.unit == "example":
+        assumptions.append(_INDEPENDENT)
+    if not policy.sample_is_secret:
+        assumptions.append(_SHOWN_BY_INDEX)
     adjacency = _ADJACENCY[policy.unit]
     if q < 1.0 and policy.unit == "example":
         assumptions.append(

@@ -32,6 +32,9 @@ class PrivacyPolicy:
         sampling_probability: q in (0, 1].  For ``"example"`` each client keeps each row
             independently with probability q, in secret, every round.  For ``"client"`` it says how
             the cohort itself was drawn, and is credited against the release only.
+        sample_is_secret: whether nobody but its drawer learns of a sample, not by response times,
+            per-client seconds or batch sizes either.  False where a deployment shows any of these:
+            every statement then counts with q = 1.
         rounds: how many rounds with these settings are composed, >= 1.
         corrupt_fraction: gamma, share of the cohort that may collude with the server.
         dropout_fraction: delta of the protocol papers, share of the cohort that may fall silent.
@@ -49,6 +52,7 @@ class PrivacyPolicy:
     unit: Unit = "client"
     mechanism: Mechanism = "distributed"
     sampling_probability: float = 1.0
+    sample_is_secret: bool = True
     rounds: int = 1
     corrupt_fraction: float = 0.1
     dropout_fraction: float = 0.25
@@ -79,6 +83,12 @@ class PrivacyPolicy:
             "sampling_probability",
             self.sampling_probability,
             "in (0, 1]",
+        )
+        _require(
+            isinstance(self.sample_is_secret, bool),
+            "sample_is_secret",
+            self.sample_is_secret,
+            "True or False",
         )
         _require(
             isinstance(self.rounds, int) and self.rounds >= 1, "rounds", self.rounds, "an int >= 1"
@@ -121,6 +131,11 @@ class PrivacyPolicy:
             _require(
                 self.unit == "example", "unit", self.unit, "'example' with mechanism = 'local'"
             )
+
+    @property
+    def credited_probability(self) -> float:
+        """Q as accounting may use it: 1 where the sample is not secret."""
+        return self.sampling_probability if self.sample_is_secret else 1.0
 
 
 @dataclass(frozen=True)

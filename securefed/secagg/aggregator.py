@@ -85,6 +85,10 @@ class PairwiseAggregation:
         """
         return PairwiseParameters.of(bounds, degree=self.degree, sigma=self.sigma, eta=self.eta)
 
+    def ring_sigma(self, bounds: CohortBounds) -> int | None:
+        """The security exponent where the cohort masks on a ring; None for a complete graph."""
+        return self.sigma if self.parameters(bounds).sparse else None
+
 
 @dataclass(frozen=True)
 class PlaintextAggregation:
@@ -98,6 +102,10 @@ class PlaintextAggregation:
     def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
         """The survivor floor that a secure round would have; nothing else is used."""
         return PairwiseParameters.of(bounds)
+
+    def ring_sigma(self, bounds: CohortBounds) -> int | None:
+        """There is no masking graph."""
+        return None
 
 
 Aggregation = PairwiseAggregation | PlaintextAggregation

@@ -16,6 +16,7 @@ part on graph generation.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -41,19 +42,20 @@ class Graph:
         size: n, clients in the cohort.
         degree: neighbours of a client: even and below n - 1, or n - 1 for the complete graph.
         witnesses: clients, beside itself, whose signatures a client may count; likewise.
-        order: int64[n], the index of the client at each place of the ring.
+        order: int32[n], the index of the client at each place of the ring.
     """
 
-    def __init__(self, size: int, degree: int, witnesses: int, order: NDArray[np.int64]) -> None:
+    def __init__(self, size: int, degree: int, witnesses: int, order: NDArray[np.int32]) -> None:
         self._size, self._degree, self._witnesses = size, degree, witnesses
         self._order = order
-        self._place = np.empty(size, dtype=np.int64)
-        self._place[order] = np.arange(size)
+        self._place = np.empty(size, dtype=np.int32)
+        self._place[order] = np.arange(size, dtype=np.int32)
 
     @classmethod
+    @functools.lru_cache(maxsize=4)
     def complete(cls, size: int) -> Graph:
         """Everyone is everyone's neighbour and witness."""
-        return cls(size, size - 1, size - 1, np.arange(size))
+        return cls(size, size - 1, size - 1, np.arange(size, dtype=np.int32))
 
     @classmethod
     def from_seed(cls, seed: bytes, *, size: int, degree: int, witnesses: int) -> Graph:
@@ -66,7 +68,7 @@ class Graph:
         add_keystream(words, derive(seed, label=_ORDER, context=b""))
         keys = words.reshape(size, 4)
         order = np.lexsort((keys[:, 0], keys[:, 1], keys[:, 2], keys[:, 3]))
-        return cls(size, degree, witnesses, order.astype(np.int64))
+        return cls(size, degree, witnesses, order.astype(np.int32))
 
     def neighbours(self, index: int) -> list[int]:
         """Clients that ``index`` masks with and shares its secrets among, rising."""
@@ -82,7 +84,8 @@ class Graph:
         half = count // 2
         steps = np.concatenate((np.arange(-half, 0), np.arange(1, half + 1)))
         places = (self._place[index] + steps) % self._size
-        return sorted(int(other) for other in self._order[places])
+        found: list[int] = np.sort(self._order[places]).tolist()
+        return found
 
     def gives(self, sender: int, receiver: int) -> bool:
         """Whether ``sender`` makes the secret of its edge to ``receiver``.
@@ -101,6 +104,17 @@ def nonce_commitment(nonce: bytes, digest: bytes, index: int) -> bytes:
     """Binding and hiding (the nonce is uniform): what a revealed nonce must match."""
     context = digest + index.to_bytes(4, "big")
     return hashlib.sha256(labelled(_NONCE, context, nonce)).digest()
+
+
+def nonce_commitments(nonces: Mapping[int, bytes], digest: bytes) -> dict[int, bytes]:
+    """:func:`nonce_commitment` of every client: the same, made for a whole cohort."""
+    # All that is before and between index and nonce is alike, so it is encoded once.
+    zero = labelled(_NONCE, digest + bytes(4), bytes(NONCE_BYTES))
+    head, between = zero[: -NONCE_BYTES - 12], zero[-NONCE_BYTES - 8 : -NONCE_BYTES]
+    return {
+        index: hashlib.sha256(head + index.to_bytes(4, "big") + between + nonce).digest()
+        for index, nonce in nonces.items()
+    }
 
 
 def commitments_hash(commitments: Mapping[int, bytes]) -> bytes:

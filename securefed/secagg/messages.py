@@ -182,16 +182,28 @@ class Neighbourhood:
 
     def encode(self, *, size: int) -> bytes:
         """To bytes; ``size`` is the cohort's."""
+        signed = {item.sender: item.encode() for item in self.advertisements}
+        return self.encode_ring(self.nonces, self.withheld, size=size) + self.encode_keys(signed)
+
+    @staticmethod
+    def encode_ring(nonces: dict[int, bytes], withheld: dict[int, bytes], *, size: int) -> bytes:
+        """The first part, which is the same for every receiver."""
         writer = Writer()
         writer.header(NEIGHBOURHOOD)
-        _write_bitmap(writer, self.nonces, size)
-        for index in sorted(self.nonces):
-            writer.fixed(self.nonces[index], NONCE_BYTES)
-        writer.u32(len(self.withheld))
-        for index in sorted(self.withheld):
+        _write_bitmap(writer, nonces, size)
+        for index in sorted(nonces):
+            writer.fixed(nonces[index], NONCE_BYTES)
+        writer.u32(len(withheld))
+        for index in sorted(withheld):
             writer.u32(index)
-            writer.fixed(self.withheld[index], HASH_BYTES)
-        _write_signed(writer, {signed.sender: signed.encode() for signed in self.advertisements})
+            writer.fixed(withheld[index], HASH_BYTES)
+        return writer.done()
+
+    @staticmethod
+    def encode_keys(messages: dict[int, bytes]) -> bytes:
+        """The second part: neighbours' advertisements, as their senders signed them."""
+        writer = Writer()
+        _write_signed(writer, messages)
         return writer.done()
 
     @classmethod
@@ -200,7 +212,11 @@ class Neighbourhood:
         reader = Reader(data)
         reader.header(NEIGHBOURHOOD)
         revealed = _read_bitmap(reader, "nonces", size)
-        nonces = {index: reader.fixed(NONCE_BYTES, field="nonce") for index in revealed}
+        block = reader.fixed(NONCE_BYTES * len(revealed), field="nonces")
+        nonces = {
+            index: block[place : place + NONCE_BYTES]
+            for index, place in zip(revealed, range(0, len(block), NONCE_BYTES), strict=True)
+        }
         order: list[int] = []
         withheld: dict[int, bytes] = {}
         for _ in range(_count(reader, "withheld nonces", size)):
@@ -214,7 +230,7 @@ class Neighbourhood:
         return cls(nonces, withheld, advertisements)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bundle:
     """Stage 1, one for each receiver: an envelope with two shares, and maybe an edge secret.
 
@@ -433,7 +449,8 @@ def _read_bitmap(reader: Reader, field: str, size: int) -> list[int]:
     found = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
     if found.size and found[-1] >= size:
         raise WireError(f"{field}: a bit beyond client number {size - 1} is set")
-    return [int(index) for index in found]
+    indices: list[int] = found.tolist()
+    return indices
 
 
 def _strictly_rising(values: list[int], field: str, size: int) -> None:

@@ -52,6 +52,7 @@ from securefed.secagg.graph import (
     commitments_hash,
     graph_seed,
     nonce_commitment,
+    nonce_commitments,
 )
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
 
@@ -167,7 +168,8 @@ class PairwiseClient(SecretHolder):
         self._peers: dict[int, _Peer] = {}
         self._own_shares: tuple[bytes, bytes] = (b"", b"")
         self._shares: dict[int, tuple[bytes, bytes]] = {}
-        self._survivors: list[int] = []
+        self._alive: set[int] = set()
+        self._statement = b""
         self._transitions = SPARSE if parameters.sparse else COMPLETE
         self.state = ClientState.NEW
 
@@ -246,9 +248,7 @@ class PairwiseClient(SecretHolder):
         context, me, parameters = self._context, self._index, self._context.parameters
         size, digest = len(context.cohort), context.digest
         found = Neighbourhood.decode(message, size=size, degree=parameters.degree)
-        committed = dict(found.withheld)
-        for index, nonce in found.nonces.items():
-            committed[index] = nonce_commitment(nonce, digest, index)
+        committed = found.withheld | nonce_commitments(found.nonces, digest)
         if not hmac.compare_digest(commitments_hash(committed), self._commitments):
             raise RemoteProtocolError("nonces: they are not what was committed to")
         if found.nonces.get(me) != self._nonce:
@@ -413,13 +413,13 @@ class PairwiseClient(SecretHolder):
                 f"survivors: {context.cohort[min(strangers)]!r} did not share"
             )
         self._check_floor(len(survivors), "survivors")
-        self._survivors = survivors
+        self._statement = keys.survivors_statement(context.digest, self._view, survivors)
+        # Of a long list, a client keeps what it needs: those whose signatures it counts and those
+        # whose shares it holds.
+        self._alive = listed & (self._graph.witnesses(self._index) | self._shares.keys())
         return self._signed(
-            "consistency", self._identity.sign(self._statement(), label=keys.SIGN_SURVIVORS)
+            "consistency", self._identity.sign(self._statement, label=keys.SIGN_SURVIVORS)
         )
-
-    def _statement(self) -> bytes:
-        return keys.survivors_statement(self._context.digest, self._view, self._survivors)
 
     def _reveal(self, message: bytes) -> bytes:
         """Stage unmask.  Check that enough witnesses signed this list; reveal one share each."""
@@ -428,17 +428,16 @@ class PairwiseClient(SecretHolder):
         signatures = wire_messages.decode_confirmations(
             message, size=len(context.cohort), limit=len(witnesses)
         )
-        alive = set(self._survivors)
+        alive = self._alive
         outsiders = set(signatures) - (alive & witnesses)
         if outsiders:
             name = context.cohort[min(outsiders)]
             raise RemoteProtocolError(
                 f"confirmations: {name!r} is not a survivor whose signature counts here"
             )
-        statement = self._statement()
         for signer, signature in signatures.items():
             context.roster[context.cohort[signer]].verify(
-                signature, statement, label=keys.SIGN_SURVIVORS
+                signature, self._statement, label=keys.SIGN_SURVIVORS
             )
         if len(signatures) < quorum:
             raise ThresholdNotMet(

@@ -108,6 +108,7 @@ class PairwiseServer:
         self._awaited: set[int] = set(range(len(context.cohort)))
         self._seen: set[int] = set()
         self._adverts: dict[int, Signed] = {}
+        self._decoded: dict[int, Advertisement] = {}
         self._public_keys: set[bytes] = set()
         self._nonces: dict[int, bytes] = {}
         self._commitments = b""
@@ -115,8 +116,8 @@ class PairwiseServer:
         self._view = b""
         self._bundles: dict[int, dict[int, Bundle]] = {}
         self._edges: dict[tuple[int, int], tuple[bytes, bytes]] = {}
-        self._sharers: list[int] = []
-        self._survivors: list[int] = []
+        self._sharers: frozenset[int] = frozenset()
+        self._survivors: frozenset[int] = frozenset()
         self._statement = b""
         self._confirmations: dict[int, bytes] = {}
         self._reveals: dict[int, Reveal] = {}
@@ -256,16 +257,18 @@ class PairwiseServer:
             for index in self._adverts
             if index not in self._nonces
         }
+        ring = Neighbourhood.encode_ring(self._nonces, withheld, size=size)
+        signed = {index: self._adverts[index].encode() for index in self._nonces}
 
         def encode(name: str) -> bytes:
             around = self._graph.neighbours(self._context.index(name))
-            adverts = [self._adverts[index] for index in around if index in self._nonces]
-            return Neighbourhood(self._nonces, withheld, adverts).encode(size=size)
+            messages = {index: signed[index] for index in around if index in signed}
+            return ring + Neighbourhood.encode_keys(messages)
 
         return Outgoing(self._names(present), encode)
 
     def _deliver(self, present: list[int]) -> Outgoing:
-        self._sharers = present
+        self._sharers = frozenset(present)
         bundles, self._bundles = self._bundles, {}  # the envelopes live as long as the messages
         if not self._context.parameters.sparse:
             self._view = keys.sharers_hash(
@@ -282,7 +285,7 @@ class PairwiseServer:
         return Outgoing(self._names(present), encode)
 
     def _list_survivors(self, present: list[int]) -> Outgoing:
-        self._survivors = present
+        self._survivors = frozenset(present)
         self._statement = keys.survivors_statement(self._context.digest, self._view, present)
         listed = wire_messages.encode_survivors(present, size=len(self._context.cohort))
         return self._same_for(present, listed)
@@ -323,6 +326,7 @@ class PairwiseServer:
             raise RemoteProtocolError(f"advertisement of {client_id!r}: a public key appears twice")
         self._public_keys |= fresh
         self._adverts[sender] = signed
+        self._decoded[sender] = advert
 
     def _add_nonce(self, sender: int, client_id: str, body: bytes) -> None:
         nonce, commitments = body[:NONCE_BYTES], body[NONCE_BYTES:]
@@ -371,8 +375,8 @@ class PairwiseServer:
     def _add_reveal(self, sender: int, client_id: str, body: bytes) -> None:
         parameters = self._context.parameters
         reveal = Reveal.decode(body, size=len(self._context.cohort), limit=parameters.degree + 1)
-        held = {sender, *self._graph.neighbours(sender)} & set(self._sharers)
-        survivors = held & set(self._survivors)
+        held = {sender, *self._graph.neighbours(sender)} & self._sharers
+        survivors = held & self._survivors
         if reveal.self_shares.keys() != survivors or reveal.root_shares.keys() != held - survivors:
             raise RemoteProtocolError(f"unmask: {client_id!r} revealed shares of the wrong clients")
         self._reveals[sender] = reveal
@@ -386,7 +390,7 @@ class PairwiseServer:
         self._total &= np.uint32((1 << self._context.bits) - 1)
         cohort = self._context.cohort
         self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in holders.wrong)
-        self._result = Aggregate(self._total, tuple(self._names(self._survivors)))
+        self._result = Aggregate(self._total, tuple(self._names(sorted(self._survivors))))
 
     def _left_masks(self, holders: Holders) -> Iterator[Mask]:
         """Every mask that is in the sum, as what takes it out again."""
@@ -396,7 +400,7 @@ class PairwiseServer:
             for revealed in (reveal.self_shares, reveal.root_shares):
                 for owner, share in revealed.items():
                     shares.setdefault(owner, {})[holder] = share
-        for index in self._survivors:
+        for index in sorted(self._survivors):
             seed = holders.secret(
                 shares.get(index, {}),
                 partial(keys.self_commitment, digest=digest, index=index),
@@ -405,7 +409,7 @@ class PairwiseServer:
                 cohort[index],
             )
             yield keys.self_keystream_key(seed, digest, self._view, index), True
-        for index in sorted(set(self._sharers) - set(self._survivors)):
+        for index in sorted(self._sharers - self._survivors):
             root = holders.secret(
                 shares.get(index, {}),
                 partial(keys.root_commitment, digest=digest, index=index),
@@ -419,7 +423,7 @@ class PairwiseServer:
         """What the survivors masked towards a client that then dropped out."""
         digest = self._context.digest
         mask_key = keys.mask_key_pair(root, digest, dropped)
-        for survivor in sorted(set(self._graph.neighbours(dropped)) & set(self._survivors)):
+        for survivor in sorted(self._survivors.intersection(self._graph.neighbours(dropped))):
             if self._graph.gives(dropped, survivor):
                 giver, taker = dropped, survivor
                 edge, promised = self._edges[giver, taker]
@@ -438,4 +442,4 @@ class PairwiseServer:
             yield keys.pair_keystream_key(secret, digest, self._view, low, high), survivor == low
 
     def _advert(self, index: int) -> Advertisement:
-        return Advertisement.decode(self._adverts[index].body)
+        return self._decoded[index]

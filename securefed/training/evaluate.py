@@ -128,8 +128,12 @@ def predict(model: nn.Module, batch: Batch, task: str) -> Predictions:
 
     For ``causal-lm`` the target at a place is the next token, counted where both are tokens and
     not padding.  Losses are computed in float32 whatever the model's type.
+
+    Padding comes last, and a causal model does not look ahead: it is given no padding mask, so that
+    which kernels run does not depend on how long the other examples are.
     """
-    output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    mask = torch.ones_like(batch.attention_mask) if task == "causal-lm" else batch.attention_mask
+    output = model(input_ids=batch.input_ids, attention_mask=mask)
     if task == "sequence-classification":
         if batch.labels is None:
             raise DataError("examples: classification needs labels; there are none")

@@ -163,6 +163,40 @@ def test_one_seed_gives_one_key_pair(oracle):
         HybridPrivateKey.generate(lambda count: b"")
 
 
+def test_every_x25519_point_of_small_order_is_refused(hybrid):
+    # On v^2 = u^3 + A u^2 + u and its twist, doubling takes u to (u^2 - 1)^2 / 4u(u^2 + A u + 1),
+    # whose last factor has no root.  So order 2 is u = 0, order 4 is u = 1 and u = -1, and order 8
+    # is where doubling gives one of these.  With s = u + 1 / u and that one called end, it is
+    # s^2 - 4 = 4 end (s + A).
+    p, a = 2**255 - 19, 486662
+
+    def root_of(square):
+        root = pow(square, (p + 3) // 8, p)
+        if root * root % p != square % p:
+            root = root * pow(2, (p - 1) // 4, p) % p
+        return root if root * root % p == square % p else None
+
+    assert root_of(a * a - 4) is None
+    us = {0, 1, p - 1, p, p + 1}
+    for end in (1, -1):
+        half = root_of(8 + 4 * end * a)
+        for s in () if half is None else (2 * end + half, 2 * end - half):
+            root = root_of(s * s - 4)
+            if root is not None:
+                us |= {(s + sign * root) * pow(2, -1, p) % p for sign in (1, -1)}
+    assert len(us) == 7
+    other = X25519PrivateKey.generate()
+    for u in us:
+        for top_bit in (0, 1 << 255):
+            raw = (u | top_bit).to_bytes(32, "little")
+            with pytest.raises(ValueError, match="shared key"):
+                other.exchange(X25519PublicKey.from_public_bytes(raw))
+            with pytest.raises(RemoteProtocolError, match="small order"):
+                HybridPublicKey.from_bytes(hybrid.public.raw[:1184] + raw)
+            beside = ((u + 7) % p).to_bytes(32, "little")
+            HybridPublicKey.from_bytes(hybrid.public.raw[:1184] + beside)
+
+
 def test_hybrid_public_keys_round_trip_and_compare(hybrid):
     raw = hybrid.public.raw
     assert len(raw) == HYBRID_PUBLIC_BYTES

@@ -39,6 +39,35 @@ def test_extreme_secrets_survive(secret):
     assert reconstruct(shares, threshold=3) == secret
 
 
+@given(secrets, point_sets, st.data())
+@settings(max_examples=60)
+def test_shares_are_the_polynomial_of_the_drawn_coefficients(secret, points, data):
+    threshold = data.draw(st.integers(2, len(points)))
+    blocks = data.draw(
+        st.lists(st.binary(min_size=32, max_size=32), min_size=threshold, max_size=threshold)
+    )
+    drawn = iter(blocks)
+    found = share(
+        secret, threshold=threshold, points=points, random=lambda count: b"\0" + next(drawn)
+    )
+    # The first block drawn is the highest coefficient.
+    polynomial = [secret, *reversed(blocks[: threshold - 1])]
+    for x, encoded in found.items():
+        wanted = sum(int.from_bytes(c, "big") * x**i for i, c in enumerate(polynomial))
+        assert int.from_bytes(encoded, "big") == wanted % PRIME
+
+
+@given(st.lists(st.integers(1, 2**32 - 1), min_size=2, max_size=40, unique=True))
+def test_the_weights_are_those_of_lagrange(points):
+    whole = Reconstructor(points, len(points))
+    for chosen, weight in zip(whole.points, whole._weights, strict=True):
+        wanted = Fraction(1)
+        for other in points:
+            if other != chosen:
+                wanted *= Fraction(other, other - chosen)
+        assert weight * wanted.denominator % PRIME == wanted.numerator % PRIME
+
+
 def test_every_subset_of_a_small_sharing_agrees():
     secret = os.urandom(32)
     shares = share(secret, threshold=3, points=range(1, 7), random=os.urandom)

@@ -301,7 +301,7 @@ def test_clients_keep_their_own_floor_in_an_evaluation(tmp_path, monkeypatch):
     real = engine.ClientRound
 
     def recorded(*args, **kwargs):
-        floors.append(kwargs.get("min_clients"))
+        floors.append(kwargs["floors"].min_clients)
         return real(*args, **kwargs)
 
     monkeypatch.setattr(engine, "ClientRound", recorded)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from securefed.evidence.budget import read_charges
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "separate_processes.py"
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, noise: str = "1.0", lost: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(EXAMPLE), *arguments],
+        [sys.executable, str(EXAMPLE), noise, lost, str(folder)],
         capture_output=True,
         text=True,
         timeout=240,
@@ -27,8 +29,10 @@ def figures(done: subprocess.CompletedProcess[str]) -> tuple[float, float, float
     return float(means[1]), float(means[2]), float(largest[1])
 
 
-def test_the_decoded_mean_is_the_plain_one_where_there_is_no_noise_and_one_client_is_lost():
-    done = run("0", "site-2")
+def test_the_decoded_mean_is_the_plain_one_where_there_is_no_noise_and_one_client_is_lost(
+    tmp_path,
+):
+    done = run(tmp_path, "0", "site-2")
     decoded, plain, largest = figures(done)
     assert "site-2 has dropped out at masked_input" in done.stdout
     assert "in the sum: site-1, site-3;" in done.stdout
@@ -38,13 +42,16 @@ def test_the_decoded_mean_is_the_plain_one_where_there_is_no_noise_and_one_clien
     assert "NO differential privacy" in done.stdout
 
 
-def test_a_noised_round_says_what_it_guarantees_and_is_off_by_the_noise():
-    done = run()
+def test_a_noised_round_says_what_it_guarantees_and_is_off_by_the_noise(tmp_path):
+    done = run(tmp_path)
     _, _, largest = figures(done)
     assert "in the sum: site-1, site-2, site-3;" in done.stdout
     assert re.search(r"\(4\.\d+, 1e-05\)-differential privacy", done.stdout)
     sent = [int(count) for count in re.findall(r"'site-\d': (\d+)", done.stdout)]
     assert len(sent) == 3
+    for site in ("site-1", "site-2", "site-3"):
+        (charge,) = read_charges(tmp_path / f"{site}.jsonl")
+        assert charge.body["noise_multiplier"] == 1.0
     # 1024 elements of 20 to 32 bits, and some signatures, shares and sealed secrets.
     assert all(1024 * 20 // 8 < count < 1024 * 4 + 20_000 for count in sent)
     # The mean of three carries noise of std sqrt(3 / 2) / 3 = 0.41 a coordinate: of 1000, the
@@ -52,8 +59,16 @@ def test_a_noised_round_says_what_it_guarantees_and_is_off_by_the_noise():
     assert 2 * 0.408 < largest < 7 * 0.408
 
 
-def test_nothing_is_opened_where_two_of_three_are_lost():
-    done = run("0", "site-1,site-3")
+def test_clients_refuse_a_round_below_their_floors_before_anything_is_sent_or_charged(tmp_path):
+    done = run(tmp_path, "0.4")
+    assert done.returncode == 1
+    assert all(f"site-{i} has dropped out at advertise" in done.stdout for i in (1, 2, 3))
+    assert "no result: " in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_opened_where_two_of_three_are_lost(tmp_path):
+    done = run(tmp_path, "0", "site-1,site-3")
     assert done.returncode == 1
     assert "no result: " in done.stderr
     assert "decoded" not in done.stdout

@@ -17,6 +17,7 @@ from securefed.errors import (
     ThresholdNotMet,
 )
 from securefed.federation.client import ClientRound
+from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.privacy.mechanisms import plan_round
@@ -68,6 +69,7 @@ OTHER_POLICY = {
     "unit": {"unit": "client"},
     "mechanism": {"mechanism": "local"},
     "sampling_probability": {"sampling_probability": 0.5},
+    "sample_is_secret": {"sample_is_secret": False},
     "rounds": {"rounds": 2},
     "corrupt_fraction": {"corrupt_fraction": 0.11},
     "dropout_fraction": {"dropout_fraction": 0.26},
@@ -243,9 +245,79 @@ def test_a_client_refuses_what_the_others_said_in_another_round():
 # The client's own half
 
 
+def floors_of(**changes) -> ClientFloors:
+    """Floors that ask for nothing, but for what is changed."""
+    base = {"mechanisms": ("distributed", "local", "none"), "allow_plaintext": True}
+    return ClientFloors(**(base | changes))
+
+
+BELOW = {
+    "min_clients": (6, {}, r"cohort of 5 clients.* 6 on \(min_clients\)"),
+    "min_threshold": (5, {}, r"threshold = 3: .* 5 on \(min_threshold\)"),
+    "min_noise_multiplier": (1.1, {}, r"noise_multiplier = 1\.0: .* 1\.1 on"),
+    "min_corrupt_fraction": (0.2, {}, r"corrupt_fraction = 0\.1: .* 0\.2 on"),
+    "max_clip_norm": (0.9, {}, r"clip_norm = 1\.0: .* up to 0\.9"),
+    "max_delta": (1e-6, {}, r"delta = 1e-05: .* up to 1e-06"),
+    "mechanisms": (("local",), {}, r"mechanism = 'distributed': .* \('local',\)"),
+    "allow_plaintext": (False, {"aggregation": PlaintextAggregation()}, r"plaintext"),
+}
+
+
+def test_every_floor_is_tried():
+    assert set(BELOW) == {field.name for field in fields(ClientFloors)}
+
+
+@pytest.mark.parametrize("field", BELOW)
+def test_a_round_below_a_clients_floor_is_refused_by_name_before_anything_is_made(field):
+    value, changes, message = BELOW[field]
+    told, made = session_of(**changes), []
+
+    def take_part(floors):
+        return ClientRound(told, "ann", KEYS["ann"], lambda c, g: made.append(1), floors=floors)
+
+    with pytest.raises(LocalProtocolError, match=message):
+        take_part(floors_of(**{field: value}))
+    assert made == []
+    take_part(floors_of())
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"policy": QUIET}, {"aggregation": PlaintextAggregation()}]
+)
+def test_floors_that_are_not_loosened_refuse_rounds_without_noise_or_masks(changes):
+    told = session_of(**changes)
+    if not changes:
+        client_of("ann", told, floors=ClientFloors())
+        return
+    with pytest.raises(LocalProtocolError):
+        client_of("ann", told, floors=ClientFloors())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_clients", 1),
+        ("min_threshold", 0),
+        ("min_noise_multiplier", -0.1),
+        ("min_noise_multiplier", math.nan),
+        ("max_clip_norm", 0.0),
+        ("max_clip_norm", math.nan),
+        ("max_delta", 0.0),
+        ("max_delta", math.nan),
+        ("min_corrupt_fraction", 1.0),
+        ("min_corrupt_fraction", math.nan),
+        ("mechanisms", ()),
+        ("mechanisms", ("laplace",)),
+    ],
+)
+def test_a_floor_out_of_its_range_is_refused_by_name(field, value):
+    with pytest.raises(ConfigError, match=f"^{field} = "):
+        ClientFloors(**{field: value})
+
+
 def test_a_client_below_whose_own_floor_the_cohort_lies_takes_no_part():
     with pytest.raises(LocalProtocolError, match="cohort of 5 clients"):
-        client_of("ann", session_of(policy=QUIET), min_clients=6)
+        client_of("ann", session_of(policy=QUIET), floors=floors_of(min_clients=6))
 
 
 def test_a_client_whose_own_floor_is_not_met_sends_no_masked_input():
@@ -256,7 +328,7 @@ def test_a_client_whose_own_floor_is_not_met_sends_no_masked_input():
         made.append(True)
         return codec.encode_update(UPDATES["ann"], generator)
 
-    careful = ClientRound(told, "ann", KEYS["ann"], contribution, min_clients=5)
+    careful = ClientRound(told, "ann", KEYS["ann"], contribution, floors=floors_of(min_clients=5))
     clients = clients_of(dict.fromkeys(NAMES, told)) | {"ann": careful}
     server = ServerRound(told)
     carried = carry(server, clients, drop={"eve": "share"})
@@ -339,14 +411,102 @@ def test_nothing_of_the_update_leaves_a_client_whose_budget_is_spent(kind):
     assert set(server.advance()) == set(others)
 
 
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+def test_a_prepared_contribution_is_made_before_the_round_and_charged_when_it_leaves(kind):
+    """So that no answer waits for the sample: its size would show in the time."""
+    told = session_of(policy=QUIET, aggregation=kind())
+    server, events = ServerRound(told), []
+
+    def encode(name):
+        def run(codec, generator):
+            events.append("made")
+            return codec.encode_update(UPDATES[name], generator)
+
+        return run
+
+    clients = {
+        name: ClientRound(
+            told, name, KEYS[name], encode(name), charge=lambda: events.append(server.stage)
+        )
+        for name in NAMES
+    }
+    for client in clients.values():
+        client.prepare()
+    assert events == ["made"] * 5
+    carry(server, clients)
+    assert events == ["made"] * 5 + ["masked_input"] * 5
+    np.testing.assert_allclose(server.sum, sum(UPDATES.values()), atol=1e-4)
+
+
+def test_a_contribution_is_prepared_once_and_not_after_the_start():
+    told = session_of(policy=QUIET)
+    client = client_of("ann", told)
+    client.prepare()
+    with pytest.raises(LocalProtocolError, match="prepare"):
+        client.prepare()
+    client.start()
+    late = client_of("bob", told)
+    late.start()
+    with pytest.raises(LocalProtocolError, match="has started"):
+        late.prepare()
+
+
+def test_a_preparation_that_failed_is_not_tried_again_and_nothing_leaves():
+    told = session_of(policy=QUIET, aggregation=PlaintextAggregation())
+    tries, charged = [], []
+
+    def encode(codec, generator):
+        tries.append(1)
+        raise ConfigError("no data")
+
+    client = ClientRound(told, "ann", KEYS["ann"], encode, charge=lambda: charged.append(1))
+    with pytest.raises(ConfigError, match="no data"):
+        client.prepare()
+    with pytest.raises(LocalProtocolError):
+        client.start()
+    assert (tries, charged) == ([1], [])
+
+
 def test_a_contribution_that_fails_sends_nothing():
     told = session_of(policy=QUIET)
-    bad = ClientRound(
-        told, "ann", KEYS["ann"], lambda c, g: c.encode_update(np.full(20, np.nan), g)
-    )
+    bad = ClientRound(told, "ann", KEYS["ann"], lambda c, g: c.encode_update(np.zeros(19), g))
     clients = clients_of(dict.fromkeys(NAMES, told)) | {"ann": bad}
-    with pytest.raises(ConfigError, match="NaN or infinity"):
+    with pytest.raises(ConfigError, match="shape"):
         carry(ServerRound(told), clients)
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+@pytest.mark.parametrize("unit", ["client", "example", "clipped sum"])
+def test_an_update_that_is_not_finite_counts_as_zeros_and_nothing_else_in_the_round_shows_it(
+    unit, kind
+):
+    policy = replace(QUIET, unit="client" if unit == "client" else "example")
+    told = session_of(policy=policy, aggregation=kind())
+
+    def encode_as(update):
+        if unit == "client":
+            return lambda c, g: c.encode_update(update, g)
+        if unit == "example":
+            return lambda c, g: c.encode_examples(update[None], g)
+        return lambda c, g: c.encode_clipped_sum(update, g)
+
+    def carried(anns):
+        server = ServerRound(told)
+        clients = {
+            name: ClientRound(
+                told, name, KEYS[name], encode_as(anns if name == "ann" else UPDATES[name])
+            )
+            for name in NAMES
+        }
+        return server, carry(server, clients)
+
+    server, found = carried(np.full(20, np.nan))
+    plain, wanted = carried(np.zeros(20))
+    assert server.survivors == plain.survivors == NAMES
+    assert found.refusals == {}
+    assert found.bytes_up == wanted.bytes_up
+    assert found.bytes_down == wanted.bytes_down
+    np.testing.assert_allclose(server.sum, plain.sum, atol=1e-4)
 
 
 # The server's half
@@ -382,3 +542,24 @@ def test_the_noise_in_the_sum_is_that_of_all_survivors():
     carry(server, clients)
     expected = told.plan.local_std * told.plan.resolution * math.sqrt(5)
     assert np.std(server.sum) == pytest.approx(expected, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    ("size", "degree", "said"), [(60, None, False), (240, None, True), (240, 239, False)]
+)
+def test_a_guarantee_says_where_it_rests_on_a_server_that_is_honest_at_set_up(size, degree, said):
+    names = tuple(f"c{i:03}" for i in range(size))
+    roster = {name: IdentityKey.generate().public for name in names}
+    session = RoundSession(
+        session=bytes(16),
+        round=1,
+        cohort=names,
+        roster=roster,
+        dimension=8,
+        policy=PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0),
+        aggregation=PairwiseAggregation(degree=degree),
+        model=bytes(32),
+    )
+    assert session.context.parameters.sparse == said
+    assert ("honest until the order of the ring is known" in str(session.guarantee())) == said
+    assert "ring" not in str(session.guarantee("release"))

@@ -20,7 +20,7 @@ from securefed.privacy.accounting import (
     guarantee,
 )
 from securefed.privacy.distance import total_variation_per_round
-from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.mechanisms import ROUNDING_FAILURE, plan_round
 from securefed.privacy.policy import PrivacyPolicy
 
 DELTA = 1e-5
@@ -255,6 +255,40 @@ def test_in_a_narrow_ring_more_of_delta_is_set_aside_for_the_noises_shape():
     assert gaussian_epsilon(effective, 0.1, 200, DELTA - charged) <= found
 
 
+def without_sampling(epsilon: float, std: float):
+    """A one-coordinate plan whose Gaussian, with 7 honest clients, has this epsilon at DELTA."""
+    z = brentq(lambda z: analytic_epsilon(z, 1) - epsilon, 0.05, 10.0)
+    sensitivity = std * math.sqrt(7) / z
+    lengths = {"clip_units": 0.9 * sensitivity, "sensitivity": sensitivity, "padded": 1}
+    return replace(plan_round(policy(), cohort_size=10, dimension=1), local_std=std, **lengths)
+
+
+@pytest.mark.parametrize(
+    ("std", "addition"),
+    [
+        # Noise so fine that its shape is nothing beside 2^-80: only rounding's failure counts.
+        (2.0**23, ROUNDING_FAILURE),
+        # Noise so coarse that 2^-80 is nothing beside its shape.
+        (8.0, None),
+    ],
+    ids=["rounding", "shape"],
+)
+def test_each_addition_to_delta_ends_a_guarantee_where_it_uses_half_of_delta_up(std, addition):
+    """(1 + e^epsilon) T (eta + beta) <= delta / 2, with either one deciding."""
+    eta = total_variation_per_round(without_sampling(1.0, std), 7)
+    if addition is None:
+        addition = eta
+        assert ROUNDING_FAILURE < 1e-9 * eta
+    else:
+        assert eta < 1e-2 * ROUNDING_FAILURE
+    # Where the addition takes half of delta; from there on nothing is left for it.
+    edge = math.log(0.5 * DELTA / addition - 1.0)
+    run = {"honest": 7, "sampling_probability": 1.0, "rounds": 1, "delta": DELTA}
+    below = distributed_epsilon(without_sampling(edge - 2.0, std), **run)
+    assert edge - 2.0 < below < edge
+    assert distributed_epsilon(without_sampling(edge + 0.1, std), **run) == math.inf
+
+
 def test_no_noise_and_noise_coarser_than_the_accounting_are_refused():
     plan = plan_round(policy(), cohort_size=4, dimension=10)
     for local_std in (0.0, 1.9):
@@ -324,6 +358,38 @@ def test_no_sampling_is_not_spoken_of_as_sampling(unit):
     for who in ADVERSARIES:
         assert "none credited" in statement(who, unit=unit).sampling
         assert "Poisson" not in statement(who, unit=unit).sampling
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_a_sample_that_is_shown_is_credited_against_nobody(unit):
+    """Not against the release either: who drew much may be too late for the sum."""
+    for who in ADVERSARIES:
+        shown = statement(who, unit=unit, sampling_probability=0.05, sample_is_secret=False)
+        assert shown.epsilon == statement(who, unit=unit, sampling_probability=1.0).epsilon
+        assert "none credited" in shown.sampling
+        assert "Poisson" not in shown.sampling
+        assert not any("not seen" in line for line in shown.assumptions)
+        assert any("not from what they hold" in line for line in shown.assumptions)
+        if unit == "example" or who == "release":
+            assert "sample_is_secret = false" in shown.sampling
+            secret = statement(who, unit=unit, sampling_probability=0.05)
+            assert shown.epsilon > 1.5 * secret.epsilon
+
+
+def test_steps_of_local_noise_count_with_q_1_where_the_sample_is_shown():
+    changes = {"mechanism": "local", "unit": "example", "local_steps": 5, "rounds": 4}
+    for who in ADVERSARIES:
+        found = statement(who, sampling_probability=0.05, sample_is_secret=False, **changes)
+        assert found.epsilon == gaussian_epsilon(Z, 1.0, 20, DELTA)
+        assert "sample_is_secret = false" in found.sampling
+        assert not any("not seen" in line for line in found.assumptions)
+
+
+def test_statements_about_examples_say_that_one_must_not_move_anothers_vector():
+    for changes in ({}, {"mechanism": "local"}):
+        found = statement(unit="example", **changes)
+        assert any("depends on no other example" in line for line in found.assumptions)
+    assert not any("other example" in line for line in statement(unit="client").assumptions)
 
 
 def test_unmasked_sums_protect_nothing_against_the_server_and_still_the_release():

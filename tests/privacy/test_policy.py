@@ -35,6 +35,8 @@ def policy(**changes) -> PrivacyPolicy:
         ("sampling_probability", 0.0),
         ("sampling_probability", 1.0001),
         ("sampling_probability", math.nan),
+        ("sample_is_secret", 0),
+        ("sample_is_secret", "no"),
         ("rounds", 0),
         ("rounds", 2.0),
         ("local_steps", 0),

@@ -9,7 +9,7 @@ from secagg_rounds import Cohort, drive
 from securefed.config import STAGES
 from securefed.errors import ProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
-from securefed.secagg.graph import Graph
+from securefed.secagg.graph import Graph, nonce_commitment, nonce_commitments
 from securefed.secagg.messages import Neighbourhood
 from securefed.secagg.pairwise_client import ClientState
 from securefed.secagg.pairwise_server import PairwiseServer, apply_masks
@@ -204,7 +204,7 @@ class Cutting(PairwiseServer):
 
     def _unmask(self):
         for arc in self.arcs:
-            self._survivors, self._sharers = arc, sorted([*arc, *self.cut])
+            self._survivors, self._sharers = frozenset(arc), frozenset([*arc, *self.cut])
             total = np.zeros_like(self._total)
             for index in arc:
                 total += self.inputs[index]
@@ -274,3 +274,11 @@ def test_every_edge_has_two_ends_and_one_giver(size, degree):
             assert graph.gives(index, other) != graph.gives(other, index)
             gives += graph.gives(index, other)
         assert abs(gives - degree / 2) <= (0.5 if degree == size - 1 else 0)
+
+
+def test_commitments_of_a_cohort_are_those_of_its_clients():
+    digest = bytes(range(32))
+    nonces = {index: bytes([index % 251]) * 16 for index in (0, 1, 255, 256, 2**20, 2**32 - 1)}
+    assert nonce_commitments(nonces, digest) == {
+        index: nonce_commitment(nonce, digest, index) for index, nonce in nonces.items()
+    }

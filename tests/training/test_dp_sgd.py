@@ -14,7 +14,7 @@ from securefed.lora.adapter import build_adapter, save_adapter
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.training.data import Examples
-from securefed.training.dp_sgd import PerExampleGradients
+from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
 
 CPU = torch.device("cpu")
 WIDTH, VOCABULARY = 8, 40
@@ -146,6 +146,93 @@ def test_a_token_mean_over_the_batch_lets_one_example_change_anothers_gradient_o
     gradients = gradients_of(made, layout=layout)
     ours = [of_first_under_ours(data) for data in (short, long)]
     assert float((ours[0] - ours[1]).norm() / ours[0].norm()) < 1e-5
+
+
+def test_what_the_model_is_given_has_one_shape_and_one_masking_whatever_was_sampled():
+    """Kernels go by shape, and by whether any row is padded: neither may tell of the sample."""
+    for made, data in both([8, 8, 8, 3, 8, 2, 8]):
+        seen = set()
+
+        def watch(module, arguments, named, seen=seen):
+            mask = named["attention_mask"]
+            seen.add((tuple(named["input_ids"].shape), bool(mask.all())))
+
+        made[0].base_model.register_forward_pre_hook(watch, with_kwargs=True)
+        gradients = gradients_of(made, micro_batch=3)
+        for sample in ([0], [3], [0, 1, 2], [3, 5], [0, 1, 2, 4], list(range(7))):
+            gradients.clipped_sum(data.take(sample), 0.1)
+        rows = 3 if made[1] == "causal-lm" else 4  # one more, a padded one
+        assert seen == {((rows, WIDTH), made[1] == "causal-lm")}
+
+
+def test_an_examples_gradient_is_the_same_to_the_bit_whatever_else_was_sampled():
+    for made, data in both([8, 8, 3, 8, 2, 8, 4]):
+        gradients = gradients_of(made, micro_batch=3)
+        layout = layout_of(made[0])
+
+        def of_first(sample, gradients=gradients, data=data, layout=layout):
+            """The first example's gradient, sampled beside others, in whatever place it stands."""
+            found = [
+                torch.cat([part[name].flatten(1) for name in layout.names], dim=1)
+                for part in gradients.micro_batches(data.take(sample))
+            ]
+            return torch.cat(found)[sample.index(0)]
+
+        alone = of_first([0])
+        for sample in ([0, 1], [1, 0], [2, 4, 0], [1, 2, 3, 5, 0], [0, 2, 4], [6, 0, 5, 4]):
+            assert torch.equal(of_first(sample), alone), (made[1], sample)
+        gradients.close()
+
+
+def test_what_fills_a_micro_batch_up_gives_nothing_to_the_sum():
+    for made, data in both([8, 3, 5]):
+        expected = one_by_one(made, data.take([1])).sum(axis=0)
+        found = gradients_of(made, micro_batch=16).clipped_sum(data.take([1]), 1e6)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("leak", ["neighbours", "place"])
+def test_bits_that_depend_on_the_micro_batch_make_it_smaller_until_they_do_not(leak):
+    """Far inside the tolerance of rounding, and yet one example would move another's gradient."""
+    made = llama()
+
+    def bend(module, inputs, output):
+        if leak == "neighbours":
+            return output * (1 + 0.1 * output.mean())
+        return output * (1 + 1e-5 * torch.arange(len(output)).view(-1, 1, 1))
+
+    made[0].base_model.model.model.layers[0].mlp.register_forward_hook(bend)
+    gradients = gradients_of(made, micro_batch=4)
+    note = gradients.check(examples([8, 8, 8]))
+    assert gradients.micro_batch == 1
+    assert "cpu (float32)" in note
+    assert "layers.0.self_attn.v_proj.lora_B" in note
+    assert gradients.check(examples([8, 8, 8])) is None
+
+
+def test_a_sound_model_keeps_its_micro_batch():
+    for made, data in both([8, 3, 5, 8, 6]):
+        gradients = gradients_of(made, micro_batch=5)
+        assert gradients.check(data) is None
+        assert gradients.micro_batch == 5
+
+
+@pytest.mark.parametrize(
+    ("most", "expected", "labelled", "device", "size"),
+    [
+        (16, 16.0, False, "cpu", 4),
+        (16, 3.1, False, "cpu", 2),
+        (16, 0.01, False, "cpu", 1),
+        (4, 1000.0, False, "cpu", 4),
+        (32, 9.6, True, "cpu", 5),
+        (16, 3.1, False, "cuda", 16),
+    ],
+)
+def test_the_size_of_a_micro_batch_follows_from_public_figures(
+    most, expected, labelled, device, size
+):
+    task = "sequence-classification" if labelled else "causal-lm"
+    assert filled_micro_batch(most, expected, task, torch.device(device)) == size
 
 
 def test_no_examples_give_zeros_without_a_call_of_the_model():

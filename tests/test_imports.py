@@ -129,7 +129,7 @@ main()
     done = python(program, run_folder.parent / "run.toml")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
-    assert "securefed[train]" in done.stderr
+    assert "pip install -c constraints.txt -e '.[train]'" in done.stderr
 
 
 def test_the_import_floors_hold():

@@ -95,6 +95,13 @@ class History:
         last = next(reversed(self.attempts.values()), None)
         return last if last is not None and last.charged is None else None
 
+    @property
+    def unapplied(self) -> list[Attempt]:
+        """The attempts whose sum is not in the adapter; what they were charged for stays spent."""
+        last = {attempt.round: attempt.session for attempt in self.attempts.values()}
+        applied = {session for number, session in last.items() if number <= self.applied}
+        return [attempt for session, attempt in self.attempts.items() if session not in applied]
+
 
 class _Reader:
     """Takes the records of one ledger in order and refuses what no run writes."""
@@ -181,9 +188,11 @@ class _Reader:
         uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
         if uncharged:
             self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
-        for name in ("bytes_up", "bytes_down", "refused"):
-            if not isinstance(body[name], int) or body[name] < 0:
-                self._refuse(f"{name} = {body[name]!r}: must be a count")
+        # Ledgers of earlier versions do not say who fell silent afterwards.
+        counts = {"silent": 0} | dict(body)
+        for name in ("bytes_up", "bytes_down", "refused", "silent"):
+            if not isinstance(counts[name], int) or counts[name] < 0:
+                self._refuse(f"{name} = {counts[name]!r}: must be a count")
         self._summed = str(body["session"])
         self.history.attempts[self._summed].charges = int(body["charges"])
 
@@ -280,13 +289,17 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
     """
     accounts = folder / "clients"
     names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
-    if names != sorted(genesis["cohort"]):
-        raise LedgerTampered(f"{accounts}: holds accounts of {names}, not of the run's cohort")
+    missing, foreign = (set(genesis["cohort"]) - set(names), set(names) - set(genesis["cohort"]))
+    if missing:
+        raise LedgerTampered(f"{accounts}: no account of {', '.join(sorted(missing))}")
+    if foreign:
+        found = ", ".join(sorted(foreign))
+        raise LedgerTampered(f"{accounts}: {found}: not in the run's cohort")
     charged = {}
     for name in names:
         path = accounts / name / "budget.jsonl"
         if not path.is_file():
-            raise LedgerTampered(f"{path} is missing")
+            raise LedgerTampered(f"{path} is missing: no account of {name}")
         own = read_ledger(path)
         expected = {"client": name, "privacy": genesis["privacy"]}
         require_same(own[0].body, expected, f"{path}: first record")

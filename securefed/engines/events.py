@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, Self
+from pathlib import Path
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +16,7 @@ class RoundEvent:
         rounds: how many the run has in all.
         survivors: clients inside the sum.
         cohort: clients invited.
+        silent: survivors that were not heard of again after their masked input; none that refused.
         epsilon: spent so far against the server; None when unprotected.
         delta: goes with epsilon.
         perplexity: held-out, mean over clients; None where not measured or not a language model.
@@ -39,20 +40,24 @@ class RoundEvent:
     bytes_down: float
     client_seconds: float
     seconds: float
+    silent: int = 0
     note: str = ""
 
     def to_record(self) -> dict[str, Any]:
-        """What is written down: all but the seconds, which tell how large a secret sample was."""
-        return {key: value for key, value in asdict(self).items() if "seconds" not in key}
+        """What is written down: all but the seconds, which tell how large a secret sample was.
 
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Back from ``to_record``; the seconds are lost."""
-        return cls(**record, client_seconds=0.0, seconds=0.0)
+        ``held_out_guaranteed`` says that no guarantee covers perplexity and accuracy.
+        """
+        kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
+        return kept | {"held_out_guaranteed": False}
 
 
 class Observer(Protocol):
     """Told what happens; draws a progress bar, or does nothing."""
+
+    def begun(self, folder: Path) -> None:
+        """The run folder is there: from now on a stopped run can be resumed."""
+        ...
 
     def message(self, text: str) -> None:
         """A line worth reading."""
@@ -69,6 +74,9 @@ class Observer(Protocol):
 
 class Silent:
     """An observer that looks away."""
+
+    def begun(self, folder: Path) -> None:
+        """Nothing."""
 
     def message(self, text: str) -> None:
         """Nothing."""

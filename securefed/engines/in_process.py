@@ -32,12 +32,14 @@ class Carried:
         bytes_up: bytes each client sent.
         bytes_down: bytes each client was sent.
         refusals: clients that ended the round with an error, and its text.
+        last: clients whose message the server took in the round's last stage.
     """
 
     transcript: dict[Stage, dict[str, bytes]] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    last: set[str] = field(default_factory=set)
 
 
 def carry(
@@ -67,6 +69,7 @@ def carry(
     try:
         while (stage := server.stage) is not None:
             received = carried.transcript.setdefault(stage, {})
+            carried.last.clear()
             for name, reply in inbox.items():
                 if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
                     continue
@@ -78,6 +81,7 @@ def carry(
                     if keep_transcript:
                         received[name] = message  # a message that is then refused was received too
                     server.receive(name, message)
+                    carried.last.add(name)
                 except (ProtocolError, BudgetExceeded) as error:
                     carried.refusals[name] = str(error)
             inbox = server.advance()

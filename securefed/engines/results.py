@@ -62,6 +62,9 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
     size = settings.cohort_size
     survivors = len(summed["survivors"]) if summed else size
     notes = [f"{size - survivors} dropped out"] if survivors < size else []
+    silent = int(summed.get("silent", 0))
+    if silent:
+        notes.append(f"{silent} fell silent after sending")
     if summed and summed["refused"]:
         notes.append(f"{summed['refused']} refused")
     figures = recorded_figures(records, number)
@@ -80,6 +83,7 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         bytes_down=(summed["bytes_down"] / size if summed else 0.0) + adapter_bytes,
         client_seconds=0.0,
         seconds=0.0,
+        silent=silent,
         note="; ".join(notes),
     )
 

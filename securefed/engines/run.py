@@ -63,7 +63,7 @@ from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
-from securefed.privacy.accounting import ADVERSARIES
+from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregator import SESSION_BYTES
 
@@ -115,7 +115,7 @@ class Run:
         if not resume and limit is not None and self.settings.epsilon_after(1) > limit:
             raise BudgetExceeded(
                 f"budget.epsilon = {limit:g}: the first round alone costs "
-                f"{self.settings.epsilon_after(1):.4g}; nothing was run"
+                f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run"
             )
         if not resume:
             self._begin()
@@ -194,8 +194,9 @@ class Run:
                 limit=self.config.budget.epsilon,
             )
             self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
+        self.observer.begun(self.folder.path)
         if len(ledger.records) > 1:
-            self.observer.message(f"resuming after round {history.applied}")
+            self.observer.message(self._resuming(history, accounts))
         if history.software != software():
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts)
@@ -203,6 +204,24 @@ class Run:
         roster = {name: client.identity.public.raw.hex() for name, client in self.clients.items()}
         ledger.append(ROSTER, {"keys": roster})
         return ledger, history.applied
+
+    def _resuming(self, history: History, accounts: dict[str, Ledger]) -> str:
+        """Where a resumed run goes on, and what was charged for nothing."""
+        paid = [_sessions(account) for account in accounts.values()]
+        charged: dict[int, list[int]] = {}
+        for attempt in history.unapplied:
+            payers = sum(attempt.session in sessions for sessions in paid)
+            if payers and attempt is not history.open:  # of that, _abandon speaks
+                charged.setdefault(attempt.round, []).append(payers)
+        parts = [f"resuming after round {history.applied}"]
+        for number, payers_of in charged.items():
+            many = len(payers_of) > 1
+            parts.append(
+                f"{len(payers_of)} earlier attempt{'s' * many} at round {number} "
+                f"{'were' if many else 'was'} charged by {' and '.join(map(str, payers_of))} of "
+                f"{len(self.cohort)} clients and {'stay' if many else 'stays'} charged"
+            )
+        return "; ".join(parts)
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""
@@ -230,12 +249,13 @@ class Run:
         attempt = history.open
         if attempt is None:
             return
-        for name, client in self.clients.items():
-            own = {r.body["session"] for r in accounts[name].records if r.kind == CHARGE}
-            if attempt.session not in own:
-                client.budget.charge(attempt.event)
+        owing = [n for n in self.cohort if attempt.session not in _sessions(accounts[n])]
+        for name in owing:
+            self.clients[name].budget.charge(attempt.event)
+        size = len(self.cohort)
         self.observer.message(
-            f"round {attempt.round} had been begun and not ended: it counts as spent by all"
+            f"an attempt at round {attempt.round} was begun and not ended: {size - len(owing)} of "
+            f"{size} clients had charged it, and it counts as spent by all"
         )
         ledger.append(
             ROUND_ABANDONED,
@@ -375,6 +395,7 @@ class Run:
                 "bytes_up": sum(carried.bytes_up.values()),
                 "bytes_down": sum(carried.bytes_down.values()),
                 "refused": len(carried.refusals),
+                "silent": len(set(survivors) - carried.last - set(carried.refusals)),
             },
         )
         parameters = self.optimizer.step(self.settings.gradient(server.sum, survivors))
@@ -453,6 +474,11 @@ class Run:
         if self.config.evaluation.show_clients and self.bench.saw_non_finite:
             self.bench.saw_non_finite = False
             self.observer.message(NON_FINITE)
+
+
+def _sessions(account: Ledger) -> set[str]:
+    """The attempts that a client's account holds charges for."""
+    return {str(record.body["session"]) for record in account.records if record.kind == CHARGE}
 
 
 def _encode_figures(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,15 +40,33 @@ class RunFolder:
         self.clients = path / "clients"
 
     def check_new(self) -> None:
-        """Refuse a folder that already holds something, before any work is done.
+        """Refuse a folder that cannot become a run folder, before any work is done.
 
         Raises:
-            ConfigError: the folder exists and is not empty.
+            ConfigError: the folder exists and is not empty, is a mount point, or cannot be made.
         """
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        above = self.path.absolute().parent
+        while not above.exists():
+            above = above.parent
+        try:
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+                raise ConfigError(
+                    f"run folder {self.path} is there already; choose another --out, or --resume it"
+                )
+            if self.path.is_mount():
+                raise ConfigError(self._mounted())
+            with tempfile.TemporaryDirectory(prefix=".securefed-", dir=above):
+                pass
+        except OSError as error:
             raise ConfigError(
-                f"run folder {self.path} is there already; choose another --out, or --resume it"
-            )
+                f"run folder {self.path}: cannot be made in {above} ({error.strerror})"
+            ) from error
+
+    def _mounted(self) -> str:
+        return (
+            f"run folder {self.path}: is a mount point, which nothing can take the place of; name "
+            f"a folder inside it: --out {self.path / 'run'}"
+        )
 
     def check_resumable(self) -> None:
         """Refuse a folder that holds no run.
@@ -81,6 +101,8 @@ class RunFolder:
             partial.path.rename(self.path)
             _sync(self.path.parent)
         except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) == errno.EBUSY:  # mounted from the same disk
+                raise ConfigError(self._mounted()) from error
             what = getattr(error, "strerror", None) or error
             raise ConfigError(f"run folder {self.path}: cannot be made ({what})") from error
         finally:
@@ -106,7 +128,8 @@ class RunFolder:
 
     def write_shown(self, worst: Mapping[str, float]) -> None:
         """Keep the worst client's held-out figure by round: for the owner of a simulation."""
-        write_whole(self.shown, json.dumps({"worst_client": dict(worst)}, sort_keys=True) + "\n")
+        shown = {"worst_client": dict(worst), "guaranteed": False}
+        write_whole(self.shown, json.dumps(shown, sort_keys=True) + "\n")
 
     def save_adapter(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` put the adapter in its place, and flush it."""

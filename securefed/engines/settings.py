@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,34 @@ from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
 
 _OVERFULL = 2.0**-64
+
+
+def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
+    """What the run file asks of the cohort, and can be seen from the clients' names.
+
+    Raises:
+        ConfigError: there are too few, or one that is to fall silent is not among them.
+    """
+    least = config.cohort.min_clients
+    if len(clients) < least:
+        raise ConfigError(
+            f"cohort.min_clients = {least}: the run needs at least {least} clients, data.source "
+            f"{config.data.source} gives {len(clients)}"
+        )
+    unknown = {item.client for item in config.cohort.simulated_dropouts} - set(clients)
+    if unknown:
+        raise ConfigError(
+            f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
+        )
+
+
+def unit_name(config: RunConfig) -> str:
+    """What is protected as one, in a few words."""
+    if config.privacy.unit == "client":
+        return "one client"
+    if config.model.task == "causal-lm":
+        return f"one window of {config.data.window_tokens} tokens"
+    return "one record"
 
 
 class Settings:
@@ -43,15 +71,7 @@ class Settings:
         self.config = config
         self.sizes = dict(sizes)
         self.cohort_size = len(sizes)
-        if self.cohort_size < config.cohort.min_clients:
-            raise ConfigError(
-                f"{self.cohort_size} clients: cohort.min_clients = {config.cohort.min_clients}"
-            )
-        unknown = {item.client for item in config.cohort.simulated_dropouts} - set(sizes)
-        if unknown:
-            raise ConfigError(
-                f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
-            )
+        check_cohort(config, sizes)
         total = sum(sizes.values())
         q = 1.0
         if privacy.unit == "example":
@@ -120,13 +140,14 @@ class Settings:
 
     def _unit(self) -> str:
         """What one example is, in the words of this run's data."""
-        tokens = self.config.data.window_tokens
+        name = unit_name(self.config)
         if self.config.model.task == "causal-lm":
             return (
-                f"one example: one window of {tokens} tokens (a longer document or record is "
-                "several; not a document and not a person)"
+                f"one example: {name} (a longer document or record is several; not a document and "
+                "not a person)"
             )
-        return f"one example: one record, cut off at {tokens} tokens (not a person)"
+        tokens = self.config.data.window_tokens
+        return f"one example: {name}, cut off at {tokens} tokens (not a person)"
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee("server", charges).epsilon

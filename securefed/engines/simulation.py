@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from securefed.config import RunConfig, load_config
+from securefed.config import RunConfig, first_difference, load_config
 from securefed.engines.events import Observer, Silent
 from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run import Run
@@ -28,6 +28,13 @@ def utc_now() -> str:
     return minute.isoformat().replace("+00:00", "Z")
 
 
+def new_run_folder(config: RunConfig, clock: Callable[[], str] = utc_now) -> Path:
+    """Where a run goes that was given no folder: ``runs/NAME-TIME-XXXXXX``."""
+    stamp = clock().replace(":", "").replace("-", "")
+    # The time is cut to the minute; two runs that begin in one must not meet.
+    return Path("runs") / f"{config.output.name}-{stamp}-{secrets.token_hex(3)}"
+
+
 class Federation:
     """A federation of simulated clients, from a run file.
 
@@ -37,6 +44,7 @@ class Federation:
         cache: where models and corpora are kept; the default is ``cache_dir()``.
         offline: fetch nothing.
         clock: gives RFC 3339 text for ledger records.
+        loaded: model and clients of another federation's run that is over, to be used again.
 
     Example:
         >>> Federation.from_config("run.toml").run("runs/first")   # doctest: +SKIP
@@ -50,12 +58,15 @@ class Federation:
         cache: Path | None = None,
         offline: bool = False,
         clock: Callable[[], str] = utc_now,
+        loaded: Workbench | None = None,
     ) -> None:
         self.config = config
         self._observer: Observer = Silent() if observer is None else observer
         self._cache = cache_dir() if cache is None else cache
         self._offline = offline
         self._clock = clock
+        self._loaded = loaded
+        self._used: Workbench | None = loaded
 
     @classmethod
     def from_config(cls, path: str | Path, **options: Any) -> Self:
@@ -81,17 +92,14 @@ class Federation:
             ThresholdNotMet: a round lost too many clients; the run can be resumed.
             LedgerError: the ledger cannot be written; nothing was spent that it does not hold.
         """
-        stamp = self._clock().replace(":", "").replace("-", "")
-        # The time is cut to the minute; two runs that begin in one must not meet.
-        name = f"{self.config.output.name}-{stamp}-{secrets.token_hex(3)}"
-        folder = RunFolder(Path(out) if out else Path("runs") / name)
+        folder = RunFolder(Path(out) if out else new_run_folder(self.config, self._clock))
         if resume:
             folder.check_resumable()
             recorded = load_config(folder.config)
             if recorded != self.config:
                 raise ConfigError(
-                    f"--resume: the settings differ from those in {folder.config}; a run goes on "
-                    "with the settings it began with"
+                    f"--resume: in {folder.config} {first_difference(recorded, self.config)}; a "
+                    "run goes on with the settings it began with"
                 )
             finished = recorded_result(folder.path)
             if finished is not None:
@@ -100,25 +108,36 @@ class Federation:
         else:
             folder.check_new()
         bench, settings = self.prepare()
+        self._used = bench
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
 
     def prepare(self) -> tuple[Workbench, Settings]:
         """Load model and data and check everything that can be checked before a round."""
-        bench = Workbench(
-            self.config, cache=self._cache, offline=self._offline, observer=self._observer
-        )
+        if self._loaded is not None:
+            bench = self._loaded.again(self.config, self._observer)
+        else:
+            bench = Workbench(
+                self.config, cache=self._cache, offline=self._offline, observer=self._observer
+            )
         settings = Settings(self.config, sizes=bench.sizes, dimension=bench.layout.size)
-        bench.check_gradients(settings)
+        if not bench.gradients_checked:
+            bench.check_gradients(settings)
         return bench, settings
 
     def like(self, config: RunConfig, observer: Observer) -> Federation:
-        """A federation with other settings in the same surroundings."""
+        """A federation with other privacy, budget or output in the same surroundings.
+
+        Once this one's run is over, the other takes over its model and data; but for local
+        DP-SGD, which puts per-example hooks of its own on a model.
+        """
+        local = "local" in (self.config.privacy.mechanism, config.privacy.mechanism)
         return Federation(
             config,
             observer=observer,
             cache=self._cache,
             offline=self._offline,
             clock=self._clock,
+            loaded=None if local else self._used,
         )

@@ -12,9 +12,9 @@ from typing import Any
 import securefed
 from securefed.config import load_config
 from securefed.engines.attempts import History, check_accounts, read_history, require_same
-from securefed.engines.settings import Settings
+from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.chain import head_path
+from securefed.evidence.chain import head_path, read_records
 from securefed.evidence.ledger import Record, read_ledger
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
@@ -45,12 +45,14 @@ class VerifiedRun:
         settings: what the run file means for the cohort.
         history: the run so far.
         charges: as in :class:`Verdict`.
+        ignored: what a kill may have left and no record speaks of, in words.
     """
 
     records: list[Record]
     settings: Settings
     history: History
     charges: int
+    ignored: list[str]
 
 
 def verify_run(folder: Path) -> Verdict:
@@ -74,6 +76,7 @@ def verify_run(folder: Path) -> Verdict:
         f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee",
     ]
     files = sorted(history.closed["files"]) if history.closed is not None else []
+    lines.extend(run.ignored)
     lines.append(f"files that hold what the ledger says: {', '.join(['config.toml', *files])}")
     covered = {"config.toml", *files, *_ledgers(genesis["cohort"])}
     loose = ", ".join(uncovered(folder, covered))
@@ -82,7 +85,7 @@ def verify_run(folder: Path) -> Verdict:
         statement = run.settings.guarantee(who, charges)
         lines.append(
             f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
-            f"({run.settings.stated.unit} level, delta {statement.delta:g}), recomputed"
+            f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
     finished = history.closed is not None
     lines.append("finished" if finished else "not finished: resume it or leave it")
@@ -120,7 +123,21 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     if history.closed is not None:
         _check_claims(ledger, history, settings, charges)
         _check_files(folder, history.closed["files"])
-    return VerifiedRun(records, settings, history, charges)
+    torn = _torn_tails(folder, genesis["cohort"])
+    if history.closed is not None and torn:
+        raise LedgerTampered(f"{torn[0]}; the run was closed before it")
+    ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
+    return VerifiedRun(records, settings, history, charges, ignored)
+
+
+def _torn_tails(folder: Path, cohort: list[str]) -> list[str]:
+    """The ledgers that end in a line that is no record, in words."""
+    found = []
+    for name in sorted(_ledger_paths(cohort)):
+        records, torn = read_records(folder / name)
+        if torn:
+            found.append(f"{folder / name}: line {len(records) + 1}: {len(torn)} bytes, no record")
+    return found
 
 
 def check_config(folder: Path, genesis: Mapping[str, Any]) -> None:
@@ -196,8 +213,12 @@ def uncovered(folder: Path, covered: set[str]) -> list[str]:
     return [name if name.isprintable() else ascii(name) for name in found]
 
 
+def _ledger_paths(cohort: list[str]) -> list[Path]:
+    return [Path("ledger.jsonl"), *(Path("clients") / name / "budget.jsonl" for name in cohort)]
+
+
 def _ledgers(cohort: list[str]) -> set[str]:
-    paths = [Path("ledger.jsonl"), *(Path("clients") / name / "budget.jsonl" for name in cohort)]
+    paths = _ledger_paths(cohort)
     return {path.as_posix() for ledger in paths for path in (ledger, head_path(ledger))}
 
 

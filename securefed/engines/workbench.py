@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.cohort import EncodeFor, dp_sgd_step, local_delta
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
-from securefed.engines.settings import Settings
+from securefed.engines.settings import Settings, check_cohort
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.lora.adapter import (
     adapter_state,
@@ -30,7 +31,7 @@ from securefed.lora.sharing import travelling_parameters
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.corpora import load_corpus
-from securefed.training.data import Examples, client_sizes, tokenize_clients
+from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
 from securefed.training.evaluate import evaluate
 from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
@@ -61,10 +62,9 @@ class Workbench:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         self.device = resolve_device(config.training.device)
-        observer.message(f"loading model {config.model.source} on {self.device}")
-        loaded = load_model(config.model, cache=cache, offline=offline, device=self.device)
-        self.model_name, self.fingerprint = loaded.name, loaded.fingerprint
-        observer.message(f"weights {loaded.fingerprint}, bound into every round")
+        if config.training.trainer is not None:
+            load_trainer(config.training.trainer, config.training)  # refused now or never
+        # The data first: what is wrong with it is found in a second, a model takes longer.
         observer.message(f"loading data {config.data.source}")
         corpus = load_corpus(
             config.data.source,
@@ -76,6 +76,17 @@ class Workbench:
         )
         for note in corpus.notes:
             observer.message(f"note: {note}")
+        check_cohort(config, chosen_clients(corpus, config.data))
+        observer.message(f"loading model {config.model.source} on {self.device}")
+        loaded = load_model(
+            config.model,
+            cache=cache,
+            offline=offline,
+            device=self.device,
+            progress=observer.message,
+        )
+        self.model_name, self.fingerprint = loaded.name, loaded.fingerprint
+        observer.message(f"weights {loaded.fingerprint}, bound into every round")
         self.clients = tokenize_clients(
             corpus,
             config.data,
@@ -90,16 +101,35 @@ class Workbench:
         travelling = travelling_parameters(self.model, config.lora.sharing)
         self.layout = AdapterLayout({name: tuple(p.shape) for name, p in travelling.items()})
         self._travelling = travelling
+        self._made = self.flat()
         self._gradients: PerExampleGradients | None = None
         self._filled_micro_batch = config.training.micro_batch
         self._untouched: Untouched | None = None
         self.saw_non_finite = False
-        if config.training.trainer is not None:
-            load_trainer(config.training.trainer, config.training)  # refused now or never
         observer.message(
             f"{len(self.clients)} clients, {sum(self.sizes.values()):,} training examples, "
             f"{self.layout.size:,} trainable parameters"
         )
+
+    def again(self, config: RunConfig, observer: Observer) -> Workbench:
+        """The same model and clients for another run, the adapter as it was first made.
+
+        Args:
+            config: what this workbench was loaded from, but for privacy, budget and output.
+            observer: told what happens from now on.
+
+        Returns:
+            A workbench that shares the model with this one: only one of them can be at work.
+        """
+        other = copy.copy(self)
+        other.config, other._observer = config, observer
+        other.load_flat(self._made)
+        return other
+
+    @property
+    def gradients_checked(self) -> bool:
+        """Whether ``check_gradients`` found per-example gradients right."""
+        return self._gradients is not None
 
     # -- the adapter -----------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context
+from decimal import ROUND_CEILING, Context, Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ _MOST_TICKS = 20
 _LOG_SCALE_FROM = 20.0
 
 _LOST_NOTE = "Grey bars between the panels: rounds that lost clients (survivors of cohort)."
+_SILENT_NOTE = "Rings: how many clients fell silent after their masked input; they are in the sum."
+_HELD_OUT_NOTE = "Held-out perplexity: outside the guarantee."
 
 _STYLE = {
     "font.size": 9.0,
@@ -72,6 +74,7 @@ class RoundPoint:
         epsilon: spent up to and with this round, against the server; None without a guarantee.
         survivors: clients whose update is in the sum.
         cohort: clients invited.
+        silent: survivors that fell silent after they had sent their masked input.
     """
 
     round: int
@@ -79,6 +82,7 @@ class RoundPoint:
     epsilon: float | None
     survivors: int
     cohort: int
+    silent: int = 0
 
 
 def draw_run(
@@ -92,15 +96,15 @@ def draw_run(
 ) -> None:
     """Draw perplexity and epsilon over the rounds, one above the other.
 
-    A strip between the two shows the rounds in which clients were lost.  The same arguments give
-    the same file with the same version of matplotlib.
+    A strip between the two shows the rounds in which clients were lost or fell silent.  The same
+    arguments give the same file with the same version of matplotlib.
 
     Args:
         rounds: in strictly rising order of ``round``, at least one.
         path: the file; ``.svg`` or ``.png`` decides the format.
         title: one line above the panels.
         notes: what a reader must know beside it, set small below the panels.
-        unit: what epsilon protects, ``"example"`` or ``"client"``.
+        unit: what epsilon protects one of, in words: ``"window of 32 tokens"``, ``"client"``.
         delta: the delta at which epsilon holds, in (0, 1).  Epsilon without unit or delta is drawn
             with the words that they are not given.
 
@@ -115,12 +119,19 @@ def draw_run(
         from matplotlib.figure import Figure
     except ImportError:
         raise ConfigError(
-            "a picture needs matplotlib, which is not installed: pip install 'securefed[reports]'"
+            "a picture needs matplotlib, which is not installed: in the clone of securefed, "
+            "pip install -c constraints.txt -e '.[reports]'"
         ) from None
 
     lost = any(point.survivors < point.cohort for point in rounds)
-    strip = _STRIP_HEIGHT if lost else 0.0
-    shown = [*notes, _LOST_NOTE] if lost else notes
+    silent = any(point.silent for point in rounds)
+    strip = _STRIP_HEIGHT if lost or silent else 0.0
+    shown = [
+        *notes,
+        *([_HELD_OUT_NOTE] if any(point.perplexity is not None for point in rounds) else []),
+        *([_LOST_NOTE] if lost else []),
+        *([_SILENT_NOTE] if silent else []),
+    ]
     note_lines = [line for note in shown for line in textwrap.wrap(note, _NOTE_COLUMNS)]
     title_lines = textwrap.wrap(title, _TITLE_COLUMNS)
     foot = _AXIS_FOOT + _NOTE_LINE * len(note_lines)
@@ -145,8 +156,12 @@ def draw_run(
         write(top - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_BLUE)
         heading = _draw_epsilon(lower, rounds, unit, delta)
         write(middle - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_VERMILION)
-        if lost:
-            _draw_losses(axes(middle, strip, lower), rounds)
+        if strip:
+            between = axes(middle, strip, lower)
+            between.set_axis_off()
+            between.set_ylim(0.0, 1.0)
+            _draw_losses(between, rounds)
+            _draw_silences(between, rounds)
         for row, line in enumerate(title_lines):
             write(height - 0.1 - _TITLE_LINE * row, line, weight="bold", size=11, va="top")
         for row, line in enumerate(note_lines):
@@ -175,6 +190,8 @@ def _check(rounds: Sequence[RoundPoint], path: Path) -> None:
             raise ConfigError(
                 f"{where}: {point.survivors} survivors given, 0..{point.cohort} allowed"
             )
+        if not 0 <= point.silent <= point.survivors:
+            raise ConfigError(f"{where}: {point.silent} silent, 0..{point.survivors} allowed")
 
 
 def _share_rounds(upper: Any, lower: Any, rounds: Sequence[RoundPoint]) -> None:
@@ -244,9 +261,11 @@ def _draw_perplexity(axes: Any, rounds: Sequence[RoundPoint]) -> str:
 
 
 def _rounded_up(epsilon: float) -> str:
-    """Three digits, never less than what was spent."""
-    context = Context(prec=3, rounding=ROUND_CEILING)
-    return f"{context.create_decimal(repr(epsilon)):f}"
+    """Three significant digits, never less than what was spent."""
+    rounded = Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(epsilon))
+    if not rounded:
+        return "0.00"
+    return f"{rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - 2)):f}"
 
 
 def _draw_epsilon(
@@ -275,18 +294,36 @@ def _draw_epsilon(
 def _draw_losses(axes: Any, rounds: Sequence[RoundPoint]) -> None:
     """Bars for the share of the cohort that was lost; counts where there is room for them."""
     short = [point for point in rounds if point.survivors < point.cohort]
+    if not short:
+        return
     shares = [1.0 - point.survivors / point.cohort for point in short]
     inches = _INNER_WIDTH / (rounds[-1].round - rounds[0].round + 1)
     numbers = [point.round for point in short]
-    axes.vlines(numbers, 0.0, shares, color=_GREY, linewidth=min(9.0, 0.6 * 72 * inches))
-    axes.set_ylim(0.0, 2.6 * max(shares))
-    axes.set_axis_off()
+    most = max(shares)
+    tall = [share / (2.6 * most) for share in shares]
+    axes.vlines(numbers, 0.0, tall, color=_GREY, linewidth=min(9.0, 0.6 * 72 * inches))
     gap = min((after - before for before, after in pairwise(numbers)), default=_MOST_TICKS)
     room = gap * inches >= _LABEL_WIDTH
-    most = max(shares)
-    for point, share in zip(short, shares, strict=True):
+    for point, share, height in zip(short, shares, tall, strict=True):
         if room or share == most:
             text = f"{point.survivors} of {point.cohort}"
-            axes.text(point.round, share, text, size=7, color=_GREY, ha="center", va="bottom")
+            axes.text(point.round, height, text, size=7, color=_GREY, ha="center", va="bottom")
         if share == most and not room:
             break  # one worst round stands for all
+
+
+def _draw_silences(axes: Any, rounds: Sequence[RoundPoint]) -> None:
+    """A ring where clients fell silent after they had sent, with their number beside it."""
+    for point in rounds:
+        if point.silent:
+            ring = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": _INK}
+            axes.plot([point.round], [0.12], marker="o", linestyle="", clip_on=False, **ring)
+            axes.annotate(
+                str(point.silent),
+                (point.round, 0.12),
+                (6, 0),
+                textcoords="offset points",
+                size=7,
+                color=_GREY,
+                va="center",
+            )

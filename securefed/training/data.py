@@ -162,7 +162,7 @@ def tokenize_clients(
     if labels is not None and tokenizer.pad_token_id is None:
         raise ConfigError("tokenizer: has no padding token, which classification needs")
     data = {}
-    for client in _chosen(corpus, section):
+    for client in chosen_clients(corpus, section):
         documents = corpus.clients[client]
         if labels is None:
             parts = _language_parts(documents, section, tokenizer, held_out_tokens)
@@ -184,7 +184,12 @@ def tokenize_clients(
     return data
 
 
-def _chosen(corpus: Corpus, section: DataSection) -> list[str]:
+def chosen_clients(corpus: Corpus, section: DataSection) -> list[str]:
+    """The clients of a corpus that a run file names, sorted.
+
+    Raises:
+        ConfigError: it names a client that the corpus has not, or names one twice.
+    """
     if section.clients == "all":
         return sorted(corpus.clients)
     wanted = corpus.default_clients if section.clients == "default" else section.clients

@@ -65,7 +65,10 @@ def read_folder(
             message names file and line and never shows what stands there.
     """
     if not folder.is_dir():
-        raise DataError(f"data.source: there is no folder {folder}")
+        raise DataError(
+            f"data.source: there is no folder {folder}; it was looked for beside the run file and "
+            f"as {folder.absolute()}"
+        )
     clients: dict[str, list[Document]] = {}
     for entry in _entries(folder, folder):
         client = entry.name if entry.is_dir() else entry.stem

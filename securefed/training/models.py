@@ -24,7 +24,7 @@ from transformers import (
 
 from securefed.config import ModelSection
 from securefed.errors import ConfigError, FetchError
-from securefed.training.assets import fetch
+from securefed.training.assets import Progress, fetch
 from securefed.training.unpacking import file_sha256
 
 BUILTIN = {
@@ -95,7 +95,12 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def load_model(
-    section: ModelSection, *, cache: Path, offline: bool, device: torch.device
+    section: ModelSection,
+    *,
+    cache: Path,
+    offline: bool,
+    device: torch.device,
+    progress: Progress | None = None,
 ) -> LoadedModel:
     """Load the model that a run file names.
 
@@ -109,6 +114,7 @@ def load_model(
         cache: the cache folder; made if missing.
         offline: contact nobody.
         device: where the model goes.
+        progress: is told in one line what is about to take time.
 
     Raises:
         ConfigError: the source is not a model that may be loaded, its fingerprint is not the
@@ -119,7 +125,8 @@ def load_model(
         - No file is opened as a pickle and no code of the model's is run.
         - The fingerprint is compared before any weight is read.
     """
-    name, folder = _locate(section, cache=cache, offline=offline)
+    say: Progress = progress if progress is not None else lambda line: None
+    name, folder = _locate(section, cache=cache, offline=offline, say=say)
     _check_no_code(folder)
     found = weights_fingerprint(folder)
     if section.fingerprint is not None and found != section.fingerprint:
@@ -141,12 +148,14 @@ def load_model(
     return LoadedModel(model.to(device), tokenizer, name, found)
 
 
-def _locate(section: ModelSection, *, cache: Path, offline: bool) -> tuple[str, Path]:
+def _locate(
+    section: ModelSection, *, cache: Path, offline: bool, say: Progress
+) -> tuple[str, Path]:
     source = section.source
     if source.startswith("builtin:"):
         if source not in BUILTIN:
             raise ConfigError(f"model.source = {source!r}; there are {', '.join(sorted(BUILTIN))}")
-        folder = fetch(BUILTIN[source], cache=cache, offline=offline)
+        folder = fetch(BUILTIN[source], cache=cache, offline=offline, progress=say)
         name = source
     elif Path(source).is_dir():
         folder = Path(source)
@@ -154,6 +163,8 @@ def _locate(section: ModelSection, *, cache: Path, offline: bool) -> tuple[str, 
     elif Path(source).is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise ConfigError(f"model.source = {source!r}: there is no such folder")
     else:
+        if not offline:
+            say(f"{source}: fetching from the model hub what is not in its cache yet")
         folder = _from_hub(section, offline=offline)
         name = source
     quantised = sorted(folder.glob("*.gguf"))
@@ -164,7 +175,7 @@ def _locate(section: ModelSection, *, cache: Path, offline: bool) -> tuple[str, 
                 f"({', '.join(p.name for p in quantised)}); keep one"
             )
         _check_no_code(folder)
-        folder = _converted(quantised[0], cache)
+        folder = _converted(quantised[0], cache, say)
     return name, folder
 
 
@@ -285,11 +296,12 @@ def _read_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _converted(quantised: Path, cache: Path) -> Path:
+def _converted(quantised: Path, cache: Path, say: Progress) -> Path:
     """The folder of de-quantised weights of one GGUF file, made on the first call."""
     source_hash = file_sha256(quantised)
     folder = cache.absolute() / "models" / f"gguf-{source_hash[:32]}"
     if not folder.exists():
+        say(f"{quantised.name}: converting to float32, once (135 million weights: about 30 s)")
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as work:

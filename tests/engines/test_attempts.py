@@ -7,6 +7,8 @@ import pytest
 from tiny import write_run
 
 from securefed import Federation
+from securefed.config import load_config
+from securefed.engines.events import Silent
 from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import LedgerTampered, ThresholdNotMet
@@ -72,6 +74,36 @@ def test_a_failed_attempt_names_who_was_charged(failed):
     (body,) = bodies(failed, "round_failed")
     assert body["charged"] == ["site-3", "site-4", "site-5"]
     assert verify_run(failed).charges == 2
+
+
+def test_a_resume_says_what_was_charged_for_nothing(failed):
+    said = []
+
+    class Listening(Silent):
+        def message(self, text):
+            said.append(text)
+
+    federation = Federation(load_config(failed / "config.toml"), observer=Listening())
+    for _ in range(2):
+        with pytest.raises(ThresholdNotMet):
+            federation.run(failed, resume=True)
+    resumed = [line for line in said if line.startswith("resuming")]
+    assert resumed == [
+        "resuming after round 1; 1 earlier attempt at round 2 was charged by 3 of 6 clients and "
+        "stays charged",
+        "resuming after round 1; 2 earlier attempts at round 2 were charged by 3 and 3 of 6 "
+        "clients and stay charged",
+    ]
+    rewrite(failed / "ledger.jsonl", without_end)
+    for path in (failed / "clients").glob("*/budget.jsonl"):
+        rewrite(path, lambda records: records[:3])
+    with pytest.raises(ThresholdNotMet):
+        federation.run(failed, resume=True)
+    assert "resuming after round 1" in said
+    assert (
+        "an attempt at round 2 was begun and not ended: 3 of 6 clients had charged it, and it "
+        "counts as spent by all"
+    ) in said
 
 
 def test_an_account_rolled_back_to_before_a_failed_attempt_is_noticed(failed):

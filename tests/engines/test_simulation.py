@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from securefed import Federation
 from securefed.config import load_config
+from securefed.engines import compare, workbench
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
@@ -37,6 +38,11 @@ class Lines:
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.events: list = []
+        self.folders: list[Path] = []
+
+    def begun(self, folder):
+        assert not self.events
+        self.folders.append(folder)
 
     def message(self, text):
         self.messages.append(text)
@@ -76,6 +82,14 @@ def test_a_run_trains_and_says_what_it_did(finished):
     assert result.rounds == 3
     assert [e.round for e in lines.events] == [0, 1, 2, 3]
     assert [e.survivors for e in lines.events] == [6, 6, 5, 6]
+    assert [e.silent for e in lines.events] == [0, 0, 0, 1]
+    assert [e.note for e in lines.events] == [
+        "",
+        "",
+        "1 dropped out",
+        "1 fell silent after sending",
+    ]
+    assert lines.folders == [result.folder]
     assert result.after.perplexity < result.before.perplexity
     assert result.after.worst >= result.after.perplexity
     epsilons = [e.epsilon for e in lines.events]
@@ -111,6 +125,9 @@ def test_a_run_folder_holds_what_it_should(finished):
         "metrics.jsonl",
     } <= names
     assert load_config(result.folder / "config.toml").training.rounds == 3
+    for line in (result.folder / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["held_out_guaranteed"] is False
+    assert json.loads((result.folder / "shown.json").read_text())["guaranteed"] is False
     costs = json.loads((result.folder / "costs.json").read_text())
     assert costs["bytes_up_per_client_and_round"] > 0
     for path in result.folder.rglob("*.jsonl"):
@@ -294,7 +311,9 @@ def test_resume_refuses_a_folder_without_a_run_and_other_settings(finished, base
     with pytest.raises(ConfigError, match="no run to go on with"):
         Federation.from_config(base / "run.toml").run(tmp_path / "nothing", resume=True)
     other = write_run(tmp_path, training={"rounds": 9})
-    with pytest.raises(ConfigError, match="settings differ"):
+    with pytest.raises(
+        ConfigError, match=rf"model\.source is .*{base.name}.*, not .*{tmp_path.name}"
+    ):
         Federation.from_config(other).run(base / "out", resume=True)
 
 
@@ -383,3 +402,27 @@ def test_a_run_folder_is_flushed_before_it_takes_its_place(tmp_path, monkeypatch
     ((whole, unflushed),) = moved
     assert any(name.endswith("initial.safetensors") for name in whole)
     assert unflushed == set()
+
+
+@pytest.mark.parametrize(("mechanism", "times"), [("distributed", 1), ("local", 3)])
+def test_a_comparison_takes_over_the_model_with_the_adapter_as_it_was_made(
+    tmp_path, monkeypatch, mechanism, times
+):
+    loads = []
+
+    def counted(*args, **kwargs):
+        loads.append(args)
+        return load_model(*args, **kwargs)
+
+    load_model = workbench.load_model
+    monkeypatch.setattr(workbench, "load_model", counted)
+    path = write_run(tmp_path, training={"rounds": 1}, privacy={"mechanism": mechanism})
+    federation = Federation.from_config(path)
+    result = federation.run(tmp_path / "out")
+    assert compare.unprotected(federation, Lines()).clients == 6
+    assert compare.clients_alone(federation, Lines()).clients == 6
+    assert len(loads) == times
+    bench, _ = federation.like(federation.config, Lines()).prepare()
+    begun = read_ledger(result.folder / "ledger.jsonl")[0].body
+    assert bench.adapter_hash().hex() == begun["adapter_sha256"]
+    assert verify_run(result.folder).finished

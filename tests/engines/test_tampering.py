@@ -65,11 +65,32 @@ def test_accounts_cut_back_are_noticed_finished_or_not(copy):
 
 def test_a_swapped_or_missing_account_is_noticed(copy):
     shutil.rmtree(copy / "clients" / "site-5")
-    with pytest.raises(LedgerTampered, match="not of the run's cohort"):
+    with pytest.raises(LedgerTampered, match=r"clients: no account of site-5$"):
         verify_run(copy)
     shutil.copytree(copy / "clients" / "site-0", copy / "clients" / "site-5")
     with pytest.raises(LedgerTampered, match=r"site-5.*first record: client"):
         verify_run(copy)
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", "clients/site-2/budget.jsonl"])
+@pytest.mark.parametrize("tail", [b"rubbish\n", b'{"body": {"x'], ids=["rubbish", "torn"])
+def test_a_tail_that_is_no_record_is_named_and_refused_once_the_run_is_closed(copy, name, tail):
+    lines = len((copy / name).read_bytes().splitlines())
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole + tail)
+    found = rf"{name}: line {lines + 1}: {len(tail)} bytes, no record"
+    with pytest.raises(LedgerTampered, match=f"{found}; the run was closed"):
+        verify_run(copy)
+    with pytest.raises(LedgerTampered, match=found):
+        Federation.from_config(copy / "config.toml").run(copy, resume=True)
+    (copy / name).write_bytes(whole)
+    unclosed(copy)
+    lines = len((copy / name).read_bytes().splitlines())
+    (copy / name).write_bytes((copy / name).read_bytes() + tail)
+    verdict = verify_run(copy)
+    assert not verdict.finished
+    (line,) = [line for line in verdict.lines if line.startswith("ignored: ")]
+    assert f"{name}: line {lines + 1}: {len(tail)} bytes, no record" in line
 
 
 def test_a_weaker_event_is_noticed(copy):

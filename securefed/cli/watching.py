@@ -1,0 +1,109 @@
+"""What a run shows while it runs: messages, a line a round, and two bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from securefed.engines.events import RoundEvent
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is: what looks like rich's markup is part of a path."""
+    console.print(text, markup=False)
+
+
+class Watching:
+    """Shows a run: one bar over rounds, one inside a round, one line a round.
+
+    Args:
+        progress: the bars.
+        mark: what stands before every line.
+        go_on: the command line that resumes the run in a folder; empty if nothing can.
+    """
+
+    def __init__(self, progress: Progress, *, mark: str = "", go_on: str = "") -> None:
+        self._progress = progress
+        self._rounds = progress.add_task("rounds", total=None)
+        self._inside = progress.add_task("preparing", total=None)
+        self._mark, self._go_on = mark, go_on
+
+    def begun(self, folder: Path) -> None:
+        """Where the run is, before its first round."""
+        if self._go_on:
+            self.message(f"run folder: {folder} (to go on after a crash: {self._go_on})")
+
+    def message(self, text: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(f"{self._mark}{text}", markup=False)
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """The inner bar."""
+        self._progress.update(self._inside, description=what, completed=done, total=total)
+
+    def round_end(self, event: RoundEvent) -> None:
+        """The line of a round."""
+        self._progress.update(self._rounds, completed=event.round, total=event.rounds)
+        self.message(round_line(event))
+
+
+def round_line(event: RoundEvent) -> str:
+    """One round in one line."""
+    from securefed.privacy.accounting import epsilon_text
+
+    parts = [f"round {event.round:>3}/{event.rounds}"]
+    if event.round:
+        parts.append(f"{event.survivors}/{event.cohort} clients in the sum")
+        parts.append(
+            "UNPROTECTED"
+            if event.epsilon is None
+            else f"epsilon {epsilon_text(event.epsilon)} (server)"
+        )
+    if event.perplexity is not None:
+        parts.append(f"held-out perplexity {event.perplexity:.1f} (no guarantee)")
+    if event.accuracy is not None:
+        parts.append(f"held-out accuracy {event.accuracy:.3f} (no guarantee)")
+    if event.round:
+        parts.append(f"up {event.bytes_up / 1e3:.0f} kB, down {event.bytes_down / 1e3:.0f} kB")
+        if event.seconds:
+            parts.append(f"{event.seconds:.0f} s")
+    if event.note:
+        parts.append(event.note)
+    return " | ".join(parts)
+
+
+class _Count(MofNCompleteColumn):
+    """Nothing where it is not known how much there is to do."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+@contextmanager
+def watching(*, mark: str = "", go_on: str = "") -> Iterator[Watching]:
+    """Bars for the length of a block; arguments as of :class:`Watching`."""
+    columns = (
+        TextColumn("{task.description:<11}"),
+        BarColumn(),
+        _Count(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield Watching(progress, mark=mark, go_on=go_on)

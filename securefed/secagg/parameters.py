@@ -41,19 +41,20 @@ Let V be the honest clients that shared and whose root is not recovered, with an
 ends masked with each other.  A mask that only one end put on is never removed, so the component of
 *that* end stays closed.  A component is opened if the self-masks of all its members are removed.
 
-3. *Who reveals within h places of each other is in one component*: listed together (2), each got the
-   other's bundle (H2), and both masked.
+3. *Who reveals within h places of each other is in one component*: listed together (2), each got
+   the other's bundle (H2), and both masked.
 4. *Around every opened u some reveal on each side, all of them in one component.*  Let the nearest
    that reveal, u apart, be d and d' places away on its two sides.  If u does not reveal and
    d + d' > h, at most h + 1 + a holders reveal a share of its seed; the same bound holds if u
-   reveals and one side has nobody within h.  Both are below t.  Else 3 applies from one to the next.
-5. *That component is u's own.*  Otherwise u does not reveal, and of those who reveal its seed it got
-   no bundle, for the masks would be mutual.  They and the neighbours whose bundles it got are
+   reveals and one side has nobody within h.  Both are below t.  Else 3 applies from one to the
+   next.
+5. *That component is u's own.*  Otherwise u does not reveal, and of those who reveal its seed it
+   got no bundle, for the masks would be mutual.  They and the neighbours whose bundles it got are
    disjoint but for corrupt ones: by (H1) 2 t <= (k + 1) + 2 a, against (S1).
 6. *So one sum is opened at most, of one whole list.*  By 4 and 5, applied to one after the other,
-   those who reveal are within h of each other all around the ring, in the opened component, with one
-   list.  Every honest client of the list has one of them within h, whose mask towards it can only
-   be gone if it was mutual: the component holds all of them, at least f - c, and nobody else.
+   those who reveal are within h of each other all around the ring, in the opened component, with
+   one list.  Every honest client of the list has one of them within h, whose mask towards it can
+   only be gone if it was mutual: the component holds all of them, at least f - c, and nobody else.
 
 So what is opened is the sum over all honest members of one list of at least f clients, or nothing:
 the same as in the complete graph, except with probability 2^-sigma, *provided the order was uniform

@@ -103,7 +103,7 @@ def share(
     return shares
 
 
-def _decode_share(point: int, encoded: bytes) -> int:
+def decode_share(point: int, encoded: bytes) -> int:
     """The field element in a share, refusing any but its one canonical encoding."""
     if len(encoded) != SHARE_BYTES:
         raise RemoteProtocolError(
@@ -160,7 +160,7 @@ class Reconstructor:
             raise ThresholdNotMet(f"no share at {len(missing)} of the points, first {missing[0]}")
         value = 0
         for point, weight in zip(self._points, self._weights, strict=True):
-            value += weight * _decode_share(point, shares[point])
+            value += weight * decode_share(point, shares[point])
         value %= PRIME
         if value >= 1 << (8 * SECRET_BYTES):
             raise RemoteProtocolError(

@@ -122,7 +122,7 @@ class _Member:
         theirs.close()
 
     def lost(self) -> SecureFedError:
-        self.process.join(timeout=1)
+        self.process.join(timeout=10)
         return SecureFedError(
             f"mask removal: a process ended with exit code {self.process.exitcode} before its work "
             "was done; the round has no result"

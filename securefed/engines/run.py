@@ -99,6 +99,7 @@ class Run:
             min_clients=config.cohort.min_clients,
             mechanisms=get_args(Mechanism),
             allow_plaintext=True,
+            allow_ring=True,
         )
         self.clients: dict[str, SimulatedClient] = {}
         self.events: list[RoundEvent] = []

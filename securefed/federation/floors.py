@@ -28,6 +28,8 @@ class ClientFloors:
             against, in [0, 1).
         mechanisms: those that are accepted; ``"none"`` only where it is listed.
         allow_plaintext: whether contributions may reach the server unmasked.
+        allow_ring: whether clients may mask with some neighbours on a ring, which assumes a server
+            that is honest at set-up (SECURITY.md, G1).
 
     Raises:
         ConfigError: a floor is out of its range; the message names it.
@@ -41,6 +43,7 @@ class ClientFloors:
     min_corrupt_fraction: float = 0.0
     mechanisms: tuple[Mechanism, ...] = ("distributed", "local")
     allow_plaintext: bool = False
+    allow_ring: bool = False
 
     def __post_init__(self) -> None:
         known = set(get_args(Mechanism))
@@ -78,6 +81,12 @@ class ClientFloors:
             raise LocalProtocolError(
                 "aggregation = plaintext: this client takes part in masked rounds only "
                 "(allow_plaintext)"
+            )
+        parameters = session.context.parameters
+        if parameters.sparse and not self.allow_ring:
+            raise LocalProtocolError(
+                f"degree = {parameters.degree} of {parameters.size} clients: this client masks "
+                "with all others only (allow_ring)"
             )
         if policy.mechanism not in self.mechanisms:
             raise LocalProtocolError(

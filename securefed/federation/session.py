@@ -17,6 +17,9 @@ from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PlaintextAggregation, RoundContext
 
+MAX_DIMENSION = 2**31
+"""Far above what memory holds; every length on the wire fits 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSession:
@@ -50,6 +53,8 @@ class RoundSession:
     def __post_init__(self) -> None:
         if not 1 <= self.round < 2**32:
             raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
+        if not 1 <= self.dimension <= MAX_DIMENSION:
+            raise ConfigError(f"dimension = {self.dimension}: must be in 1..{MAX_DIMENSION}")
         if len(self.model) != hashlib.sha256().digest_size:
             raise ConfigError(f"model of {len(self.model)} bytes: must be a SHA-256, 32 bytes")
 
@@ -121,6 +126,7 @@ class RoundSession:
             "aggregation": type(self.aggregation).__name__,
             "bits": self.aggregation.bits,
             "cohort_size": len(self.cohort),
+            "ring_sigma": self.aggregation.ring_sigma(self._bounds),
             "dimension": self.dimension,
         }
 

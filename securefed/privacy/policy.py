@@ -9,6 +9,9 @@ from typing import get_args
 from securefed.config import Mechanism, Unit, share_of
 from securefed.errors import ConfigError
 
+MAX_COUNT = 2**31
+"""Bound on rounds, steps and rows: far above use, and exact in every encoding."""
+
 
 def _require(condition: bool, field: str, value: object, allowed: str) -> None:
     if not condition:
@@ -90,15 +93,14 @@ class PrivacyPolicy:
             self.sample_is_secret,
             "True or False",
         )
-        _require(
-            isinstance(self.rounds, int) and self.rounds >= 1, "rounds", self.rounds, "an int >= 1"
-        )
-        _require(
-            isinstance(self.local_steps, int) and self.local_steps >= 1,
-            "local_steps",
-            self.local_steps,
-            "an int >= 1",
-        )
+        for name in ("rounds", "local_steps"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and 1 <= value <= MAX_COUNT,
+                name,
+                value,
+                f"an int in 1..{MAX_COUNT}",
+            )
         _require(
             0 <= self.corrupt_fraction < 1, "corrupt_fraction", self.corrupt_fraction, "in [0, 1)"
         )
@@ -107,10 +109,10 @@ class PrivacyPolicy:
         )
         _require(
             self.max_examples is None
-            or (isinstance(self.max_examples, int) and self.max_examples >= 1),
+            or (isinstance(self.max_examples, int) and 1 <= self.max_examples <= MAX_COUNT),
             "max_examples",
             self.max_examples,
-            "an int >= 1",
+            f"an int in 1..{MAX_COUNT}",
         )
         if self.mechanism == "none":
             _require(

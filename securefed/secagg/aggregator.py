@@ -166,7 +166,7 @@ class RoundContext:
         writer.fixed(self.binding, 32)
         writer.u32(len(self.cohort))
         for name in self.cohort:
-            writer.blob(name.encode(), limit=1024)
+            writer.blob(_encoded(name), limit=1024, field="client id")
             writer.blob(raw := self.roster[name].raw, limit=len(raw))
         object.__setattr__(self, "digest", hashlib.sha256(writer.done()).digest())
 
@@ -184,6 +184,13 @@ class RoundContext:
             return self._indices[client_id]
         except KeyError:
             raise ConfigError(f"client {client_id!r} is not in the cohort") from None
+
+
+def _encoded(name: str) -> bytes:
+    try:
+        return name.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"cohort: client id {name!r} is not valid Unicode") from None
 
 
 @dataclass(frozen=True)

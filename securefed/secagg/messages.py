@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -397,8 +397,8 @@ class Reveal:
     Of its self-mask seed if it survived, of its root if it dropped.
     """
 
-    self_shares: dict[int, bytes]
-    root_shares: dict[int, bytes]
+    self_shares: dict[int, bytes] = field(repr=False)
+    root_shares: dict[int, bytes] = field(repr=False)
 
     def encode(self) -> bytes:
         """To bytes."""

@@ -284,9 +284,15 @@ class PairwiseClient(SecretHolder):
         everyone = {**adverts, me: self._advert}
         threshold = context.parameters.threshold
         self._check_holders(len(everyone), "advertisements")
-        public = [key for a in everyone.values() for key in (a.mask_key, a.envelope_key)]
-        if len(set(public)) != len(public):
-            raise RemoteProtocolError("advertisements: a public key appears twice")
+        taken: dict[bytes, int] = {}
+        for index, advert in everyone.items():
+            for key in (advert.mask_key, advert.envelope_key):
+                if key in taken:
+                    names = f"{context.cohort[taken[key]]!r} and {context.cohort[index]!r}"
+                    raise RemoteProtocolError(
+                        f"advertisements: {names}: a public key appears twice"
+                    )
+                taken[key] = index
         points = [index + 1 for index in everyone]
         roots = share(self._root, threshold=threshold, points=points, random=self._random)
         selves = share(self._self_seed, threshold=threshold, points=points, random=self._random)

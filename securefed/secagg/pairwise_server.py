@@ -423,6 +423,11 @@ class PairwiseServer:
         """What the survivors masked towards a client that then dropped out."""
         digest = self._context.digest
         mask_key = keys.mask_key_pair(root, digest, dropped)
+        if mask_key.public.raw != self._advert(dropped).mask_key:
+            raise RemoteProtocolError(
+                f"{self._context.cohort[dropped]!r} advertised a mask key that does not follow "
+                "from its root"
+            )
         for survivor in sorted(self._survivors.intersection(self._graph.neighbours(dropped))):
             if self._graph.gives(dropped, survivor):
                 giver, taker = dropped, survivor
@@ -431,7 +436,11 @@ class PairwiseServer:
             else:
                 giver, taker = survivor, dropped
                 edge, promised = self._edges[giver, taker]
-                secret = mask_key.open(edge, info=keys.edge_info(digest, giver, taker))
+                try:
+                    secret = mask_key.open(edge, info=keys.edge_info(digest, giver, taker))
+                except RemoteProtocolError as error:
+                    name = self._context.cohort[giver]
+                    raise RemoteProtocolError(f"an edge secret of {name!r}: {error}") from None
             check_commitment(
                 keys.edge_commitment(secret, digest, giver, taker),
                 promised,

@@ -61,7 +61,9 @@ the same as in the complete graph, except with probability 2^-sigma, *provided t
 and independent of who is corrupt*.  Commit and reveal gives that where the server relays every
 nonce.  A server that withholds nonces at will chooses among very many orders, for which no useful
 bound is proven: above 200 clients the claim assumes a server that is honest at set-up, that is
-until the order is known.
+until the order is known.  That includes that it shows no nonce to anyone before all are in: shown
+first to c corrupt clients, who then choose which of theirs fall silent, it is worth up to c of the
+sigma bits.  The probability is one of each attempt, abandoned ones included.
 
 The argument was checked beside being written: a restatement that does without this code is tried on
 small rings, where violations appear with t - 1, with q - 1 and without (H1)
@@ -90,6 +92,8 @@ from securefed.errors import ConfigError
 from securefed.privacy.policy import CohortBounds
 
 SPARSE_FROM = 200
+MAX_SPARSE_DEGREE = 4096
+"""Where even this many neighbours do not suffice, the graph is complete."""
 MIN_SIGMA = 40
 MIN_ETA = 30
 # A double holds no probability much below 2^-1022: beyond, a tail would be rounded to nothing.
@@ -244,8 +248,8 @@ def _sparse_thresholds(n: int, c: int, k: int, w: int, sigma: int) -> tuple[int,
 
 
 def _least_degree(n: int, c: int, floor: int, sigma: int, eta: int, *, start: int = 2) -> int:
-    """The least even k >= start with (S1) that completes; n - 1 where there is none below."""
-    for k in range(start, n - 1, 2):
+    """The least even k >= start with (S1) that completes; n - 1 where none is at hand."""
+    for k in range(start, min(n - 1, MAX_SPARSE_DEGREE + 2), 2):
         threshold = k // 2 + most_in_a_run(n, c, k // 2, sigma) + 2
         if threshold <= least_present(n, floor, k, eta):
             return k
@@ -253,8 +257,8 @@ def _least_degree(n: int, c: int, floor: int, sigma: int, eta: int, *, start: in
 
 
 def _least_witnesses(n: int, c: int, floor: int, k: int, sigma: int, eta: int) -> int:
-    """The least even w >= k with (S2) that completes; n - 1 where there is none below."""
-    for w in range(k, n - 1, 2):
+    """The least even w >= k with (S2) that completes; n - 1 where none is at hand."""
+    for w in range(k, min(n - 1, 4 * MAX_SPARSE_DEGREE), 2):
         if _sparse_thresholds(n, c, k, w, sigma)[1] <= least_present(n, floor, w, eta):
             return w
     return n - 1

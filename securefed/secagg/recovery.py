@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from securefed.crypto.shamir import Reconstructor
+from securefed.crypto.shamir_decoding import correct
 from securefed.errors import RemoteProtocolError, ThresholdNotMet
 
 _MOST_TRIES = 500
@@ -15,8 +16,10 @@ _MOST_TRIES = 500
 class Holders:
     """Reconstructs one owner's secret after another, sparing wrong shares while it can.
 
-    A reconstruction that does not match the owner's commitment is tried again without one holder,
-    then without two, and so on, as long as a threshold remains and at most 500 times in all.
+    Where a reconstruction does not match the owner's commitment, up to floor((m - t) / 2) wrong
+    ones among m shares are corrected.  If that does not match either, it is tried without one
+    holder, then without two, and so on, as long as a threshold remains and at most 500 times in
+    all.
     Nobody is shut out for a wrong share: the holder may have revealed another one than it got, or
     the owner may have dealt it so.  Holders of wrong shares are only asked last for later owners.
     Lagrange weights are kept for the last set of holders, which is the same for every owner of a
@@ -67,6 +70,10 @@ class Holders:
         found = self._attempt(trusted, shares)
         if found is not None and hmac.compare_digest(commitment(found), promised):
             return found
+        corrected = correct({i + 1: shares[i] for i in trusted}, threshold=self._threshold)
+        if corrected is not None and hmac.compare_digest(commitment(corrected[0]), promised):
+            self.wrong += [(point - 1, owner) for point in sorted(corrected[1])]
+            return corrected[0]
         for missing in range(1, len(trusted) - self._threshold + 1):
             for left_out in itertools.combinations(trusted, missing):
                 if not set(left_out) & set(trusted[: self._threshold]):

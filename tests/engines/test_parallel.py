@@ -79,9 +79,11 @@ def test_what_the_masks_raise_ends_all_and_changes_nothing():
 
 def test_a_process_that_is_killed_ends_the_removal_by_name():
     def murderous():
+        killed = False
         for mask in masks_of(20_000):
-            for child in multiprocessing.active_children()[:1]:
+            for child in [] if killed else multiprocessing.active_children()[:1]:
                 os.kill(child.pid, signal.SIGKILL)
+                killed = True
             yield mask
 
     vector = np.arange(1000, dtype=np.uint32)

@@ -264,7 +264,36 @@ BELOW = {
 
 
 def test_every_floor_is_tried():
-    assert set(BELOW) == {field.name for field in fields(ClientFloors)}
+    assert {*BELOW, "allow_ring"} == {field.name for field in fields(ClientFloors)}
+
+
+def test_a_ring_is_refused_unless_its_owner_allows_it_and_priced_as_what_it_is():
+    identity = IdentityKey.generate()
+    names = tuple(f"c{i:03}" for i in range(210))
+    roster = {name: IdentityKey.generate().public for name in names} | {"c000": identity.public}
+
+    def told(aggregation):
+        return RoundSession(
+            session=bytes(16),
+            round=1,
+            cohort=names,
+            roster=roster,
+            dimension=8,
+            policy=PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0),
+            aggregation=aggregation,
+            model=bytes(32),
+        )
+
+    ring, complete = told(PairwiseAggregation()), told(PairwiseAggregation(degree=209))
+
+    def take_part(session, floors):
+        ClientRound(session, "c000", identity, lambda c, g: None, floors=floors)
+
+    with pytest.raises(LocalProtocolError, match=r"degree = \d+ of 210 clients.*\(allow_ring\)"):
+        take_part(ring, ClientFloors())
+    take_part(ring, ClientFloors(allow_ring=True))
+    take_part(complete, ClientFloors())
+    assert ring.priced() != complete.priced()
 
 
 @pytest.mark.parametrize("field", BELOW)

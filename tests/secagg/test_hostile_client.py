@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from secagg_rounds import COMPLETE_STAGES, Cohort, drive
 
+from securefed.crypto.keys import HybridPrivateKey
+from securefed.crypto.prg import system_random
 from securefed.crypto.shamir import SHARE_BYTES
 from securefed.errors import RemoteProtocolError, WireError
 from securefed.secagg import messages as wire_messages
@@ -119,6 +121,60 @@ def test_a_dealer_of_wrong_shares_to_everyone_ends_the_round_and_is_named():
     outcome = drive(cohort, clients=clients)
     assert isinstance(outcome.ended, RemoteProtocolError)
     assert "'c000'" in str(outcome.ended)
+
+
+def test_wrong_shares_of_several_holders_are_corrected():
+    cohort = Cohort(size=15)  # threshold 8: three of fourteen can be corrected
+    lie = lying(cohort, {"c001", "c004", "c009"}, "self")
+    outcome = drive(cohort, meddle_up=lie, drop={"c006": "masked_input"})
+    result = outcome.server.result
+    np.testing.assert_array_equal(result.total, cohort.plain_sum(result.survivors))
+    assert {holder for holder, _ in outcome.server.wrong_shares} == {"c001", "c004", "c009"}
+
+
+def test_a_mask_key_that_does_not_follow_from_the_root_is_named():
+    """c002 advertises another mask key than its root gives, shares, and falls silent."""
+    cohort = Cohort(size=8)
+    clients = {name: cohort.client(name) for name in cohort.names}
+    original = keys.mask_key_pair
+
+    def other(root, digest, index):
+        return HybridPrivateKey.generate(system_random)
+
+    keys.mask_key_pair = other
+    try:
+        hello = clients["c002"].start()
+    finally:
+        keys.mask_key_pair = original
+    clients["c002"].start = lambda: hello
+    outcome = drive(cohort, clients=clients, drop={"c002": "masked_input"})
+    assert isinstance(outcome.ended, RemoteProtocolError)
+    assert "'c002' advertised a mask key" in str(outcome.ended)
+
+
+def test_an_edge_secret_that_does_not_open_is_named_by_receiver_and_server():
+    cohort = Cohort(size=8)
+    clients = {name: cohort.client(name) for name in cohort.names}
+    original = clients["c000"]._bundle_for
+    stranger = HybridPrivateKey.generate(system_random).public
+
+    def wrap(other, shares, mask_key, envelope_key):
+        if other != 3:
+            return original(other, shares, mask_key, envelope_key)
+        good = original(other, shares, mask_key, envelope_key)
+        edge = stranger.seal(bytes(32), info=b"nothing")
+        unsigned = Bundle(good.envelope, edge, good.edge_commitment, b"")
+        covered = unsigned.signed_part(
+            sender=0, receiver=3, mask_key=mask_key.raw, envelope_key=envelope_key.raw
+        )
+        digest = cohort.context().digest
+        signature = cohort.identities["c000"].sign(digest + covered, label=keys.SIGN_BUNDLE)
+        return Bundle(good.envelope, edge, good.edge_commitment, signature)
+
+    clients["c000"]._bundle_for = wrap
+    outcome = drive(cohort, clients=clients)
+    assert "bundle of 'c000'" in str(outcome.refused["c003"])
+    assert "an edge secret of 'c000'" in str(outcome.ended)
 
 
 def test_more_wrong_shares_than_can_be_spared_end_the_round_without_a_sum():

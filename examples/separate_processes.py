@@ -1,11 +1,12 @@
 """One secure round between a server and three clients, each a process of its own, over TCP.
 
-Usage: separate_processes.py [NOISE [LOST [FOLDER]]].  NOISE 0 gives the exact sum, unprotected;
-LOST names clients whose connections break half-way; FOLDER keeps the clients' accounts from run to
-run.  The server gets public keys and signed, masked messages only.  There is no TLS: updates stay
-secret without it, but a stranger could take a client's place.
+NOISE 0 gives the exact sum, unprotected; LOST names clients, with commas, whose connections break
+half-way; FOLDER keeps the clients' accounts from run to run.  The server gets public keys and
+signed, masked messages only.  There is no TLS: updates stay secret without it, but a stranger could
+take a client's place.
 """
 
+import argparse
 import secrets
 import socket
 import struct
@@ -117,20 +118,33 @@ def serve(board: Any, ready: Any, policy: sf.PrivacyPolicy) -> tuple[Any, ...]:
     return server.sum, server.survivors, sent
 
 
-def main(noise: str = "1.0", lost: str = "", folder: str = "") -> None:
-    accounts = Path(folder or f"runs/separate-processes-{noise}")
-    accounts.mkdir(parents=True, exist_ok=True)
-    policy = sf.PrivacyPolicy(
-        clip_norm=1.0,
-        noise_multiplier=float(noise),
-        mechanism="distributed" if float(noise) else "none",
-        dropout_fraction=0.34,  # one of the three
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("noise", nargs="?", type=float, default=1.0, help="multiplier, >= 0")
+    parser.add_argument("lost", nargs="?", default="", help=f"some of {','.join(SITES)}")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="default runs/separate-processes-NOISE"
     )
+    given = parser.parse_args()
+    noise, lost = given.noise, [site for site in given.lost.split(",") if site]
+    accounts = given.folder or Path(f"runs/separate-processes-{noise:g}")
+    if unknown := set(lost) - set(SITES):
+        parser.error(f"lost: {', '.join(sorted(unknown))}: not among {', '.join(SITES)}")
+    try:
+        policy = sf.PrivacyPolicy(
+            clip_norm=1.0,
+            noise_multiplier=noise,
+            mechanism="distributed" if noise else "none",
+            dropout_fraction=0.34,  # one of the three
+        )
+    except SecureFedError as error:
+        parser.error(str(error))
+    accounts.mkdir(parents=True, exist_ok=True)
     spawn = get_context("spawn")
     with spawn.Manager() as manager, ProcessPoolExecutor(4, spawn) as pool:
         board, ready = manager.dict(), manager.Barrier(4)  # public keys and port; "all are here"
         for site in SITES:
-            own = {"folder": accounts, "trial": not float(noise), "lost": site in lost}
+            own = {"folder": accounts, "trial": not noise, "lost": site in lost}
             pool.submit(client, site, board, ready, policy, **own)
         try:
             total, survivors, sent = pool.submit(serve, board, ready, policy).result()
@@ -146,4 +160,4 @@ def main(noise: str = "1.0", lost: str = "", folder: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -20,7 +20,7 @@ costs one round that was not spent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -324,6 +324,31 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
             )
     unended = {history.open.session} if history.open is not None else set()
     return max(len(sessions | unended) for sessions in charged.values())
+
+
+def told_on_resume(history: History, paid: Collection[Collection[str]]) -> str:
+    """Where a resumed run goes on, and what was charged for sums that are not in the adapter.
+
+    An attempt without an end is left out: what it was charged is not settled yet.
+
+    Args:
+        history: the run so far.
+        paid: for each client the sessions that its account holds.
+    """
+    charged: dict[int, list[int]] = {}
+    for attempt in history.unapplied:
+        payers = sum(attempt.session in sessions for sessions in paid)
+        if payers and attempt is not history.open:
+            charged.setdefault(attempt.round, []).append(payers)
+    parts = [f"resuming after round {history.applied}"]
+    for number, counts in charged.items():
+        many = len(counts) > 1
+        parts.append(
+            f"{len(counts)} earlier attempt{'s' * many} at round {number} "
+            f"{'were' if many else 'was'} charged by {' and '.join(map(str, counts))} of "
+            f"{len(paid)} clients and {'stay' if many else 'stays'} charged"
+        )
+    return "; ".join(parts)
 
 
 def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:

@@ -32,6 +32,7 @@ from securefed.engines.attempts import (
     check_accounts,
     differing,
     read_history,
+    told_on_resume,
 )
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
@@ -197,7 +198,8 @@ class Run:
             self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
         self.observer.begun(self.folder.path)
         if len(ledger.records) > 1:
-            self.observer.message(self._resuming(history, accounts))
+            paid = [_sessions(account) for account in accounts.values()]
+            self.observer.message(told_on_resume(history, paid))
         if history.software != software():
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts)
@@ -205,24 +207,6 @@ class Run:
         roster = {name: client.identity.public.raw.hex() for name, client in self.clients.items()}
         ledger.append(ROSTER, {"keys": roster})
         return ledger, history.applied
-
-    def _resuming(self, history: History, accounts: dict[str, Ledger]) -> str:
-        """Where a resumed run goes on, and what was charged for nothing."""
-        paid = [_sessions(account) for account in accounts.values()]
-        charged: dict[int, list[int]] = {}
-        for attempt in history.unapplied:
-            payers = sum(attempt.session in sessions for sessions in paid)
-            if payers and attempt is not history.open:  # of that, _abandon speaks
-                charged.setdefault(attempt.round, []).append(payers)
-        parts = [f"resuming after round {history.applied}"]
-        for number, payers_of in charged.items():
-            many = len(payers_of) > 1
-            parts.append(
-                f"{len(payers_of)} earlier attempt{'s' * many} at round {number} "
-                f"{'were' if many else 'was'} charged by {' and '.join(map(str, payers_of))} of "
-                f"{len(self.cohort)} clients and {'stay' if many else 'stays'} charged"
-            )
-        return "; ".join(parts)
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

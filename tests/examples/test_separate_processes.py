@@ -67,6 +67,23 @@ def test_clients_refuse_a_round_below_their_floors_before_anything_is_sent_or_ch
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("noise", "lost", "words"),
+    [
+        ("much", "", "invalid float value: 'much'"),
+        ("-1", "", "noise_multiplier = -1.0: must be finite, >= 0"),
+        ("nan", "", "noise_multiplier = nan"),
+        ("1", "site-1,site-9", "lost: site-9: not among site-1, site-2, site-3"),
+    ],
+)
+def test_wrong_arguments_end_in_one_sentence_and_make_no_folder(tmp_path, noise, lost, words):
+    done = run(tmp_path / "accounts", noise, lost)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "accounts").exists()
+
+
 def test_nothing_is_opened_where_two_of_three_are_lost(tmp_path):
     done = run(tmp_path, "0", "site-1,site-3")
     assert done.returncode == 1

@@ -8,9 +8,16 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey
 from securefed.crypto.prg import system_random
 from securefed.encoding.wire import unpack_ring
-from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet, WireError
+from securefed.errors import (
+    ConfigError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    ThresholdNotMet,
+    WireError,
+)
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
+from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.graph import Graph
 from securefed.secagg.messages import Advertisement, Reveal, Signed
 from securefed.secagg.pairwise_client import ClientState, PairwiseClient
@@ -433,3 +440,40 @@ def test_a_huge_count_is_refused_before_anything_is_allocated():
     lie = wire_messages.encode_advertised({})[:-4] + b"\xff\xff\xff\xff"
     with pytest.raises((WireError, LocalProtocolError)):
         client.handle(lie)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("a stranger invited", "no identity key for"),
+        ("one identity under two names", "two clients have the same identity key"),
+        ("another key for this client", "another identity key"),
+    ],
+)
+def test_a_cohort_that_the_clients_own_roster_does_not_hold_is_refused(change, message):
+    """The roster is the client's: the server may only say whom it invites."""
+    cohort = Cohort(size=5)
+    context = cohort.context()
+    names, roster = context.cohort, dict(context.roster)
+    if change == "a stranger invited":
+        del roster["c004"]
+    elif change == "one identity under two names":
+        roster["c004"] = roster["c003"]
+    else:
+        roster["c000"] = IdentityKey.generate().public
+
+    def take_part():
+        told = RoundContext(
+            session=context.session,
+            round=1,
+            cohort=names,
+            roster=roster,
+            length=context.length,
+            bits=context.bits,
+            parameters=context.parameters,
+            binding=context.binding,
+        )
+        cohort.client("c000", told)
+
+    with pytest.raises((ConfigError, LocalProtocolError), match=message):
+        take_part()

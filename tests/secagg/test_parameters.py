@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import comb
 
 import numpy as np
@@ -192,3 +193,38 @@ def test_a_larger_degree_completes_too_or_is_refused():
     assert 2 <= asked < 13
     with pytest.raises(ConfigError, match=r"degree = 456: .* is 458"):
         PairwiseParameters.of(cohort, degree=456)
+
+
+@pytest.mark.parametrize(
+    ("size", "corrupt", "changes", "named"),
+    [
+        (20, 0.1, {"threshold": 1}, r"threshold = 1: must be 12\.\.20"),
+        (20, 0.1, {"threshold": 11}, r"threshold = 11: must be 12\.\.20"),
+        (20, 0.1, {"quorum": 11}, r"quorum = 11: must be 12\.\.20"),
+        (1000, 0.05, {"threshold": 63}, r"threshold = 63: must be 64\.\."),
+        (1000, 0.05, {"quorum": 99}, r"quorum = 99: must be 100\.\."),
+        (1000, 0.05, {"degree": 60}, "threshold|quorum"),
+        (1000, 0.05, {"degree": 87}, "degree = 87: must be even"),
+        (1000, 0.05, {"sigma": 39}, r"sigma = 39: must be 40\.\."),
+        (1000, 0.05, {"eta": 29}, r"eta = 29: must be 30\.\."),
+        (1000, 0.05, {"survivor_floor": 50}, "0 <= corrupt < floor <= size"),
+    ],
+)
+def test_weaker_numbers_are_refused_however_they_were_come_by(size, corrupt, changes, named):
+    found = PairwiseParameters.of(bounds(size, corrupt, 0.05))
+    with pytest.raises(ConfigError, match=named):
+        replace(found, **changes)
+
+
+def test_less_than_the_derived_degree_is_refused_and_more_is_not():
+    cohort = bounds(1000, 0.05, 0.05)
+    assert PairwiseParameters.of(cohort, degree=90).degree == 90
+    assert not PairwiseParameters.of(cohort, degree=999).sparse
+    with pytest.raises(ConfigError, match=r"degree = 84: must be 86\.\.999"):
+        PairwiseParameters.of(cohort, degree=84)
+
+
+def test_a_cohort_that_no_ring_of_4096_neighbours_serves_is_complete_or_refused_at_once():
+    with pytest.raises(ConfigError, match="must stay below 1"):
+        PairwiseParameters.of(bounds(20_000, 0.33, 0.34))
+    assert not PairwiseParameters.of(bounds(20_000, 0.3, 0.34)).sparse

@@ -102,10 +102,16 @@ class PrivacyGuarantee:
 
 
 def epsilon_text(epsilon: float | None) -> str:
-    """Epsilon for people: three digits, rounded up; ``UNPROTECTED`` where nothing holds."""
+    """Epsilon for people: three significant digits, rounded up, zeros too (2.90, 1240).
+
+    ``UNPROTECTED`` where nothing holds.
+    """
     if epsilon is None or not math.isfinite(epsilon):
         return "UNPROTECTED"
-    return f"{float(_ROUNDED_UP.create_decimal_from_float(epsilon)):.3g}"
+    rounded = _ROUNDED_UP.create_decimal(repr(float(epsilon)))
+    if not rounded:
+        return "0"
+    return f"{rounded.quantize(decimal.Decimal(1).scaleb(rounded.adjusted() - 2)):f}"
 
 
 @functools.lru_cache(maxsize=64)

@@ -6,12 +6,12 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, Context, Decimal
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from securefed.errors import ConfigError
+from securefed.privacy.accounting import epsilon_text
 
 # From the palette of Okabe and Ito, told apart in every common colour blindness and in grey.
 _BLUE = "#0072B2"
@@ -260,14 +260,6 @@ def _draw_perplexity(axes: Any, rounds: Sequence[RoundPoint]) -> str:
     return heading
 
 
-def _rounded_up(epsilon: float) -> str:
-    """Three significant digits, never less than what was spent."""
-    rounded = Context(prec=3, rounding=ROUND_CEILING).create_decimal(repr(epsilon))
-    if not rounded:
-        return "0.00"
-    return f"{rounded.quantize(Decimal(1).scaleb(rounded.adjusted() - 2)):f}"
-
-
 def _draw_epsilon(
     axes: Any, rounds: Sequence[RoundPoint], unit: str | None, delta: float | None
 ) -> str:
@@ -283,7 +275,7 @@ def _draw_epsilon(
     numbers, values = zip(*spent, strict=True)
     axes.step(numbers, values, where="post", color=_VERMILION, linewidth=1.6, clip_on=False)
     axes.set_ylim(0.0, 1.12 * final or 1.0)
-    _name_last(axes, numbers[-1], final, f"ε = {_rounded_up(final)}", _VERMILION)
+    _name_last(axes, numbers[-1], final, f"ε = {epsilon_text(final)}", _VERMILION)
     terms = [
         "unit not given" if unit is None else f"per {unit}",
         "δ not given" if delta is None else f"at δ = {delta:g}",

@@ -449,7 +449,15 @@ def test_an_unknown_adversary_is_refused():
 
 def test_a_printed_epsilon_is_never_below_the_real_one():
     found = statement()
-    for epsilon, printed in ((0.5422, "0.543"), (4.371, "4.38"), (4.38, "4.38"), (0.0, "0")):
+    texts = {
+        0.5422: "0.543",
+        4.371: "4.38",
+        4.38: "4.38",
+        2.9: "2.90",
+        9.999: "10.0",
+        1234.1: "1240",
+    }
+    for epsilon, printed in (texts | {0.0: "0"}).items():
         assert str(replace(found, epsilon=epsilon)).startswith(f"({printed}, 1e-05)-differential")
     for epsilon in np.random.default_rng(0).uniform(0.01, 400, 200):
         text = str(replace(found, epsilon=float(epsilon)))

@@ -63,7 +63,7 @@ def test_an_epsilon_without_unit_or_delta_is_not_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("epsilon", "shown"),
     [
-        (0.0, "0.00"),
+        (0.0, "0"),
         (0.9, "0.900"),
         (2.1701, "2.18"),
         (9.999, "10.0"),

@@ -1,37 +1,24 @@
-"""From what was done to what it guarantees: privacy loss distributions and their statement.
+"""From what was done to what it guarantees: the statement, in words and with its assumptions.
 
-Accounting is the Gaussian mechanism's privacy loss distribution (``dp_accounting``, pessimistic
-estimate), Poisson sampling and composition included, with two additions to delta: the distance of
-the real noise from a rounded Gaussian (:mod:`securefed.privacy.distance`) and the probability that
-rounding exceeds the sensitivity (:mod:`securefed.privacy.mechanisms`), both times
-(1 + e^epsilon) for each round.
+The numbers come from :mod:`securefed.privacy.pld` (discrete Gaussian and Gaussian noise) and
+:mod:`securefed.privacy.rdp` (Skellam noise).
 """
 
 from __future__ import annotations
 
 import decimal
-import functools
 import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dp_accounting import NeighboringRelation
-from dp_accounting.pld import privacy_loss_distribution as pld
-
 from securefed.errors import ConfigError
-from securefed.privacy.arguments import check_accounting
-from securefed.privacy.distance import total_variation_per_round
-from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
+from securefed.privacy.mechanisms import RoundPlan
+from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 
 Adversary = Literal["server", "release", "fellow_client"]
 ADVERSARIES: tuple[Adversary, ...] = ("server", "release", "fellow_client")
 
-_DISCRETISATION = 1e-4
-_MOST_STEPS = 200_000
-# Shares of delta that the Gaussian may use; the rest covers what rounding and noise shape add.  The
-# first that leaves room for those additions is taken: long runs with a large epsilon need more.
-_GAUSSIAN_SHARES = (0.999, 0.99, 0.9, 0.5)
 # A bound that is printed must not become smaller by being rounded.
 _ROUNDED_UP = decimal.Context(prec=3, rounding=decimal.ROUND_CEILING)
 
@@ -112,93 +99,6 @@ def epsilon_text(epsilon: float | None) -> str:
     if not rounded:
         return "0"
     return f"{rounded.quantize(decimal.Decimal(1).scaleb(rounded.adjusted() - 2)):f}"
-
-
-@functools.lru_cache(maxsize=64)
-def _one_round(noise_multiplier: float, sampling_probability: float) -> Any:
-    # The loss of one round spans about mu^2 / 2 + 10 mu either way; a wide one is cut into a
-    # bounded number of steps.  Steps are rounded pessimistically, so a coarser one stays a bound.
-    mu = 1.0 / noise_multiplier
-    return pld.from_gaussian_mechanism(
-        standard_deviation=noise_multiplier,
-        value_discretization_interval=max(_DISCRETISATION, (mu**2 / 2 + 10 * mu) / _MOST_STEPS),
-        sampling_prob=sampling_probability,
-        neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE,
-    )
-
-
-@functools.lru_cache(maxsize=1024)
-def gaussian_epsilon(
-    noise_multiplier: float, sampling_probability: float, rounds: int, delta: float
-) -> float:
-    """Epsilon of ``rounds`` Poisson-sampled Gaussian mechanisms, by privacy loss distribution.
-
-    Args:
-        noise_multiplier: noise std / L2 sensitivity, > 0.
-        sampling_probability: q in (0, 1].
-        rounds: >= 0; no round at all costs 0.
-        delta: in (0, 1).
-
-    Returns:
-        An upper bound (pessimistic discretisation), possibly ``math.inf``.
-
-    Raises:
-        ConfigError: an argument is outside that.
-    """
-    check_accounting(
-        rounds=rounds,
-        delta=delta,
-        sampling_probability=sampling_probability,
-        noise_multiplier=noise_multiplier,
-    )
-    if rounds == 0:
-        return 0.0
-    if sampling_probability == 1.0:
-        # T Gaussian mechanisms are exactly one with T^(-1/2) of the noise (Dong et al. 2022).
-        composed = _one_round(noise_multiplier / math.sqrt(rounds), 1.0)
-    else:
-        single = _one_round(noise_multiplier, sampling_probability)
-        composed = single if rounds == 1 else single.self_compose(rounds)
-    return max(0.0, float(composed.get_epsilon_for_delta(delta)))
-
-
-def distributed_epsilon(
-    plan: RoundPlan, *, honest: int, sampling_probability: float, rounds: int, delta: float
-) -> float:
-    """Epsilon of the distributed discrete Gaussian with ``honest`` clients' noise in every sum.
-
-    Args:
-        plan: the round's scale, ring and sensitivity.
-        honest: clients whose noise the adversary does not know, >= 1.
-        sampling_probability: q that this adversary does not see through.
-        rounds: charged attempts, >= 0.
-        delta: total, in (0, 1).
-
-    Returns:
-        An upper bound; ``math.inf`` where the additions to delta use up half of it or more.
-
-    Raises:
-        ConfigError: an argument is outside that.
-        UnsupportedEvent: the honest clients' noise is too coarse for this accounting.
-
-    Guarantees:
-        Conservative: Poisson sampling is accounted for removing as well as adding a unit, and the
-        worse of the two is taken.
-    """
-    check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
-    if rounds == 0:
-        return 0.0
-    eta = total_variation_per_round(plan, honest) + ROUNDING_FAILURE
-    std = plan.local_std * math.sqrt(honest)
-    # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
-    effective = math.sqrt(std**2 - 1.0 / 12.0) / plan.sensitivity
-    for share in _GAUSSIAN_SHARES:
-        epsilon = gaussian_epsilon(effective, sampling_probability, rounds, delta * share)
-        if epsilon > 500.0:
-            break
-        if (1.0 + math.exp(epsilon)) * rounds * eta <= delta * (1.0 - share):
-            return epsilon
-    return math.inf
 
 
 _UNIT_WORDS = {

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from securefed.errors import ConfigError, OverflowBoundError, UnsupportedEvent
-from securefed.privacy.accounting import Adversary, gaussian_epsilon, guarantee
+from securefed.privacy.accounting import Adversary, guarantee
 from securefed.privacy.arguments import check_accounting
 from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.pld import gaussian_epsilon
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.rdp import gaussian_rdp_epsilon
 
@@ -109,7 +110,7 @@ def gaussian_noise_multiplier(
 ) -> float:
     """The least noise multiplier of ``rounds`` Poisson-sampled Gaussian mechanisms for a target.
 
-    The inverse of :func:`securefed.privacy.accounting.gaussian_epsilon`.
+    The inverse of :func:`securefed.privacy.pld.gaussian_epsilon`.
 
     Args:
         epsilon: the target, finite, > 0.

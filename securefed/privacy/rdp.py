@@ -12,7 +12,7 @@ proposition 1), and (a, e)-RDP at any one order implies
 
 for every delta (Canonne, Kamath and Steinke 2020, 2004.00010, proposition 12).
 
-The aggregate's own accounting is tighter (:mod:`securefed.privacy.accounting`): Renyi accounting is
+The aggregate's own accounting is tighter (:mod:`securefed.privacy.pld`): Renyi accounting is
 loose where sampling is rare.  It is what Skellam noise has, whose distance from a rounded Gaussian
 is too large for the other way unless its std is about 10^6.
 """
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, logsumexp
 
 from securefed.errors import ConfigError
+from securefed.privacy.additions import with_additions
 from securefed.privacy.arguments import check_accounting
 from securefed.privacy.inversion import STATISTICAL_DISTANCE
 from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
@@ -44,7 +45,6 @@ REAL_ORDERS = tuple(sorted({*REAL_ORDERS, *(1 + k / 10 for k in range(10, 100))}
 
 # Sampling at q >= this: dp_accounting's series for fractional orders below 2 does not converge.
 _FREQUENT = 0.03
-_SHARES = (0.999, 0.99, 0.9, 0.5)
 
 
 def gaussian_divergence(order: float, noise_multiplier: float) -> float:
@@ -249,7 +249,7 @@ def gaussian_rdp_epsilon(
 ) -> float:
     """Epsilon of ``rounds`` Poisson-sampled Gaussian mechanisms, by Renyi divergence.
 
-    The same statement as :func:`securefed.privacy.accounting.gaussian_epsilon`, by the other
+    The same statement as :func:`securefed.privacy.pld.gaussian_epsilon`, by the other
     accountant of ``dp_accounting``; never smaller.
 
     Args:
@@ -285,20 +285,16 @@ def _with_additions(
     """Epsilon of the curve with what rounding and the samplers add to delta.
 
     Rounding exceeds the sensitivity with probability ``ROUNDING_FAILURE`` a round, and each of
-    honest * padded draws is within ``STATISTICAL_DISTANCE`` of its distribution: together eta a
-    round, charged as (1 + e^epsilon) T eta, as in :mod:`securefed.privacy.distance`.
+    honest * padded draws is within ``STATISTICAL_DISTANCE`` of its distribution.
     """
     if rounds == 0:
         return 0.0
-    eta = ROUNDING_FAILURE + honest * plan.padded * STATISTICAL_DISTANCE
-    composed = curve.composed(rounds)
-    for share in _SHARES:
-        epsilon = composed.epsilon(delta * share)
-        if epsilon > 500.0:
-            break
-        if (1.0 + math.exp(epsilon)) * rounds * eta <= delta * (1.0 - share):
-            return epsilon
-    return math.inf
+    return with_additions(
+        curve.composed(rounds).epsilon,
+        per_round=ROUNDING_FAILURE + honest * plan.padded * STATISTICAL_DISTANCE,
+        rounds=rounds,
+        delta=delta,
+    )
 
 
 def _check(
@@ -349,7 +345,7 @@ def skellam_epsilon(
 def discrete_gaussian_rdp_epsilon(
     plan: RoundPlan, *, honest: int, sampling_probability: float, rounds: int, delta: float
 ) -> float:
-    """The statement of ``accounting.distributed_epsilon`` by Renyi divergence: a cross-check.
+    """The statement of ``pld.distributed_epsilon`` by Renyi divergence: a cross-check.
 
     Arguments, result and errors as of :func:`skellam_epsilon`.  Never smaller than that of the
     Gaussian's privacy loss distribution; with sampling, much larger.

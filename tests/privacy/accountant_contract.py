@@ -6,7 +6,7 @@ import math
 import pytest
 
 from securefed.errors import SecureFedError
-from securefed.privacy.accounting import gaussian_epsilon
+from securefed.privacy.pld import gaussian_epsilon
 
 DELTA = 1e-5
 

@@ -10,8 +10,8 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from privacy.accountant_contract import DELTA, AccountantContract
 
-from securefed.privacy.accounting import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.mechanisms import plan_round, rounded_sensitivity
+from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.privacy.rdp import (
     INTEGER_ORDERS,

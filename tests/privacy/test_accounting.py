@@ -13,14 +13,10 @@ from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from securefed.errors import ConfigError, UnsupportedEvent
-from securefed.privacy.accounting import (
-    ADVERSARIES,
-    distributed_epsilon,
-    gaussian_epsilon,
-    guarantee,
-)
+from securefed.privacy.accounting import ADVERSARIES, guarantee
 from securefed.privacy.distance import total_variation_per_round
 from securefed.privacy.mechanisms import ROUNDING_FAILURE, plan_round
+from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import PrivacyPolicy
 
 DELTA = 1e-5

@@ -6,7 +6,7 @@ from scipy.special import log_ndtr
 from scipy.stats import norm
 
 from securefed.errors import ConfigError
-from securefed.privacy.accounting import gaussian_epsilon, guarantee
+from securefed.privacy.accounting import guarantee
 from securefed.privacy.calibration import (
     LARGEST_NOISE,
     SMALLEST_NOISE,
@@ -15,6 +15,7 @@ from securefed.privacy.calibration import (
     least_noise,
 )
 from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.pld import gaussian_epsilon
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.rdp import gaussian_rdp_epsilon
 

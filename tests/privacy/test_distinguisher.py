@@ -16,9 +16,10 @@ from securefed.crypto.prg import NoiseGenerator, SeededNoiseGeneratorForTests
 from securefed.encoding.fixed_point import from_ring, to_ring
 from securefed.encoding.rotation import Rotation
 from securefed.federation.update_codec import UpdateCodec
-from securefed.privacy.accounting import gaussian_epsilon, guarantee
+from securefed.privacy.accounting import guarantee
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.pld import gaussian_epsilon
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.rdp import skellam_epsilon
 from securefed.privacy.samplers import DiscreteGaussian, poisson_sample, stochastic_round

@@ -22,7 +22,8 @@ Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "u
 # "graph" is there in sparse rounds (200 clients and more) only.
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Unit = Literal["example", "client"]
-Mechanism = Literal["distributed", "local", "none"]
+Mechanism = Literal["distributed", "central", "local", "none"]
+Noise = Literal["discrete_gaussian", "skellam"]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -112,20 +113,31 @@ class TrainingSection(Section):
     threads: Annotated[int, Field(ge=1)] | None = None
 
 
+DEFAULT_NOISE = {"noise_multiplier": 0.6}
+
+
 class PrivacySection(Section):
     """What is protected, by how much, and against whom.
 
+    ``mechanism``: ``distributed``: each client adds its share of the noise before masking.
+    ``central``: a server that is trusted with the sum adds the noise.  ``local``: each client's
+    training is private by itself.  ``none``: an unprotected baseline.
+
     ``noise_multiplier`` is the standard deviation of the honest survivors' summed noise divided
-    by ``clip_norm``.  ``corrupt_fraction`` and ``dropout_fraction`` are shares of the cohort:
-    noise is sized for the clients that are neither.  ``sample_is_secret = false`` is for a
-    deployment that shows response times, per-client seconds or batch sizes: no amplification by
-    sampling is credited then.
+    by ``clip_norm`` (0.6 where neither it nor ``target_epsilon`` is given).  ``target_epsilon`` is
+    turned into the least noise that keeps all of the run's rounds within it, against the server;
+    with ``central``, against the release.  ``corrupt_fraction`` and ``dropout_fraction`` are shares
+    of the cohort: noise is sized for the clients that are neither.  ``sample_is_secret = false`` is
+    for a deployment that shows response times, per-client seconds or batch sizes: no amplification
+    by sampling is credited then.
     """
 
     unit: Unit = "example"
     mechanism: Mechanism = "distributed"
+    noise: Noise = "discrete_gaussian"
     clip_norm: Positive = 0.5
-    noise_multiplier: NonNegative = 0.6
+    noise_multiplier: NonNegative | None = None
+    target_epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     expected_batch: Positive = 128.0
     update_clip_norm: Positive = 10.0
@@ -133,10 +145,25 @@ class PrivacySection(Section):
     corrupt_fraction: Fraction = 0.1
     dropout_fraction: Fraction = 0.25
 
+    @model_validator(mode="before")
+    @classmethod
+    def _noise_has_a_default(cls, values: Any) -> Any:
+        given = isinstance(values, dict) and {"noise_multiplier", "target_epsilon"} & set(values)
+        return values if given or not isinstance(values, dict) else values | DEFAULT_NOISE
+
     @model_validator(mode="after")
     def _mechanism_has_noise(self) -> Self:
+        if self.noise == "skellam" and self.mechanism != "distributed":
+            raise ValueError(
+                f"noise = 'skellam' with mechanism = {self.mechanism!r}: Skellam noise is for sums "
+                "of many clients' noise, mechanism = 'distributed'"
+            )
         if self.mechanism == "none":
+            if self.target_epsilon is not None:
+                raise ValueError("target_epsilon with mechanism = 'none': no epsilon is reached")
             return self
+        if self.noise_multiplier is not None and self.target_epsilon is not None:
+            raise ValueError("noise_multiplier and target_epsilon are both given; give one of them")
         if self.noise_multiplier == 0.0:
             raise ValueError(
                 f"noise_multiplier = 0 with mechanism = {self.mechanism!r} protects nothing; give "
@@ -185,7 +212,11 @@ class EvaluationSection(Section):
 
 
 class BudgetSection(Section):
-    """The run stops before a round that would exceed ``epsilon`` against the server."""
+    """The run stops before a round that would exceed ``epsilon`` against the server.
+
+    With ``privacy.mechanism = "central"``, where nothing holds against the server: against the
+    release.
+    """
 
     epsilon: Positive | None = None
 
@@ -213,6 +244,14 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit_each_other(self) -> Self:
+        if self.privacy.target_epsilon is not None and (
+            self.aggregation.kind == "plaintext" and self.privacy.mechanism == "distributed"
+        ):
+            raise ValueError(
+                "privacy.target_epsilon cannot be met with aggregation.kind = 'plaintext': nothing "
+                "holds against a server that gets contributions in the clear; use 'pairwise', or "
+                "privacy.mechanism = 'central'"
+            )
         if self.privacy.unit == "example" and self.training.trainer is not None:
             raise ValueError(
                 "training.trainer cannot be used with privacy.unit = 'example': the guarantee of "

@@ -52,7 +52,7 @@ def write_clients(folder: Path, count: int = 6, words: int = 640) -> Path:
 
 
 def write_run(folder: Path, **sections: dict[str, Any]) -> Path:
-    """A run file over a tiny model and six tiny clients; ``sections`` override."""
+    """A run file over a tiny model and six tiny clients; ``sections`` override, None deletes."""
     values: dict[str, dict[str, Any]] = {
         "model": {"source": str(write_model(folder / "model"))},
         "data": {"source": str(write_clients(folder / "data")), "window_tokens": 8},
@@ -68,7 +68,8 @@ def write_run(folder: Path, **sections: dict[str, Any]) -> Path:
         "output": {"name": "tiny", "picture": False},
     }
     for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
+        merged = values.get(name, {}) | section
+        values[name] = {key: value for key, value in merged.items() if value is not None}
     path = folder / "run.toml"
     path.write_text(tomli_w.dumps(values))
     return path

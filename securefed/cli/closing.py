@@ -142,10 +142,11 @@ def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
         draw_run(
             points,
             path,
-            title=_title(config),
+            title=_title(config, result),
             notes=notes,
             unit=unit_name(config).removeprefix("one "),
             delta=config.privacy.delta,
+            against=result.events[-1].against,
         )
     except ConfigError as error:
         say(f"no picture: {error}")
@@ -153,6 +154,6 @@ def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
         say(f"picture: {path}")
 
 
-def _title(config: RunConfig) -> str:
-    noise = config.privacy.noise_multiplier if config.privacy.mechanism != "none" else 0.0
-    return f"{config.output.name}: noise multiplier {noise:g}, clip {config.privacy.clip_norm:g}"
+def _title(config: RunConfig, result: RunResult) -> str:
+    noise, clip = result.noise_multiplier, config.privacy.clip_norm
+    return f"{config.output.name}: noise multiplier {noise:.4g}, clip {clip:g}"

@@ -74,7 +74,7 @@ def round_line(event: RoundEvent) -> str:
         parts.append(
             "UNPROTECTED"
             if event.epsilon is None
-            else f"epsilon {epsilon_text(event.epsilon)} (server)"
+            else f"epsilon {epsilon_text(event.epsilon)} ({event.against})"
         )
     if event.perplexity is not None:
         parts.append(f"held-out perplexity {event.perplexity:.1f} (no guarantee)")

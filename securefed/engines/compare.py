@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def unprotected(federation: Federation, observer: Observer) -> Figures:
     have no place in a run folder that states an epsilon.
     """
     values = federation.config.model_dump(mode="json", exclude_none=True)
-    values["privacy"] |= {"mechanism": "none", "noise_multiplier": 0.0}
+    values["privacy"] = _without_noise(values["privacy"])
     values["budget"] = {}
     values["output"]["name"] = "unprotected"
     with tempfile.TemporaryDirectory(prefix="securefed-unprotected-") as folder:
@@ -36,7 +37,7 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     A client alone takes the same steps with its own sums; nothing is sent anywhere.
     """
     values = federation.config.model_dump(mode="json", exclude_none=True)
-    values["privacy"] |= {"mechanism": "none", "noise_multiplier": 0.0}
+    values["privacy"] = _without_noise(values["privacy"])
     bench, settings = federation.like(parse_config(values), observer).prepare()
     training = federation.config.training
     generator = NoiseGenerator()
@@ -58,3 +59,9 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     bench.load_flat(initial)
     keep = shown if federation.config.evaluation.show_clients else None
     return Figures.from_sum(total, len(bench.clients), keep)
+
+
+def _without_noise(privacy: dict[str, Any]) -> dict[str, Any]:
+    dropped = {"noise", "noise_multiplier", "target_epsilon"}
+    kept = {key: value for key, value in privacy.items() if key not in dropped}
+    return kept | {"mechanism": "none"}

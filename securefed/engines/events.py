@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from securefed.privacy.accounting import Adversary
+
 
 @dataclass(frozen=True, kw_only=True)
 class RoundEvent:
@@ -17,7 +19,8 @@ class RoundEvent:
         survivors: clients inside the sum.
         cohort: clients invited.
         silent: survivors that were not heard of again after their masked input; none that refused.
-        epsilon: spent so far against the server; None when unprotected.
+        epsilon: spent so far; None when unprotected.
+        against: whom epsilon speaks of: the server, or the release where the server is trusted.
         delta: goes with epsilon.
         perplexity: held-out, mean over clients; None where not measured or not a language model.
         accuracy: held-out, mean over clients, in [0, 1]; None likewise.
@@ -33,6 +36,7 @@ class RoundEvent:
     survivors: int
     cohort: int
     epsilon: float | None
+    against: Adversary
     delta: float
     perplexity: float | None
     accuracy: float | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -96,12 +96,4 @@ class Figures:
 
 def figures_policy(policy: PrivacyPolicy) -> PrivacyPolicy:
     """The policy of a secure sum of figures: same thresholds, no noise, a bound that holds."""
-    return replace(
-        policy,
-        clip_norm=_BOUND,
-        noise_multiplier=0.0,
-        mechanism="none",
-        unit="client",
-        sampling_probability=1.0,
-        max_examples=None,
-    )
+    return policy.without_noise(_BOUND)

@@ -30,6 +30,7 @@ class RunResult:
         rounds: rounds applied to the adapter.
         charges: most masked inputs any client charged (retries included); epsilon counts these.
         guarantees: what holds against each adversary.
+        noise_multiplier: of the run, whether it was given or followed from a target.
         before: held-out figures of the untouched model, and ``after``: of the last adapter.
         events: one a round.
         stopped: why the run ended early; empty if it did not.
@@ -39,6 +40,7 @@ class RunResult:
     rounds: int
     charges: int
     guarantees: dict[Adversary, PrivacyGuarantee]
+    noise_multiplier: float
     before: Figures
     after: Figures
     events: list[RoundEvent] = field(repr=False)
@@ -76,6 +78,7 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         survivors=survivors,
         cohort=size,
         epsilon=epsilon if math.isfinite(epsilon) else None,
+        against=settings.accounted,
         delta=settings.stated.delta,
         perplexity=figures.perplexity if figures else None,
         accuracy=figures.accuracy if figures else None,
@@ -143,6 +146,7 @@ def recorded_result(folder: Path) -> RunResult | None:
         rounds=rounds,
         charges=run.charges,
         guarantees={who: run.settings.guarantee(who, run.charges) for who in ADVERSARIES},
+        noise_multiplier=run.settings.stated.noise_multiplier,
         before=before,
         after=after,
         events=[recorded_event(run.records, n, run.settings) for n in range(rounds + 1)],

@@ -296,6 +296,7 @@ class Run:
             rounds=last,
             charges=charges,
             guarantees=guarantees,
+            noise_multiplier=self.settings.stated.noise_multiplier,
             before=before,
             after=after,
             events=self.events,

@@ -13,7 +13,14 @@ from scipy.stats import binom
 
 from securefed.config import RunConfig
 from securefed.errors import ConfigError
-from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
+from securefed.privacy.accounting import (
+    Adversary,
+    PrivacyGuarantee,
+    accounted_adversary,
+    epsilon_text,
+    guarantee,
+)
+from securefed.privacy.calibration import calibrated_policy
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
@@ -60,13 +67,22 @@ class Settings:
         config: the run file.
         sizes: public number of training examples of each client.
         dimension: length of an update.
+        noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began; it is
+            searched for without it, and checked against the target with it.
 
     Raises:
         ConfigError: a setting does not fit the cohort.
         OverflowBoundError: the sum would not fit the ring.
     """
 
-    def __init__(self, config: RunConfig, *, sizes: Mapping[str, int], dimension: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        sizes: Mapping[str, int],
+        dimension: int,
+        noise_multiplier: float | None = None,
+    ) -> None:
         privacy = config.privacy
         self.config = config
         self.sizes = dict(sizes)
@@ -81,11 +97,16 @@ class Settings:
                     f"privacy.expected_batch = {privacy.expected_batch:g}: the clients hold "
                     f"{total} examples in all, and it must not exceed that"
                 )
+        targeted = privacy.target_epsilon is not None
+        chosen = noise_multiplier if targeted else privacy.noise_multiplier
+        if privacy.mechanism == "none":
+            chosen = 0.0
         self.stated = PrivacyPolicy(
             clip_norm=privacy.clip_norm,
-            noise_multiplier=0.0 if privacy.mechanism == "none" else privacy.noise_multiplier,
+            noise_multiplier=1.0 if chosen is None else chosen,
             unit=privacy.unit,
             mechanism=privacy.mechanism,
+            noise=privacy.noise,
             sampling_probability=q,
             sample_is_secret=privacy.sample_is_secret,
             max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
@@ -95,19 +116,12 @@ class Settings:
             corrupt_fraction=privacy.corrupt_fraction,
             dropout_fraction=privacy.dropout_fraction,
         )
+        if chosen is None:
+            self.stated = self._calibrated(dimension)
         self.sum_policy = (
             self.stated
-            if privacy.mechanism == "distributed" or self.one_step
-            else replace(
-                self.stated,
-                clip_norm=privacy.update_clip_norm,
-                unit="client",
-                mechanism="none",
-                noise_multiplier=0.0,
-                sampling_probability=1.0,
-                max_examples=None,
-                local_steps=1,
-            )
+            if privacy.mechanism in ("distributed", "central") or self.one_step
+            else self.stated.without_noise(privacy.update_clip_norm)
         )
         bits = config.aggregation.bits
         self.aggregation: Aggregation = (
@@ -119,6 +133,33 @@ class Settings:
             self.sum_policy, cohort_size=self.cohort_size, dimension=dimension, bits=bits
         )
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
+        spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
+        if targeted and spent > (privacy.target_epsilon or 0.0):
+            raise ConfigError(
+                f"noise_multiplier = {self.stated.noise_multiplier:g}: {self.stated.rounds} rounds "
+                f"cost epsilon {epsilon_text(spent)}, privacy.target_epsilon = "
+                f"{privacy.target_epsilon:g}"
+            )
+
+    def _calibrated(self, dimension: int) -> PrivacyPolicy:
+        """``stated`` with the least noise that keeps all rounds within ``target_epsilon``."""
+        target = self.config.privacy.target_epsilon
+        if target is None:
+            raise ConfigError("noise_multiplier: neither it nor target_epsilon is given")
+        return calibrated_policy(
+            self.stated,
+            target,
+            cohort_size=self.cohort_size,
+            dimension=dimension,
+            against=self.accounted,
+            plaintext=self.config.aggregation.kind == "plaintext",
+            bits=self.config.aggregation.bits,
+        )
+
+    @property
+    def accounted(self) -> Adversary:
+        """Whom the budget, the target and each round's epsilon speak of."""
+        return accounted_adversary(self.stated)
 
     @property
     def one_step(self) -> bool:
@@ -150,7 +191,7 @@ class Settings:
         return f"one example: {name}, cut off at {tokens} tokens (not a person)"
 
     def _epsilon_after(self, charges: int) -> float:
-        return self.guarantee("server", charges).epsilon
+        return self.guarantee(self.accounted, charges).epsilon
 
     def gradient(
         self, total: NDArray[np.float64], survivors: tuple[str, ...]
@@ -170,6 +211,7 @@ class Settings:
         return {
             "mechanism": self.stated.mechanism,
             "unit": self.stated.unit,
+            "noise": self.stated.noise,
             "noise_multiplier": self.stated.noise_multiplier,
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
@@ -189,6 +231,7 @@ class Settings:
             "bits": self.plan.bits,
             "clip_units": self.plan.clip_units,
             "local_std": self.plan.local_std,
+            "server_std": self.plan.server_std,
             "sensitivity": self.plan.sensitivity,
             "sum_bound": self.plan.sum_bound,
             "max_examples": self.plan.max_examples,

@@ -116,6 +116,7 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
         load_config(folder / "config.toml"),
         sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
         dimension=int(genesis["privacy"]["dimension"]),
+        noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
     )
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)

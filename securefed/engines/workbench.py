@@ -278,7 +278,7 @@ class Workbench:
                 sampling_probability=q,
                 expected_batch_size=q * examples,
                 clip_norm=privacy.clip_norm,
-                noise_multiplier=privacy.noise_multiplier,
+                noise_multiplier=settings.stated.noise_multiplier,
                 learning_rate=training.local_learning_rate,
                 micro_batch=self._filled_micro_batch,
                 task=self.config.model.task,

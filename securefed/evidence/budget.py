@@ -19,7 +19,7 @@ class ClientBudget:
         ledger: the client's own ledger, kept by the client; ``privacy`` in its first record holds
             the figures that every charge is priced by.
         event: the figures that ``epsilon_after`` prices; every charge must show the same.
-        epsilon_after: epsilon against the server after that many charges of ``event``.
+        epsilon_after: accounted epsilon after that many charges of ``event``.
         limit: largest epsilon this client will spend; None for no limit.
 
     Raises:
@@ -99,8 +99,8 @@ class ClientBudget:
             after = self._epsilon_after(self.charges + 1)
             shown = f"{after:.4g}" if math.isfinite(after) else "unbounded"
             raise BudgetExceeded(
-                f"budget.epsilon = {self._limit:g}: the next round would raise epsilon against the "
-                f"server to {shown}; nothing was sent"
+                f"budget.epsilon = {self._limit:g}: the next round would raise epsilon to "
+                f"{shown}; nothing was sent"
             )
         self._ledger.append(CHARGE, dict(event))
 

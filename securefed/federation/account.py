@@ -11,6 +11,7 @@ from securefed.errors import ConfigError
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.session import RoundSession
+from securefed.privacy.accounting import accounted_adversary
 
 
 def _utc_minute() -> str:
@@ -34,7 +35,8 @@ def open_account(
         path: the account's ledger, kept by the client; its folder must be there.
         session: any round of the kind that the account prices.
         client_id: whose account it is.
-        limit: largest epsilon against the server that this client will spend; None for no limit.
+        limit: largest epsilon that this client will spend, against the server (against the release
+            where the server is trusted, ``mechanism="central"``); None for no limit.
         clock: gives RFC 3339 text; whole minutes by default, as durations tell of a sample.
 
     Raises:
@@ -43,6 +45,7 @@ def open_account(
         LedgerError: it cannot be written, or another process holds it.
     """
     priced = session.priced()
+    against = accounted_adversary(session.policy)
     if path.exists():
         ledger = Ledger.open(path, clock=clock)
     else:
@@ -56,7 +59,7 @@ def open_account(
             ledger,
             event=priced,
             epsilon_after=functools.lru_cache(maxsize=None)(
-                lambda charges: session.guarantee("server", rounds=charges).epsilon
+                lambda charges: session.guarantee(against, rounds=charges).epsilon
             ),
             limit=limit,
         )

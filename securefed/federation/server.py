@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import Stage
+from securefed.crypto.prg import NoiseGenerator
 from securefed.federation.session import RoundSession
 from securefed.secagg.aggregator import AggregationServer
 from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
@@ -21,10 +23,18 @@ class ServerRound:
         session: the round's public description.
         remove_masks: how a pairwise round's masks are removed; on one core by default, on several
             with ``engines.parallel.ParallelMasks``.
+        generator: cryptographic source of the noise that a trusted server adds.
     """
 
-    def __init__(self, session: RoundSession, *, remove_masks: MaskRemoval = apply_masks) -> None:
+    def __init__(
+        self,
+        session: RoundSession,
+        *,
+        remove_masks: MaskRemoval = apply_masks,
+        generator: NoiseGenerator | None = None,
+    ) -> None:
         self._session = session
+        self._generator = NoiseGenerator() if generator is None else generator
         self._half: AggregationServer = (
             PlaintextServer(session.context)
             if session.plaintext
@@ -57,7 +67,11 @@ class ServerRound:
         """Clients whose contributions are inside the sum, sorted."""
         return self._half.result.survivors
 
-    @property
+    @cached_property
     def sum(self) -> NDArray[np.float64]:
-        """float64[d]: the noised sum of the survivors' clipped contributions."""
-        return self._session.codec.decode(self._half.result.total)
+        """float64[d]: the noised sum of the survivors' clipped contributions.
+
+        With ``mechanism="central"`` the server's noise is drawn once, when it is first asked for.
+        """
+        codec = self._session.codec
+        return codec.decode(codec.add_server_noise(self._half.result.total, self._generator))

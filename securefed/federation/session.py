@@ -116,7 +116,7 @@ class RoundSession:
         return CohortBounds.of(self.policy, len(self.cohort))
 
     def priced(self) -> dict[str, object]:
-        """All figures that epsilon against the server follows from, as JSON values.
+        """All figures that the accounted epsilon follows from, as JSON values.
 
         ``policy.rounds`` is not one of them: an account counts its own charges.
         """

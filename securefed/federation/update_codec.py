@@ -1,7 +1,7 @@
 """The whole path of an update, on one page: nothing leaves a client around it.
 
     clip -> rotate -> scale and round -> add this client's noise -> ring          (client)
-    ring sum -> centre -> scale -> un-rotate                                      (server)
+    ring sum [-> add the noise of a trusted server] -> centre -> scale -> un-rotate   (server)
 
 Masking or encryption happens on the ring vector afterwards, in ``securefed.secagg``.
 """
@@ -19,9 +19,11 @@ from securefed.encoding.fixed_point import from_ring, to_ring
 from securefed.encoding.rotation import Rotation
 from securefed.errors import ConfigError
 from securefed.privacy.clipping import L2Clip
+from securefed.privacy.inversion import SymmetricInversion
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import DiscreteGaussian, poisson_sample, stochastic_round
+from securefed.privacy.skellam import Skellam
 
 OnZeroed = Callable[[str], None]
 """Told, on the owner's machine alone, what counted as zeros; values are not shown."""
@@ -39,7 +41,7 @@ class UpdateCodec:
         - One unit changes the integers before noise by at most ``plan.sensitivity`` in L2, except
           with probability ``mechanisms.ROUNDING_FAILURE``.
         - With ``mechanism="distributed"`` every encoded vector, an empty sample's too, carries
-          fresh discrete Gaussian noise of std ``plan.local_std``.
+          fresh discrete Gaussian (or Skellam) noise of std ``plan.local_std``.
         - NaN and infinity end nothing: an update, a sampled row or a clipped sum that holds one
           counts as zeros and is noised and encoded like any other.  A refusal would show, outside
           the noise, what went wrong with this client's data.
@@ -141,6 +143,25 @@ class UpdateCodec:
             total = np.zeros(self.plan.dimension)
         return self._round_and_noise(total.astype(np.float64), generator)
 
+    def add_server_noise(
+        self, total: NDArray[np.uint32], generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        """The sum as a trusted server may use it: with its own noise where ``"central"`` asks.
+
+        Run by: server, once for a sum: two noised copies of one sum would show more than one.
+
+        Args:
+            total: uint32[plan.padded], the ring sum.
+            generator: cryptographic source of the noise.
+
+        Returns:
+            uint32[plan.padded]; ``total`` itself with any other mechanism.
+        """
+        if self.plan.server_std == 0.0:
+            return total
+        noise = DiscreteGaussian(self.plan.server_std).sample(self.plan.padded, generator)
+        return (total + to_ring(noise)) & np.uint32((1 << self.plan.bits) - 1)
+
     def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
         """From the ring sum to float64[d]: the noised sum of clipped contributions."""
         integers = from_ring(total, self.plan.bits).astype(np.float64)
@@ -153,10 +174,15 @@ class UpdateCodec:
             self._rotation.forward(clipped) / self.plan.resolution, generator
         )
         if self.plan.local_std > 0.0:
-            integers += DiscreteGaussian(self.plan.local_std).sample(self.plan.padded, generator)
+            integers += self._noise().sample(self.plan.padded, generator)
         ring = to_ring(integers)
         ring &= np.uint32((1 << self.plan.bits) - 1)
         return ring
+
+    def _noise(self) -> SymmetricInversion:
+        if self.policy.noise == "skellam":
+            return Skellam(self.plan.local_std**2)
+        return DiscreteGaussian(self.plan.local_std)
 
     def _check_unit(self, expected: Unit) -> None:
         if self.policy.unit != expected:

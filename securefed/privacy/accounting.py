@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import decimal
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from securefed.errors import ConfigError
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.privacy.rdp import skellam_epsilon
 
 Adversary = Literal["server", "release", "fellow_client"]
 ADVERSARIES: tuple[Adversary, ...] = ("server", "release", "fellow_client")
@@ -105,6 +106,7 @@ _UNIT_WORDS = {
     "example": "one example (a row of one client's data; not a document and not a person)",
     "client": "one client's whole contribution",
 }
+_NOISE_WORDS = {"discrete_gaussian": "discrete Gaussian", "skellam": "Skellam"}
 _INDEPENDENT = (
     "an example's vector depends on no other example (training fills its micro-batches up to one "
     "shape and compares gradients to the bit before the first round)"
@@ -178,12 +180,55 @@ def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGua
     )
 
 
-def _trust(bounds: CohortBounds, against: Adversary, *, plaintext: bool) -> str:
+def accounted_adversary(policy: PrivacyPolicy) -> Adversary:
+    """Whom budgets and targets speak of: the server; the release where the server is trusted."""
+    return "release" if policy.mechanism == "central" else "server"
+
+
+def _sampling(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
+    """Q that this adversary does not see through, and how it comes about."""
+    if policy.unit == "client" and against != "release":
+        return 1.0, "none credited: this adversary knows who takes part"
+    if not policy.sample_is_secret:
+        return 1.0, _SHOWN
+    q = policy.sampling_probability
+    if q == 1.0:
+        return 1.0, "none credited (q = 1)"
+    who = "each client, of its examples" if policy.unit == "example" else "a trusted sampler"
+    return q, f"Poisson, q = {q:.3g} a round, drawn in secret by {who}"
+
+
+def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
+    scale = f"noise_multiplier {policy.noise_multiplier:g} over clip_norm {policy.clip_norm:g}"
+    if policy.mechanism == "central":
+        return f"central discrete Gaussian, {scale}, added to the sum by the server"
+    honest = f"from {bounds.honest_floor} honest survivors"
+    return f"distributed {_NOISE_WORDS[policy.noise]}, {scale} {honest}"
+
+
+def _accountant(policy: PrivacyPolicy) -> str:
+    if policy.noise == "skellam":
+        return (
+            "Renyi divergence of Skellam noise, the general bound for Poisson samples, plus the "
+            "failure of the rounding bound, in delta"
+        )
+    return (
+        "Gaussian privacy loss distribution (dp_accounting, pessimistic) plus the distance of "
+        "the noise from a rounded Gaussian and the failure of the rounding bound, in delta"
+    )
+
+
+def _trust(policy: PrivacyPolicy, bounds: CohortBounds, against: Adversary, plaintext: bool) -> str:
     server = (
         "the server is trusted with every single contribution"
         if plaintext
         else "the server is not trusted with single contributions"
     )
+    if policy.mechanism == "central":
+        return (
+            f"{server}; it is trusted with each sum before noise: it adds the noise and lets "
+            "nothing of the sum without it out"
+        )
     if against == "server":
         return f"{server}; at most {bounds.corrupt} of {bounds.size} clients are corrupt"
     # A corrupt client may leave its noise out, and all survivors' noise is counted here.
@@ -208,7 +253,8 @@ def guarantee(
         plan: scale, ring and sensitivity that follow from them.
         cohort_size: n, clients invited to every round.
         against: ``"server"``: noise of the honest survivors only.  ``"release"``: noise of all
-            survivors.  ``"fellow_client"``: all survivors but that client.
+            survivors.  ``"fellow_client"``: all survivors but that client.  With ``"central"``
+            noise, all of it is the server's: nothing holds against the server.
         rounds: attempts charged; default ``policy.rounds``.
         plaintext: sums are formed without masking; then nothing holds against the server.
         ring_sigma: security exponent of a sparse masking graph; None for a complete one.
@@ -231,40 +277,38 @@ def guarantee(
     if policy.mechanism == "local":
         return _local(policy, against, count)
     bounds = CohortBounds.of(policy, cohort_size)
+    central = policy.mechanism == "central"
     honest = {
         "server": bounds.honest_floor,
         "release": bounds.survivor_floor,
         "fellow_client": bounds.survivor_floor - 1,
     }[against]
-    if policy.unit == "client" and against != "release":
-        q = 1.0
-        sampling = "none credited: this adversary knows who takes part"
-    elif not policy.sample_is_secret:
-        q = 1.0
-        sampling = _SHOWN
-    elif policy.sampling_probability == 1.0:
-        q = 1.0
-        sampling = "none credited (q = 1)"
+    q, sampling = _sampling(policy, against)
+    if against == "server" and (plaintext or central):
+        epsilon = math.inf
     else:
-        q = policy.sampling_probability
-        who = "each client, of its examples" if policy.unit == "example" else "a trusted sampler"
-        sampling = f"Poisson, q = {q:.3g} a round, drawn in secret by {who}"
-    in_clear = plaintext and against == "server"
-    epsilon = (
-        math.inf
-        if in_clear
-        else distributed_epsilon(
-            plan, honest=honest, sampling_probability=q, rounds=count, delta=policy.delta
+        epsilon_of = skellam_epsilon if policy.noise == "skellam" else distributed_epsilon
+        epsilon = epsilon_of(
+            replace(plan, local_std=plan.server_std) if central else plan,
+            honest=1 if central else honest,
+            sampling_probability=q,
+            rounds=count,
+            delta=policy.delta,
         )
-    )
-    enforced = "the server sees to it" if plaintext else "clients refuse to unmask fewer"
-    assumptions = [
-        f"at least {bounds.survivor_floor} of {bounds.size} clients are in every opened sum; "
-        f"{enforced}",
-        f"noise of {honest} of them is unknown to the adversary",
-        "honest clients sample, clip and noise as this code does, with generators the adversary "
-        "cannot predict",
-    ]
+    if central:
+        assumptions = [
+            "the server draws its noise as this code does, once for each sum",
+            "clients sample and clip as this code does",
+        ]
+    else:
+        enforced = "the server sees to it" if plaintext else "clients refuse to unmask fewer"
+        assumptions = [
+            f"at least {bounds.survivor_floor} of {bounds.size} clients are in every opened sum; "
+            f"{enforced}",
+            f"noise of {honest} of them is unknown to the adversary",
+            "honest clients sample, clip and noise as this code does, with generators the "
+            "adversary cannot predict",
+        ]
     if against == "server" and not plaintext:
         assumptions.append(
             "the secure aggregation hides single contributions (its own assumptions are in "
@@ -297,15 +341,9 @@ def guarantee(
         epsilon=epsilon,
         delta=policy.delta,
         rounds=count,
-        accountant=(
-            "Gaussian privacy loss distribution (dp_accounting, pessimistic) plus the distance of "
-            "the noise from a rounded Gaussian and the failure of the rounding bound, in delta"
-        ),
-        mechanism=(
-            f"distributed discrete Gaussian, noise_multiplier {policy.noise_multiplier:g} over "
-            f"clip_norm {policy.clip_norm:g} from {bounds.honest_floor} honest survivors"
-        ),
+        accountant=_accountant(policy),
+        mechanism=_mechanism(policy, bounds),
         sampling=sampling,
-        trust=_trust(bounds, against, plaintext=plaintext),
+        trust=_trust(policy, bounds, against, plaintext),
         assumptions=tuple(assumptions),
     )

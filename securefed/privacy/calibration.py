@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from securefed.errors import ConfigError, OverflowBoundError, UnsupportedEvent
 from securefed.privacy.accounting import Adversary, guarantee
@@ -151,6 +152,7 @@ def calibrated_policy(
     dimension: int,
     against: Adversary = "server",
     plaintext: bool = False,
+    bits: int | Literal["auto"] = "auto",
     tolerance: float = TOLERANCE,
 ) -> PrivacyPolicy:
     """The policy with the least noise whose statement against one adversary is within a target.
@@ -166,6 +168,7 @@ def calibrated_policy(
         dimension: d, length of an update.
         against: the adversary whose statement is to meet the target.
         plaintext: whether sums are formed without masking.
+        bits: ring width, as of ``plan_round``.
         tolerance: as of :func:`least_noise`.
 
     Returns:
@@ -176,12 +179,12 @@ def calibrated_policy(
             message names the epsilon.
     """
     if policy.mechanism == "none":
-        raise ConfigError("mechanism = 'none': must be 'distributed' or 'local' to meet an epsilon")
+        raise ConfigError("mechanism = 'none': adds no noise, so it meets no epsilon")
 
     def epsilon_at(noise: float) -> float:
         candidate = replace(policy, noise_multiplier=noise)
         try:
-            plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension)
+            plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension, bits=bits)
             statement = guarantee(
                 candidate, plan, cohort_size=cohort_size, against=against, plaintext=plaintext
             )

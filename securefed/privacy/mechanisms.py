@@ -1,4 +1,4 @@
-"""The distributed discrete Gaussian mechanism: scale, ring and sensitivity of one round.
+"""Noise on a sum of integers: scale, ring and sensitivity of one round.
 
 How one contribution becomes ring elements, with K = clip_norm / resolution:
 
@@ -7,6 +7,9 @@ How one contribution becomes ring elements, with K = clip_norm / resolution:
     z  = floor(y) + [u < frac(y)]                      unconditional stochastic rounding, u uniform
     z + N_Z(0, local_std^2) per coordinate             this client's share of the noise
     mod 2^bits
+
+The share may be Skellam noise of the same variance.  Where a trusted server adds the noise, clients
+send z mod 2^bits, and the server adds N_Z(0, server_std^2) to the sum.
 
 Sensitivity (design: rounding is unconditional, neighbours share the coins u).  Take neighbours that
 differ in one unit with rotated, scaled image v, |v| <= K.  At common coins the two rounded vectors
@@ -39,10 +42,10 @@ from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 ROUNDING_FAILURE = 2.0**-80
 """beta: probability, per round, that rounding makes one unit longer than the sensitivity."""
 
-_TARGET_LOCAL_STD = 2048.0
+_TARGET_STD = 2048.0
 _TARGET_CLIP_UNITS = 4096.0  # rounding's tail then adds 0.13 % to the sensitivity
-_LARGEST_LOCAL_STD = 2.0**15
-_SMALLEST_LOCAL_STD = 64.0
+_LARGEST_STD = 2.0**15
+_SMALLEST_STD = 64.0
 _NOISE_TAIL = 12.0  # standard deviations; a Gaussian exceeds them with probability < 2^-100
 _UNPROTECTED_CLIP_UNITS = 2.0**24  # float32 updates carry no finer detail
 
@@ -56,8 +59,10 @@ class RoundPlan:
         padded: p, length after rotation, what is masked and sent.
         resolution: float units of one grid step.
         clip_units: K = clip_norm / resolution.
-        local_std: each client's noise std in grid units (0 without noise).
-        honest_std: std in grid units of the noise of ``honest_floor`` clients.
+        local_std: each client's noise std in grid units (0 unless the noise is distributed).
+        server_std: std of what a trusted server adds to the sum (0 unless the noise is central).
+        honest_std: std in grid units of the noise that ``noise_multiplier`` speaks of: that of
+            ``honest_floor`` clients, or the server's.
         sensitivity: L2 sensitivity in grid units, except with probability ``ROUNDING_FAILURE``.
         sum_bound: the largest |coordinate| that a sum can have, noise tail included.
         bits: ring width on the wire, 20..32.
@@ -69,6 +74,7 @@ class RoundPlan:
     resolution: float
     clip_units: float
     local_std: float
+    server_std: float
     honest_std: float
     sensitivity: float
     sum_bound: int
@@ -124,30 +130,33 @@ def plan_round(
     bounds = CohortBounds.of(policy, cohort_size)
     padded = padded_dimension(dimension)
     examples = (policy.max_examples or 1) if policy.unit == "example" else 1
-    noised = policy.mechanism == "distributed"
+    central = policy.mechanism == "central"
+    noised = central or policy.mechanism == "distributed"
     z = policy.noise_multiplier if noised else 0.0
-    root_h = math.sqrt(bounds.honest_floor)
+    # How many draws z counts, and how many there are in a sum.
+    root_h = 1.0 if central else math.sqrt(bounds.honest_floor)
+    draws = 1 if central else cohort_size
     if noised:
         wanted = max(
-            _TARGET_LOCAL_STD * root_h / z,
+            _TARGET_STD * root_h / z,
             min(
                 max(16.0 * math.sqrt(padded), _TARGET_CLIP_UNITS),
-                _LARGEST_LOCAL_STD * root_h / z,
+                _LARGEST_STD * root_h / z,
             ),
         )
     else:
         wanted = _UNPROTECTED_CLIP_UNITS
     width = 32 if bits == "auto" else bits
-    per_unit = cohort_size * examples + _NOISE_TAIL * z * math.sqrt(cohort_size) / root_h
+    per_unit = cohort_size * examples + _NOISE_TAIL * z * math.sqrt(draws) / root_h
     room = 2.0 ** (width - 1) - 2.0 - cohort_size
     clip_units = min(wanted, room / per_unit)
-    local_std = z * clip_units / root_h
-    if clip_units < 1.0 or (noised and local_std < _SMALLEST_LOCAL_STD):
+    std = z * clip_units / root_h
+    if clip_units < 1.0 or (noised and std < _SMALLEST_STD):
         raise OverflowBoundError(
             f"{cohort_size} clients of up to {examples} examples in a ring of {width} bits leave "
-            f"{clip_units:.3g} grid steps for clip_norm and {local_std:.3g} for one client's "
-            f"noise: at least 1 and {_SMALLEST_LOCAL_STD:g} are needed; use fewer or smaller "
-            "clients, more bits (32 at most) or more noise"
+            f"{clip_units:.3g} grid steps for clip_norm and {std:.3g} for the noise of one "
+            f"{'server' if central else 'client'}: at least 1 and {_SMALLEST_STD:g} are needed; "
+            "use fewer or smaller clients, more bits (32 at most) or more noise"
         )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
     slack = L2Clip(policy.clip_norm).float_slack(examples, BLOCK)
@@ -156,8 +165,9 @@ def plan_round(
         padded=padded,
         resolution=policy.clip_norm / clip_units,
         clip_units=clip_units,
-        local_std=local_std,
-        honest_std=local_std * root_h,
+        local_std=0.0 if central else std,
+        server_std=std if central else 0.0,
+        honest_std=std * root_h,
         sensitivity=rounded_sensitivity(clip_units * (1.0 + slack), padded),
         sum_bound=sum_bound,
         bits=bits_needed(sum_bound) if bits == "auto" else width,

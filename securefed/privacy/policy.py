@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from securefed.config import Mechanism, Unit, share_of
+from securefed.config import Mechanism, Noise, Unit, share_of
 from securefed.errors import ConfigError
 
 MAX_COUNT = 2**31
@@ -25,13 +25,18 @@ class PrivacyPolicy:
     Args:
         clip_norm: L2 bound C on one unit's contribution to a round, in [1e-100, 1e100]: scaling
             to grid units is then exact to the last bits, far from float64's ends.
-        noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm``; > 0 unless
-            ``mechanism`` is ``"none"``.
+        noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm`` (of the
+            server's noise with ``"central"``); > 0 unless ``mechanism`` is ``"none"``.
         delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
         unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
-        mechanism: ``"distributed"``: each client adds its share of discrete Gaussian noise before
-            masking.  ``"local"``: each client's training is differentially private by itself
-            (DP-SGD).  ``"none"``: no noise; every output names it as unprotected.
+        mechanism: ``"distributed"``: each client adds its share of the noise before masking.
+            ``"central"``: a server that is trusted with the sum adds all of the noise to it;
+            nothing holds against that server.  ``"local"``: each client's training is
+            differentially private by itself (DP-SGD).  ``"none"``: no noise; every output names it
+            as unprotected.
+        noise: ``"discrete_gaussian"``, accounted for as tightly as a Gaussian.  ``"skellam"``, for
+            ``"distributed"`` only: sums are exactly Skellam, accounting is by Renyi divergence and
+            looser where sampling is rare.
         sampling_probability: q in (0, 1].  For ``"example"`` each client keeps each row
             independently with probability q, in secret, every round.  For ``"client"`` it says how
             the cohort itself was drawn, and is credited against the release only.
@@ -54,6 +59,7 @@ class PrivacyPolicy:
     delta: float = 1e-5
     unit: Unit = "client"
     mechanism: Mechanism = "distributed"
+    noise: Noise = "discrete_gaussian"
     sampling_probability: float = 1.0
     sample_is_secret: bool = True
     rounds: int = 1
@@ -80,6 +86,13 @@ class PrivacyPolicy:
             "mechanism",
             self.mechanism,
             f"one of {get_args(Mechanism)}",
+        )
+        _require(self.noise in get_args(Noise), "noise", self.noise, f"one of {get_args(Noise)}")
+        _require(
+            self.noise == "discrete_gaussian" or self.mechanism == "distributed",
+            "noise",
+            self.noise,
+            f"'discrete_gaussian' with mechanism = {self.mechanism!r}",
         )
         _require(
             0 < self.sampling_probability <= 1,
@@ -133,6 +146,18 @@ class PrivacyPolicy:
             _require(
                 self.unit == "example", "unit", self.unit, "'example' with mechanism = 'local'"
             )
+
+    def without_noise(self, clip_norm: float) -> PrivacyPolicy:
+        """The same cohort's thresholds for a sum of whole vectors that carries no noise."""
+        return PrivacyPolicy(
+            clip_norm=clip_norm,
+            mechanism="none",
+            delta=self.delta,
+            sample_is_secret=self.sample_is_secret,
+            rounds=self.rounds,
+            corrupt_fraction=self.corrupt_fraction,
+            dropout_fraction=self.dropout_fraction,
+        )
 
     @property
     def credited_probability(self) -> float:

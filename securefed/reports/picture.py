@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from securefed.errors import ConfigError
-from securefed.privacy.accounting import epsilon_text
+from securefed.privacy.accounting import Adversary, epsilon_text
 
 # From the palette of Okabe and Ito, told apart in every common colour blindness and in grey.
 _BLUE = "#0072B2"
@@ -71,7 +71,7 @@ class RoundPoint:
     Attributes:
         round: its number; 0 stands for the state before training.
         perplexity: mean over clients on held-out text, > 0; None where it was not measured.
-        epsilon: spent up to and with this round, against the server; None without a guarantee.
+        epsilon: spent up to and with this round; None without a guarantee.
         survivors: clients whose update is in the sum.
         cohort: clients invited.
         silent: survivors that fell silent after they had sent their masked input.
@@ -93,6 +93,7 @@ def draw_run(
     notes: Sequence[str],
     unit: str | None = None,
     delta: float | None = None,
+    against: Adversary = "server",
 ) -> None:
     """Draw perplexity and epsilon over the rounds, one above the other.
 
@@ -107,6 +108,7 @@ def draw_run(
         unit: what epsilon protects one of, in words: ``"window of 32 tokens"``, ``"client"``.
         delta: the delta at which epsilon holds, in (0, 1).  Epsilon without unit or delta is drawn
             with the words that they are not given.
+        against: whom epsilon speaks of.
 
     Raises:
         ConfigError: matplotlib is missing, the suffix is another, ``rounds`` is empty, out of
@@ -154,7 +156,7 @@ def draw_run(
         _share_rounds(upper, lower, rounds)
         heading = _draw_perplexity(upper, rounds)
         write(top - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_BLUE)
-        heading = _draw_epsilon(lower, rounds, unit, delta)
+        heading = _draw_epsilon(lower, rounds, unit, delta, against)
         write(middle - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_VERMILION)
         if strip:
             between = axes(middle, strip, lower)
@@ -261,7 +263,11 @@ def _draw_perplexity(axes: Any, rounds: Sequence[RoundPoint]) -> str:
 
 
 def _draw_epsilon(
-    axes: Any, rounds: Sequence[RoundPoint], unit: str | None, delta: float | None
+    axes: Any,
+    rounds: Sequence[RoundPoint],
+    unit: str | None,
+    delta: float | None,
+    against: Adversary,
 ) -> str:
     """Draw the lower panel; returns its heading."""
     spent = [(float(p.round), p.epsilon) for p in rounds if p.epsilon is not None]
@@ -280,7 +286,8 @@ def _draw_epsilon(
         "unit not given" if unit is None else f"per {unit}",
         "δ not given" if delta is None else f"at δ = {delta:g}",
     ]
-    return f"Privacy spent: ε against the server, {', '.join(terms)}"
+    who = against.replace("_", " ")
+    return f"Privacy spent: ε against the {who}, {', '.join(terms)}"
 
 
 def _draw_losses(axes: Any, rounds: Sequence[RoundPoint]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from securefed.config import RunConfig, parse_config
+from securefed.config import RunConfig, dump_config, load_config, parse_config
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import ADVERSARIES
@@ -40,3 +40,63 @@ def test_whether_the_sample_is_shown_is_part_of_what_is_charged_and_recorded():
 def test_a_run_file_cannot_say_it_with_a_word_that_is_not_a_truth_value():
     with pytest.raises(ConfigError, match=r"privacy\.sample_is_secret"):
         settings_of(sample_is_secret="perhaps")
+
+
+def test_a_target_becomes_the_least_noise_that_keeps_every_round_within_it():
+    settings = settings_of(target_epsilon=2.0)
+    assert 0.99 * 2.0 < settings.epsilon_after(10) <= 2.0
+    assert settings.guarantee("server", 10).epsilon == settings.epsilon_after(10)
+    assert settings.record()["noise_multiplier"] == settings.stated.noise_multiplier
+
+
+def test_a_recorded_noise_stands_in_for_the_search_and_is_checked_against_the_target():
+    found = settings_of(target_epsilon=2.0).stated.noise_multiplier
+    config = parse_config({"privacy": {"target_epsilon": 2.0}})
+    again = Settings(config, sizes=SIZES, dimension=50, noise_multiplier=found)
+    assert again.stated.noise_multiplier == found
+    with pytest.raises(ConfigError, match=r"cost epsilon 2\.\d+, privacy.target_epsilon = 2"):
+        Settings(config, sizes=SIZES, dimension=50, noise_multiplier=0.98 * found)
+    # A run file that names its noise is not overruled by what a record says.
+    named = parse_config({"privacy": {"noise_multiplier": 0.9}})
+    assert Settings(
+        named, sizes=SIZES, dimension=50, noise_multiplier=9.0
+    ).stated.noise_multiplier == pytest.approx(0.9)
+
+
+def test_with_central_noise_targets_and_rounds_speak_of_the_release():
+    settings = settings_of(mechanism="central", target_epsilon=2.0)
+    assert settings.accounted == "release"
+    assert 0.99 * 2.0 < settings.guarantee("release", 10).epsilon <= 2.0
+    assert settings.guarantee("server", 10).epsilon == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("privacy", "message"),
+    [
+        ({"target_epsilon": 1.0, "noise_multiplier": 1.0}, "both given"),
+        ({"target_epsilon": 1.0, "mechanism": "none"}, "no epsilon is reached"),
+        ({"noise": "skellam", "mechanism": "central"}, "Skellam noise is for sums"),
+        ({"noise_multiplier": 0.0}, "protects nothing"),
+        ({"target_epsilon": 0.0}, "greater than 0"),
+    ],
+)
+def test_noise_that_makes_no_sense_is_refused(privacy, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config({"privacy": privacy})
+
+
+def test_a_target_cannot_be_met_where_contributions_are_in_the_clear():
+    values = {"privacy": {"target_epsilon": 1.0}, "aggregation": {"kind": "plaintext"}}
+    with pytest.raises(ConfigError, match="in the clear"):
+        parse_config(values)
+    values["privacy"]["mechanism"] = "central"
+    assert parse_config(values).privacy.target_epsilon == 1.0
+
+
+def test_a_resolved_run_file_reads_back_as_it_was(tmp_path):
+    for privacy in ({}, {"target_epsilon": 1.0}, {"noise_multiplier": 0.9}):
+        config = parse_config({"privacy": privacy})
+        path = tmp_path / "run.toml"
+        path.write_text(dump_config(config))
+        assert load_config(path) == config
+    assert parse_config({}).privacy.noise_multiplier == 0.6

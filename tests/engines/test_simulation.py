@@ -176,20 +176,30 @@ def test_an_existing_run_folder_is_not_overwritten(finished, base):
         ({"unit": "client", "mechanism": "distributed", "clip_norm": 1.0}, {"local_steps": 2}),
         ({"unit": "client", "mechanism": "none"}, {"local_steps": 4, "local_learning_rate": 0.02}),
         ({"unit": "example", "mechanism": "none"}, {}),
+        ({"noise": "skellam"}, {}),
+        ({"mechanism": "central"}, {}),
+        ({"noise_multiplier": None, "target_epsilon": 3.0}, {}),
     ],
-    ids=["local", "client", "none-client", "none-example"],
+    ids=["local", "client", "none-client", "none-example", "skellam", "central", "target"],
 )
 def test_every_privacy_mode_runs(tmp_path, privacy, training):
+    privacy = {"expected_batch": 60, "noise_multiplier": 0.8} | privacy
     path = write_run(
         tmp_path,
-        privacy={"expected_batch": 60, "noise_multiplier": 0.8} | privacy,
+        privacy=privacy,
         training={"rounds": 2, "server_optimizer": "sgd", "server_learning_rate": 1.0, "threads": 1}
         | training,
     )
     result = Federation.from_config(path).run(tmp_path / "out")
+    mechanism = privacy.get("mechanism", "distributed")
     statement = result.guarantees["server"]
-    assert statement.protected == (privacy["mechanism"] != "none")
-    if privacy["mechanism"] == "none":
+    assert statement.protected == (mechanism not in ("none", "central"))
+    assert result.guarantees["release"].protected == (mechanism != "none")
+    spoken_of = result.guarantees[result.events[-1].against]
+    assert result.events[-1].epsilon == (spoken_of.epsilon if spoken_of.protected else None)
+    if "target_epsilon" in privacy:
+        assert 2.97 < statement.epsilon <= 3.0
+    if mechanism == "none":
         assert "NO differential privacy" in str(statement)
         assert result.after.nll < result.before.nll
     assert verify_run(result.folder).finished

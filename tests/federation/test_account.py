@@ -44,6 +44,7 @@ OTHER = {
     "delta": {"delta": 1e-3},
     "unit": {"unit": "client"},
     "mechanism": {"mechanism": "local"},
+    "noise": {"noise": "skellam"},
     "sampling_probability": {"sampling_probability": 1.0},
     "sample_is_secret": {"sample_is_secret": False},
     "corrupt_fraction": {"corrupt_fraction": 0.2},

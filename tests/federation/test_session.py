@@ -68,6 +68,7 @@ OTHER_POLICY = {
     "delta": {"delta": 1.1e-5},
     "unit": {"unit": "client"},
     "mechanism": {"mechanism": "local"},
+    "noise": {"noise": "skellam"},
     "sampling_probability": {"sampling_probability": 0.5},
     "sample_is_secret": {"sample_is_secret": False},
     "rounds": {"rounds": 2},

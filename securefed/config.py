@@ -24,6 +24,7 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 Unit = Literal["example", "client"]
 Mechanism = Literal["distributed", "central", "local", "none"]
 Noise = Literal["discrete_gaussian", "skellam"]
+Rounding = Literal["unconditional", "conditional"]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -116,6 +117,21 @@ class TrainingSection(Section):
 DEFAULT_NOISE = {"noise_multiplier": 0.6}
 
 
+def why_not_conditional(unit: Unit, sample_is_secret: bool) -> str:
+    """Why rounding that depends on the result's length is refused; empty where it is not."""
+    if unit != "client":
+        return (
+            f"unit = {unit!r}: whether a sum is rounded again would depend on its other units, and "
+            "no bound on one of them would hold; unit must be 'client'"
+        )
+    if not sample_is_secret:
+        return (
+            "sample_is_secret = false: response times are shown, and how often an update is "
+            "rounded again depends on what it holds; sample_is_secret must be true"
+        )
+    return ""
+
+
 class PrivacySection(Section):
     """What is protected, by how much, and against whom.
 
@@ -129,12 +145,15 @@ class PrivacySection(Section):
     with ``central``, against the release.  ``corrupt_fraction`` and ``dropout_fraction`` are shares
     of the cohort: noise is sized for the clients that are neither.  ``sample_is_secret = false`` is
     for a deployment that shows response times, per-client seconds or batch sizes: no amplification
-    by sampling is credited then.
+    by sampling is credited then.  ``rounding = "conditional"``, for ``unit = "client"``: an update
+    is rounded to the grid again until it is no longer than the sensitivity, which then always holds
+    and is smaller.
     """
 
     unit: Unit = "example"
     mechanism: Mechanism = "distributed"
     noise: Noise = "discrete_gaussian"
+    rounding: Rounding = "unconditional"
     clip_norm: Positive = 0.5
     noise_multiplier: NonNegative | None = None
     target_epsilon: Positive | None = None
@@ -158,6 +177,10 @@ class PrivacySection(Section):
                 f"noise = 'skellam' with mechanism = {self.mechanism!r}: Skellam noise is for sums "
                 "of many clients' noise, mechanism = 'distributed'"
             )
+        if self.rounding == "conditional":
+            refused = why_not_conditional(self.unit, self.sample_is_secret)
+            if refused:
+                raise ValueError(f"rounding = 'conditional' with {refused}")
         if self.mechanism == "none":
             if self.target_epsilon is not None:
                 raise ValueError("target_epsilon with mechanism = 'none': no epsilon is reached")

@@ -107,6 +107,7 @@ class Settings:
             unit=privacy.unit,
             mechanism=privacy.mechanism,
             noise=privacy.noise,
+            rounding=privacy.rounding,
             sampling_probability=q,
             sample_is_secret=privacy.sample_is_secret,
             max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
@@ -212,6 +213,7 @@ class Settings:
             "mechanism": self.stated.mechanism,
             "unit": self.stated.unit,
             "noise": self.stated.noise,
+            "rounding": self.stated.rounding,
             "noise_multiplier": self.stated.noise_multiplier,
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
@@ -233,7 +235,9 @@ class Settings:
             "local_std": self.plan.local_std,
             "server_std": self.plan.server_std,
             "sensitivity": self.plan.sensitivity,
+            "rounding_failure": self.plan.rounding_failure,
             "sum_bound": self.plan.sum_bound,
+            "wrap_probability": self.plan.wrap_probability,
             "max_examples": self.plan.max_examples,
         }
 

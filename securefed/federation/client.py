@@ -49,7 +49,8 @@ class _Contribution(SecretHolder):
 class ClientRound(SecretHolder):
     """One client in one round, sans I/O: carry ``start()`` to the server, then each reply back.
 
-    How long ``encode`` takes tells about how many examples were drawn.  A client whose time can be
+    How long ``encode`` takes tells about how many examples were drawn and, with conditional
+    rounding, about how often the update had to be rounded again.  A client whose time can be
     seen, over a network say, therefore calls ``prepare()`` first and sends ``start()`` at a moment
     that was fixed before, not as soon as it is ready: after that no answer waits for the sample.
     A client that does neither must account with ``PrivacyPolicy.sample_is_secret = False``.

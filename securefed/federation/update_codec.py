@@ -19,6 +19,7 @@ from securefed.encoding.fixed_point import from_ring, to_ring
 from securefed.encoding.rotation import Rotation
 from securefed.errors import ConfigError
 from securefed.privacy.clipping import L2Clip
+from securefed.privacy.conditional_rounding import conditional_round
 from securefed.privacy.inversion import SymmetricInversion
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.policy import PrivacyPolicy
@@ -39,7 +40,7 @@ class UpdateCodec:
 
     Guarantees:
         - One unit changes the integers before noise by at most ``plan.sensitivity`` in L2, except
-          with probability ``mechanisms.ROUNDING_FAILURE``.
+          with probability ``plan.rounding_failure`` a round.
         - With ``mechanism="distributed"`` every encoded vector, an empty sample's too, carries
           fresh discrete Gaussian (or Skellam) noise of std ``plan.local_std``.
         - NaN and infinity end nothing: an update, a sampled row or a clipped sum that holds one
@@ -124,8 +125,10 @@ class UpdateCodec:
         """A sum of examples that were sampled and clipped one by one already (streaming form).
 
         Pre-conditions: ``total`` is a sum of vectors of L2 norm <= ``policy.clip_norm``, one an
-        example.  Such a sum is finite.  One that is not was not clipped, and no bound holds for it;
-        it counts as zeros because silence would show more, and its owner should look why.
+        example, and of no more than 2 ``plan.max_examples`` + 1 of them but once in 2^128 (the
+        float slack of the sensitivity).  Such a sum is finite.  One that is not was not clipped,
+        and no bound holds for it; it counts as zeros because silence would show more, and its
+        owner should look why.
 
         Args:
             total: float64[d].
@@ -170,8 +173,11 @@ class UpdateCodec:
     def _round_and_noise(
         self, clipped: NDArray[np.float64], generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
-        integers = stochastic_round(
-            self._rotation.forward(clipped) / self.plan.resolution, generator
+        scaled = self._rotation.forward(clipped) / self.plan.resolution
+        integers = (
+            conditional_round(scaled, self.plan.sensitivity, generator)
+            if self.plan.rounding_failure == 0.0  # a bound that holds always is this code's to keep
+            else stochastic_round(scaled, generator)
         )
         if self.plan.local_std > 0.0:
             integers += self._noise().sample(self.plan.padded, generator)

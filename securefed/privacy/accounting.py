@@ -198,6 +198,12 @@ def _sampling(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
     return q, f"Poisson, q = {q:.3g} a round, drawn in secret by {who}"
 
 
+_REDRAWN = (
+    "an update is rounded again until it is no longer than the sensitivity (conditional rounding): "
+    "how long a client takes for that depends on its update and is not seen"
+)
+
+
 def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
     scale = f"noise_multiplier {policy.noise_multiplier:g} over clip_norm {policy.clip_norm:g}"
     if policy.mechanism == "central":
@@ -208,14 +214,14 @@ def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
 
 def _accountant(policy: PrivacyPolicy) -> str:
     if policy.noise == "skellam":
-        return (
-            "Renyi divergence of Skellam noise, the general bound for Poisson samples, plus the "
-            "failure of the rounding bound, in delta"
-        )
-    return (
-        "Gaussian privacy loss distribution (dp_accounting, pessimistic) plus the distance of "
-        "the noise from a rounded Gaussian and the failure of the rounding bound, in delta"
-    )
+        ideal = "Renyi divergence of Skellam noise, the general bound for Poisson samples"
+        added = ["the distance of the sampler from Skellam noise"]
+    else:
+        ideal = "Gaussian privacy loss distribution (dp_accounting, pessimistic)"
+        added = ["the distance of the noise from a rounded Gaussian"]
+    if policy.rounding == "unconditional":
+        added.append("the failure of the rounding bound")
+    return f"{ideal} plus {' and '.join(added)}, in delta"
 
 
 def _trust(policy: PrivacyPolicy, bounds: CohortBounds, against: Adversary, plaintext: bool) -> str:
@@ -332,6 +338,8 @@ def guarantee(
     elif q < 1.0:
         adjacency = _ADJACENCY_OF_DRAWN_CLIENTS
         assumptions.append("who was drawn for a round, and how many, is not seen")
+    if policy.rounding == "conditional":
+        assumptions.append(_REDRAWN)
     if plaintext:
         assumptions.append("UNPROTECTED against the server: contributions reach it unmasked")
     return PrivacyGuarantee(

@@ -88,8 +88,8 @@ class L2Clip:
         """How far float64 arithmetic can move a rotated sum, as a multiple of ``clip_norm``.
 
         Two neighbouring inputs differ in one summand; their computed rotated sums differ from the
-        exact image of that summand by at most this much in L2.  Adding b vectors of norm <= C one
-        after another errs by at most b u per partial sum of norm <= b C, twice; a butterfly of
+        exact image of that summand by at most this much in L2.  Adding b vectors of norm <= C, in
+        whatever order, rounds b - 1 partial sums of norm <= b C by u each, twice; a butterfly of
         log2(block) levels errs by at most 4 log2(block) u of the norm b C, twice; scaling adds u.
         u = 2^-53.  Source: Higham 2002, "Accuracy and Stability of Numerical Algorithms", ch. 3-4.
 

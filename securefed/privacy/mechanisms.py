@@ -4,27 +4,52 @@ How one contribution becomes ring elements, with K = clip_norm / resolution:
 
     x  in R^d, |x| <= C (a clipped update), or a sum of b such rows
     y  = Rotation(x) / resolution                      in R^p, p the padded dimension
-    z  = floor(y) + [u < frac(y)]                      unconditional stochastic rounding, u uniform
+    z  = floor(y) + [u < frac(y)]                      stochastic rounding, u uniform
     z + N_Z(0, local_std^2) per coordinate             this client's share of the noise
     mod 2^bits
 
 The share may be Skellam noise of the same variance.  Where a trusted server adds the noise, clients
 send z mod 2^bits, and the server adds N_Z(0, server_std^2) to the sum.
 
-Sensitivity (design: rounding is unconditional, neighbours share the coins u).  Take neighbours that
-differ in one unit with rotated, scaled image v, |v| <= K.  At common coins the two rounded vectors
-differ by D_j = v_j + e_j, where e_j is the zero-mean error of a stochastic rounding of v_j: in
-[-1, 1], of variance at most 1/4, independent over j.  So E|D|^2 <= K^2 + p/4 and, except with
-probability beta,
+Sensitivity, in grid units.  Neighbours differ in one unit, which one of them has as zeros.  They
+are compared at common coins: the same words u round them, and the same other units are sampled.
+The noise is drawn apart from the coins, so a bound for all coins but a share beta of them is a
+bound for the mechanism but for beta.  Let v be the unit's own rotated and scaled image; rotation
+is linear and an isometry, and appends zeros before it mixes, so v has p coordinates, not d, and
+|v| <= K.  D is the difference of the two rounded vectors, before noise.
+
+- Client: the update is the unit.  Its neighbour sends floor(0 + u) = 0, so D is v rounded.
+- Example: y are the other rows of the client's sum.  Rounding is floor(. + u') with one uniform u'
+  a coordinate, so D_j = floor(y_j + v_j + u') - floor(y_j + u') is v_j rounded down or up, up with
+  probability frac(v_j) over u', whatever y_j is.  A row that is not sampled, or not finite, gives
+  D = 0; other clients' vectors are equal.  This needs rounding that is never conditioned.
+
+Either way D_j is a_j or a_j + 1, a_j = floor(v_j), with mean v_j, independent over j.  A variance
+f (1 - f) is at most 1/4, so E|D|^2 = |v|^2 + sum_j Var D_j <= K^2 + p/4.  D_j^2 takes two values
+|2 a_j + 1| apart, and |a_j + 1/2| <= |v_j| + 1/2, so by Minkowski's inequality
+sum_j (2 a_j + 1)^2 <= 4 (K + sqrt(p)/2)^2.  Hoeffding's inequality for the independent D_j^2 says
+P(|D|^2 >= E|D|^2 + t) <= exp(-2 t^2 / sum_j (2 a_j + 1)^2), so that, except with probability beta,
 
     |D|^2 <= K^2 + p/4 + sqrt(2 ln(1/beta)) (K + sqrt(p)/2).
 
-The tail is that of Kairouz, Liu and Steinke 2021, "The Distributed Discrete Gaussian Mechanism",
-its part on randomized rounding (arXiv 2102.06387), which bounds the norm of a stochastically
-rounded vector; D is one.
-For a client's whole update the neighbour contributes 0 and D is its rounded update: the same bound.
-Rejecting roundings that are too long, as that paper does for clients, is not done: for a sum of
-examples the rejection would depend on the other examples.  beta is charged to delta.
+``rounding = "unconditional"``: beta = 2^-80 a round (``RoundPlan.rounding_failure``), in delta.
+``rounding = "conditional"``, for clients: the bound at beta = exp(-1/2) is enforced by rounding
+again (:mod:`securefed.privacy.conditional_rounding`), so it holds always and nothing is added.
+
+Floating point.  K is enlarged before it enters the bound: by what float64 may move the two computed
+images apart from v (``L2Clip.float_slack``: clipping, summation in any order, rotation, scaling),
+and by the grain of the coins; the bound itself, evaluated in float64, is enlarged by 2^-50.  The
+computed image y is rounded as a multiple y' of 2^-53 within 2^-53 of it (``stochastic_round``), so
+D is a rounding of a v' within 2^-52 of v in each coordinate, 2^-52 sqrt(p) in all.  A sum may hold
+more than m = ``max_examples`` rows with probability 2^-64 (``engines.settings``); the slack is for
+2 m + 1.  A binomial number B of rows has P(B >= a + b) <= P(B >= a) P(B >= b), as its tails are
+log-concave, so more than 2 m + 1 have probability at most 2^-128: accounting charges beta
+1 + e^epsilon times and the proof asks for once (SECURITY.md), which leaves room for it.
+
+Reducing mod 2^bits is a function of the integer sum: post-processing, whether it wraps or not.
+
+Source: the bound is that of Kairouz, Liu and Steinke 2021, "The Distributed Discrete Gaussian
+Mechanism" (arXiv 2102.06387), its part on randomised rounding, for one rounded vector.
 """
 
 from __future__ import annotations
@@ -37,16 +62,24 @@ from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS, bits_needed
 from securefed.encoding.rotation import BLOCK, padded_dimension
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.privacy.clipping import L2Clip
+from securefed.privacy.conditional_rounding import TRIAL_FAILURE
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.privacy.samplers import ROUNDING_GRAIN, STATISTICAL_DISTANCE
 
 ROUNDING_FAILURE = 2.0**-80
-"""beta: probability, per round, that rounding makes one unit longer than the sensitivity."""
+"""beta: probability, per round, that unconditional rounding exceeds the sensitivity."""
 
 _TARGET_STD = 2048.0
 _TARGET_CLIP_UNITS = 4096.0  # rounding's tail then adds 0.13 % to the sensitivity
 _LARGEST_STD = 2.0**15
 _SMALLEST_STD = 64.0
-_NOISE_TAIL = 12.0  # standard deviations; a Gaussian exceeds them with probability < 2^-100
+_NOISE_TAIL = 12.0  # standard deviations that the ring has room for
+# The summed noise of one coordinate exceeds them with at most this probability.  Discrete Gaussian:
+# sub-Gaussian with its variance parameter (Canonne, Kamath and Steinke 2020, 2004.00010), so
+# 2 exp(-72).  Skellam of variance m: 2 exp(-sup_t (12 t sqrt(m) - m (cosh t - 1))), which is
+# 2 exp(-71.9) at the least std in use, 64 for each of two clients.
+_BEYOND_TAIL = 2.0**-102
+_EVALUATED = 1.0 + 2.0**-50  # float64 evaluates the bound to within 4 units in its last place
 _UNPROTECTED_CLIP_UNITS = 2.0**24  # float32 updates carry no finer detail
 
 
@@ -63,8 +96,13 @@ class RoundPlan:
         server_std: std of what a trusted server adds to the sum (0 unless the noise is central).
         honest_std: std in grid units of the noise that ``noise_multiplier`` speaks of: that of
             ``honest_floor`` clients, or the server's.
-        sensitivity: L2 sensitivity in grid units, except with probability ``ROUNDING_FAILURE``.
+        sensitivity: L2 sensitivity in grid units.
+        rounding_failure: beta, probability per round that the sensitivity is exceeded; 0 where
+            conditional rounding enforces it.
         sum_bound: the largest |coordinate| that a sum can have, noise tail included.
+        wrap_probability: bound on the probability, per round, that any coordinate of the sum leaves
+            the ring; p (2^-102 + n 2^-100) for the noise of n clients, its tail beyond 12 std and
+            the sampler's distance.  0 without noise.
         bits: ring width on the wire, 20..32.
         max_examples: most rows in one client's sum (1 for ``unit="client"``).
     """
@@ -77,7 +115,9 @@ class RoundPlan:
     server_std: float
     honest_std: float
     sensitivity: float
+    rounding_failure: float
     sum_bound: int
+    wrap_probability: float
     bits: int
     max_examples: int
 
@@ -110,8 +150,8 @@ def plan_round(
 
     Every coordinate of a client's contribution is at most ``max_examples * K + 1`` in absolute
     value, so ``cohort_size (max_examples K + 1)`` plus twelve standard deviations of the noise
-    bounds the sum, whatever the data.  Noise beyond that (probability below 2^-100 a coordinate)
-    would wrap around: a wrong value, never a loss of privacy, since wrapping is post-processing.
+    bounds the sum, whatever the data.  Noise beyond that (``RoundPlan.wrap_probability``) would
+    wrap around: a wrong value, never a loss of privacy, since wrapping is post-processing.
 
     Args:
         policy: the privacy settings; ``max_examples`` defaults to 1.
@@ -159,7 +199,10 @@ def plan_round(
             "use fewer or smaller clients, more bits (32 at most) or more noise"
         )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
-    slack = L2Clip(policy.clip_norm).float_slack(examples, BLOCK)
+    summands = 1 if policy.unit == "client" else 2 * examples + 1
+    slack = L2Clip(policy.clip_norm).float_slack(summands, BLOCK)
+    longest_unit = clip_units * (1.0 + slack) + 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
+    conditional = policy.rounding == "conditional"
     return RoundPlan(
         dimension=dimension,
         padded=padded,
@@ -168,8 +211,15 @@ def plan_round(
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,
         honest_std=std * root_h,
-        sensitivity=rounded_sensitivity(clip_units * (1.0 + slack), padded),
+        sensitivity=_EVALUATED
+        * rounded_sensitivity(
+            longest_unit, padded, TRIAL_FAILURE if conditional else ROUNDING_FAILURE
+        ),
+        rounding_failure=0.0 if conditional else ROUNDING_FAILURE,
         sum_bound=sum_bound,
+        wrap_probability=(
+            padded * (_BEYOND_TAIL + draws * STATISTICAL_DISTANCE) if noised else 0.0
+        ),
         bits=bits_needed(sum_bound) if bits == "auto" else width,
         max_examples=examples,
     )

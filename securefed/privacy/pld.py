@@ -18,7 +18,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from securefed.privacy.additions import with_additions
 from securefed.privacy.arguments import check_accounting
 from securefed.privacy.distance import total_variation_per_round
-from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
+from securefed.privacy.mechanisms import RoundPlan
 
 _DISCRETISATION = 1e-4
 _MOST_STEPS = 200_000
@@ -98,7 +98,7 @@ def distributed_epsilon(
     check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if rounds == 0:
         return 0.0
-    eta = total_variation_per_round(plan, honest) + ROUNDING_FAILURE
+    eta = total_variation_per_round(plan, honest) + plan.rounding_failure
     std = plan.local_std * math.sqrt(honest)
     # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
     effective = math.sqrt(std**2 - 1.0 / 12.0) / plan.sensitivity

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from securefed.config import Mechanism, Noise, Unit, share_of
+from securefed.config import Mechanism, Noise, Rounding, Unit, share_of, why_not_conditional
 from securefed.errors import ConfigError
 
 MAX_COUNT = 2**31
@@ -37,6 +37,9 @@ class PrivacyPolicy:
         noise: ``"discrete_gaussian"``, accounted for as tightly as a Gaussian.  ``"skellam"``, for
             ``"distributed"`` only: sums are exactly Skellam, accounting is by Renyi divergence and
             looser where sampling is rare.
+        rounding: ``"unconditional"``: the sensitivity holds but for a probability that delta
+            covers.  ``"conditional"``, for ``"client"`` only: an update is rounded again until it
+            is short enough, so that a smaller sensitivity holds always.
         sampling_probability: q in (0, 1].  For ``"example"`` each client keeps each row
             independently with probability q, in secret, every round.  For ``"client"`` it says how
             the cohort itself was drawn, and is credited against the release only.
@@ -60,6 +63,7 @@ class PrivacyPolicy:
     unit: Unit = "client"
     mechanism: Mechanism = "distributed"
     noise: Noise = "discrete_gaussian"
+    rounding: Rounding = "unconditional"
     sampling_probability: float = 1.0
     sample_is_secret: bool = True
     rounds: int = 1
@@ -95,6 +99,12 @@ class PrivacyPolicy:
             f"'discrete_gaussian' with mechanism = {self.mechanism!r}",
         )
         _require(
+            self.rounding in get_args(Rounding),
+            "rounding",
+            self.rounding,
+            f"one of {get_args(Rounding)}",
+        )
+        _require(
             0 < self.sampling_probability <= 1,
             "sampling_probability",
             self.sampling_probability,
@@ -126,6 +136,13 @@ class PrivacyPolicy:
             "max_examples",
             self.max_examples,
             f"an int in 1..{MAX_COUNT}",
+        )
+        refused = why_not_conditional(self.unit, self.sample_is_secret)
+        _require(
+            self.rounding == "unconditional" or not refused,
+            "rounding",
+            self.rounding,
+            f"'unconditional' with {refused}",
         )
         if self.mechanism == "none":
             _require(

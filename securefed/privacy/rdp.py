@@ -34,7 +34,7 @@ from securefed.errors import ConfigError
 from securefed.privacy.additions import with_additions
 from securefed.privacy.arguments import check_accounting
 from securefed.privacy.inversion import STATISTICAL_DISTANCE
-from securefed.privacy.mechanisms import ROUNDING_FAILURE, RoundPlan
+from securefed.privacy.mechanisms import RoundPlan
 
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 65), 72, 80, 96, 128, 192, 256, 384, 512, 1024)
 """Orders at which bounds that hold for integers only are evaluated."""
@@ -64,7 +64,7 @@ def rounded_l1_sensitivity(l2: float, padded: int) -> float:
 
     :mod:`securefed.privacy.mechanisms` bounds the difference D of two neighbours' rounded vectors
     at common coins: an integer vector of p coordinates with |D|_2 <= L, except with probability
-    ``ROUNDING_FAILURE``.  On that same event, so at no further charge to delta,
+    ``plan.rounding_failure``.  On that same event, so at no further charge to delta,
 
         |D|_1 <= sqrt(p) |D|_2 <= sqrt(p) L    (Cauchy and Schwarz), and
         |D|_1 <= |D|_2^2 <= L^2                (|n| <= n^2 for every integer n),
@@ -284,14 +284,14 @@ def _with_additions(
 ) -> float:
     """Epsilon of the curve with what rounding and the samplers add to delta.
 
-    Rounding exceeds the sensitivity with probability ``ROUNDING_FAILURE`` a round, and each of
+    Rounding exceeds the sensitivity with probability ``plan.rounding_failure`` a round, and each of
     honest * padded draws is within ``STATISTICAL_DISTANCE`` of its distribution.
     """
     if rounds == 0:
         return 0.0
     return with_additions(
         curve.composed(rounds).epsilon,
-        per_round=ROUNDING_FAILURE + honest * plan.padded * STATISTICAL_DISTANCE,
+        per_round=plan.rounding_failure + honest * plan.padded * STATISTICAL_DISTANCE,
         rounds=rounds,
         delta=delta,
     )

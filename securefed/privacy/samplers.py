@@ -27,6 +27,7 @@ from securefed.privacy.inversion import (
 __all__ = [
     "MAX_STD",
     "MIN_STD",
+    "ROUNDING_GRAIN",
     "STATISTICAL_DISTANCE",
     "DiscreteGaussian",
     "poisson_sample",
@@ -41,6 +42,9 @@ _TAIL = 12  # the table ends at 12 standard deviations
 _WORK_BITS = 256
 _EXP_BITS = 320
 _UNIFORM_BITS = 53
+
+ROUNDING_GRAIN = 2.0**-_UNIFORM_BITS
+"""Stochastic rounding is exact for some value this close to the given one."""
 
 
 def _exp_of_minus(numerator: int, denominator: int) -> int:

@@ -37,6 +37,33 @@ def test_whether_the_sample_is_shown_is_part_of_what_is_charged_and_recorded():
         assert settings.record()["sample_is_secret"] is value
 
 
+def test_conditional_rounding_reaches_the_plan_the_event_and_the_statement():
+    usual, redrawn = (
+        settings_of(unit="client", rounding=how) for how in ("unconditional", "conditional")
+    )
+    assert redrawn.event()["rounding"] == redrawn.record()["rounding"] == "conditional"
+    assert redrawn.record()["rounding_failure"] == 0.0 < usual.record()["rounding_failure"]
+    assert redrawn.plan.clip_units < redrawn.plan.sensitivity < usual.plan.sensitivity
+    assert redrawn.epsilon_after(3) < usual.epsilon_after(3)
+    for who in ADVERSARIES:
+        assert any("rounded again" in line for line in redrawn.guarantee(who, 3).assumptions)
+        assert not any("rounded again" in line for line in usual.guarantee(who, 3).assumptions)
+        assert "rounding bound" in usual.guarantee(who, 3).accountant
+        assert "rounding bound" not in redrawn.guarantee(who, 3).accountant
+
+
+@pytest.mark.parametrize(
+    ("privacy", "why"),
+    [
+        ({"unit": "example"}, "depend on its other units"),
+        ({"unit": "client", "sample_is_secret": False}, "response times are shown"),
+    ],
+)
+def test_conditional_rounding_is_refused_where_its_bound_or_its_time_would_not_hold(privacy, why):
+    with pytest.raises(ConfigError, match=f"rounding = 'conditional' with .*{why}"):
+        settings_of(rounding="conditional", **privacy)
+
+
 def test_a_run_file_cannot_say_it_with_a_word_that_is_not_a_truth_value():
     with pytest.raises(ConfigError, match=r"privacy\.sample_is_secret"):
         settings_of(sample_is_secret="perhaps")

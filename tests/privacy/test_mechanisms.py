@@ -1,6 +1,7 @@
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,11 +11,14 @@ from scipy.stats import binom
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.encoding.fixed_point import bits_needed, from_ring
 from securefed.encoding.rotation import Rotation
+from securefed.engines.settings import _room_for
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.update_codec import UpdateCodec
+from securefed.privacy import mechanisms
+from securefed.privacy.clipping import L2Clip
 from securefed.privacy.mechanisms import ROUNDING_FAILURE, plan_round, rounded_sensitivity
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.privacy.samplers import stochastic_round
+from securefed.privacy.samplers import DiscreteGaussian, stochastic_round
 
 SEED = bytes(range(32))
 
@@ -52,14 +56,14 @@ def equal_failure(value: float, padded: int, square: float) -> float:
 @settings(max_examples=150, deadline=None)
 @given(
     v=st.lists(st.floats(-4, 4), min_size=1, max_size=7).map(np.array),
-    beta=st.sampled_from([0.5, 0.1, 1e-2, 1e-4, ROUNDING_FAILURE]),
+    beta=st.sampled_from([math.exp(-0.5), 0.1, 1e-2, 1e-4, ROUNDING_FAILURE]),
 )
 def test_no_small_vector_exceeds_the_bound_more_often_than_beta(v, beta):
     bound = rounded_sensitivity(float(np.linalg.norm(v)), len(v), beta)
     assert exact_failure(v, bound) <= beta * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("beta", [0.5, 1e-2, 1e-6, 2.0**-40, ROUNDING_FAILURE])
+@pytest.mark.parametrize("beta", [math.exp(-0.5), 1e-2, 1e-6, 2.0**-40, ROUNDING_FAILURE])
 @pytest.mark.parametrize("padded", [1, 3, 64, 4096, 32_768, 1_003_520])
 def test_no_even_vector_exceeds_the_bound_more_often_than_beta(padded, beta):
     """Equal coordinates: every fraction from far below 1/p up to 1/2, beside every whole part."""
@@ -320,3 +324,96 @@ def test_rounding_costs_little_of_the_sensitivity_at_real_sizes():
 def test_the_stated_quantisation_error_is_one_step_a_coordinate():
     plan = plan_round(policy(), cohort_size=4, dimension=1000)
     assert plan.quantisation_error == pytest.approx(plan.resolution * math.sqrt(1024))
+
+
+# Wrap-around
+
+
+def test_the_wrap_probability_is_stated_in_closed_form_and_negligible():
+    for size, dimension in ((2, 1), (10, 1000), (400, 10**6)):
+        settings_ = policy(corrupt_fraction=0.0, dropout_fraction=0.0)
+        plan = plan_round(settings_, cohort_size=size, dimension=dimension)
+        assert plan.wrap_probability == plan.padded * (2.0**-102 + size * 2.0**-100)
+        assert plan.wrap_probability < 2.0**-70
+    quiet = policy(mechanism="none", noise_multiplier=0.0)
+    assert plan_round(quiet, cohort_size=4, dimension=1000).wrap_probability == 0.0
+
+
+def test_the_stated_tail_covers_both_kinds_of_noise_at_twelve_standard_deviations():
+    """Chernoff's bounds at high precision, at the coarsest noise in use and at finer ones."""
+    with mpmath.workdps(50):
+        stated = mpmath.mpf(2) ** -102
+        assert 2 * mpmath.exp(-72) < stated  # sub-Gaussian
+        for std in (64, 1000, 2**15):
+            m = 2 * mpmath.mpf(std) ** 2  # two clients at least
+            t = mpmath.asinh(12 / mpmath.sqrt(m))
+            exponent = 12 * mpmath.sqrt(m) * t - m * (mpmath.cosh(t) - 1)
+            assert 2 * mpmath.exp(-exponent) < stated
+        # The discrete Gaussian's own tail, summed up: below its bound.
+        s = 64
+        weights = [mpmath.exp(-(mpmath.mpf(k) ** 2) / (2 * s**2)) for k in range(20 * s)]
+        total = weights[0] + 2 * mpmath.fsum(weights[1:])
+        assert 2 * mpmath.fsum(weights[12 * s + 1 :]) / total < stated
+
+
+def test_a_ring_with_room_for_two_standard_deviations_does_wrap(monkeypatch):
+    """What the twelve are for: the same noise in a ring sized for two leaves it now and then."""
+    settings_ = policy(noise_multiplier=1000.0, corrupt_fraction=0.0, dropout_fraction=0.0)
+    counted = {}
+    for tail in (2.0, 12.0):
+        monkeypatch.setattr(mechanisms, "_NOISE_TAIL", tail)
+        plan = plan_round(settings_, cohort_size=100, dimension=512, bits=20)
+        codec = UpdateCodec(settings_, plan, SEED)
+        ring = sum(codec.encode_update(np.zeros(512), seeded(i)) for i in range(100))
+        opened = from_ring(ring & np.uint32((1 << plan.bits) - 1), plan.bits)
+        noise, coins = DiscreteGaussian(plan.local_std), [seeded(i) for i in range(100)]
+        for generator in coins:
+            generator.uint64(512)  # what rounding took
+        exact = sum(noise.sample(512, generator) for generator in coins)
+        counted[tail] = int((opened != exact).sum())
+    assert counted[12.0] == 0
+    assert counted[2.0] > 5  # 18 are expected
+
+
+# Slack for float arithmetic
+
+
+def test_the_grain_of_the_coins_and_the_floats_are_in_the_sensitivity():
+    """At K = sqrt(p) / 2 the grain is one unit in the last place of the bound, and more of K's."""
+    settings_ = policy(mechanism="none", noise_multiplier=0.0, dropout_fraction=0.0)
+    plan = plan_round(settings_, cohort_size=1000, dimension=10**6, bits=20)
+    k, p = plan.clip_units, plan.padded
+    with mpmath.workdps(50):
+        moved = L2Clip(1.0).float_slack(1, 4096) * k + mpmath.mpf(2) ** -52 * mpmath.sqrt(p)
+
+        def exactly(longest):
+            tail = mpmath.sqrt(160 * mpmath.log(2)) * (longest + mpmath.sqrt(p) / 2)
+            return mpmath.sqrt(longest**2 + mpmath.mpf(p) / 4 + tail)
+
+        assert plan.sensitivity > exactly(k + moved)
+    assert plan.sensitivity == (1 + 2.0**-50) * rounded_sensitivity(
+        k * (1 + L2Clip(1.0).float_slack(1, 4096)) + 2.0**-52 * math.sqrt(p), p
+    )
+    assert plan.sensitivity != (1 + 2.0**-50) * rounded_sensitivity(k, p)
+
+
+@pytest.mark.parametrize("clip_units", [1.0, 3.7, 300.0, 4096.3, 2.0**24])
+@pytest.mark.parametrize("padded", [1, 512, 5120, 1_003_520])
+def test_float64_evaluates_the_bound_to_within_what_it_is_enlarged_by(clip_units, padded):
+    with mpmath.workdps(50):
+        for beta in (ROUNDING_FAILURE, math.exp(-0.5)):
+            tail = mpmath.sqrt(2 * mpmath.log(1 / mpmath.mpf(beta)))
+            square = mpmath.mpf(clip_units) ** 2 + mpmath.mpf(padded) / 4
+            square += tail * (mpmath.mpf(clip_units) + mpmath.sqrt(padded) / 2)
+            found = rounded_sensitivity(clip_units, padded, beta)
+            assert abs(found / mpmath.sqrt(square) - 1) < mpmath.mpf(2) ** -51
+
+
+@pytest.mark.parametrize(("examples", "q"), [(100, 0.16), (100, 0.01), (5000, 0.002), (40, 0.9)])
+def test_slack_is_for_more_rows_than_a_poisson_sample_has_but_once_in_2_to_the_128(examples, q):
+    room = _room_for(examples, q)
+    assert binom.logsf(2 * room + 1, examples, q) <= -128 * math.log(2)
+    settings_ = policy(unit="example", max_examples=room, sampling_probability=q)
+    plan = plan_round(settings_, cohort_size=4, dimension=100)
+    slack = L2Clip(1.0).float_slack(2 * room + 1, 4096)
+    assert plan.sensitivity >= rounded_sensitivity(plan.clip_units * (1 + slack), plan.padded)

@@ -35,6 +35,7 @@ def policy(**changes) -> PrivacyPolicy:
         ("sampling_probability", 0.0),
         ("sampling_probability", 1.0001),
         ("sampling_probability", math.nan),
+        ("rounding", "nearest"),
         ("sample_is_secret", 0),
         ("sample_is_secret", "no"),
         ("rounds", 0),
@@ -73,6 +74,14 @@ def test_noise_goes_with_a_mechanism_and_none_with_none():
 def test_local_noise_is_for_examples_only():
     with pytest.raises(ConfigError, match="unit = 'client'"):
         policy(mechanism="local", unit="client")
+
+
+def test_rounding_that_depends_on_the_result_is_for_clients_whose_time_is_not_seen():
+    assert policy(rounding="conditional").rounding == "conditional"
+    with pytest.raises(ConfigError, match="depend on its other units"):
+        policy(rounding="conditional", unit="example")
+    with pytest.raises(ConfigError, match="response times are shown"):
+        policy(rounding="conditional", sample_is_secret=False)
 
 
 def test_a_policy_cannot_be_changed_after_its_checks():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from securefed.errors import BudgetExceeded, ConfigError, LocalProtocolError
 from securefed.evidence.ledger import Ledger, Record, read_ledger
+from securefed.privacy.accounting import epsilon_text
 
 CHARGE = "charge"
 
@@ -97,7 +98,7 @@ class ClientBudget:
             raise LocalProtocolError("session: it was charged before; an attempt needs a new one")
         if not self.affords():
             after = self._epsilon_after(self.charges + 1)
-            shown = f"{after:.4g}" if math.isfinite(after) else "unbounded"
+            shown = epsilon_text(after) if math.isfinite(after) else "unbounded"
             raise BudgetExceeded(
                 f"budget.epsilon = {self._limit:g}: the next round would raise epsilon to "
                 f"{shown}; nothing was sent"

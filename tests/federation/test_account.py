@@ -59,11 +59,12 @@ OTHERS = [
     ("bits", {"aggregation": PairwiseAggregation(bits=32)}),
     ("aggregation", {"aggregation": PlaintextAggregation()}),
 ]
-WITH_A_TEST_OF_ITS_OWN = {"ring_sigma"}  # in test_session.py: it takes 200 clients
+# ring_sigma in test_session.py: it takes 200 clients; rounding below: it takes unit = "client".
+WITH_A_TEST_OF_ITS_OWN = {"ring_sigma", "rounding"}
 
 
 def test_every_figure_of_the_policy_but_the_number_of_rounds_is_tried():
-    assert {"rounds", *OTHER} == {field.name for field in fields(PrivacyPolicy)}
+    assert {"rounds", "rounding", *OTHER} == {field.name for field in fields(PrivacyPolicy)}
     assert session_of(policy=replace(POLICY, rounds=9)).priced() == session_of().priced()
     tried = {name for name, _ in OTHERS} | WITH_A_TEST_OF_ITS_OWN
     assert tried == set(session_of().priced())
@@ -84,6 +85,16 @@ def test_a_round_at_another_price_is_not_charged_and_does_not_open_the_account(
     with pytest.raises(ConfigError, match=f"^{field} = .*prices rounds with"):
         open_account(path, other, "ann")
     open_account(path, session_of(), "ann").close()  # the refusal let go of the file
+
+
+def test_a_round_that_rounds_otherwise_is_not_charged(tmp_path):
+    usual = replace(POLICY, unit="client", max_examples=None)
+    other = replace(usual, rounding="conditional")
+    account = open_account(tmp_path / "ann.jsonl", session_of(policy=usual), "ann")
+    with pytest.raises(LocalProtocolError, match=r"^rounding = 'conditional'"):
+        account.charge(session_of(2, policy=other).event())
+    assert account.charges == 0
+    account.close()
 
 
 def test_a_charge_without_one_of_the_figures_or_its_session_is_refused(tmp_path):
@@ -108,9 +119,12 @@ def test_an_account_counts_over_openings_and_refuses_before_its_limit_is_passed(
     account = open_account(path, session_of(3), "ann", limit=limit)
     with pytest.raises(LocalProtocolError, match="charged before"):
         account.charge(session_of(2).event())
-    with pytest.raises(BudgetExceeded, match="nothing was sent"):
+    with pytest.raises(BudgetExceeded, match="nothing was sent") as refusal:
         account.charge(session_of(3).event())
     account.close()
+    # What it says is rounded up: never below what the round would cost.
+    shown = float(str(refusal.value).split("raise epsilon to ")[1].split(";")[0])
+    assert epsilon[3] <= shown <= 1.01 * epsilon[3]
     assert len(read_charges(path)) == 2
 
 

@@ -21,7 +21,7 @@ from securefed.errors import ConfigError
 Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
 # "graph" is there in sparse rounds (200 clients and more) only.
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Unit = Literal["example", "client"]
+Unit = Literal["example", "user", "client"]
 Mechanism = Literal["distributed", "central", "local", "none"]
 Noise = Literal["discrete_gaussian", "skellam"]
 Rounding = Literal["unconditional", "conditional"]
@@ -67,12 +67,17 @@ class DataSection(Section):
     ``source`` is a folder (one file or one sub-folder a client), or a built-in corpus.
     For causal language modelling an example is one non-overlapping window of ``window_tokens``
     tokens; for classification it is one record, cut off at ``window_tokens``.
+
+    ``user_field`` names the field of a JSONL or CSV record that says whose record it is (a
+    patient, a sender); it goes with ``privacy.unit = "user"``.  Without it each document is a user
+    of its own there.  A user is held out whole or not at all.
     """
 
     source: str = "builtin:state-of-the-union"
     format: Literal["auto", "jsonl", "csv", "text"] = "auto"
     text_field: str = "text"
     label_field: str = "label"
+    user_field: Annotated[str, Field(min_length=1)] | None = None
     window_tokens: Annotated[int, Field(ge=4, le=8192)] = 32
     clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
     min_examples: Annotated[int, Field(ge=1)] = 1
@@ -95,7 +100,9 @@ class TrainingSection(Section):
 
     ``batch_size`` and ``local_steps`` are for updates made of several local steps
     (``unit = "client"``, ``mechanism = "local"`` and ``"none"``); under distributed DP-SGD a round
-    is one step and ``privacy.expected_batch`` says how large it is.
+    is one step and ``privacy.expected_batch`` says how large it is.  ``examples_per_user`` bounds
+    how many of a drawn user's examples a step computes (all of them without it); which ones is
+    drawn anew, in secret, for every step.
     """
 
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -103,6 +110,7 @@ class TrainingSection(Section):
     batch_size: Annotated[int, Field(ge=1)] = 16
     local_learning_rate: Positive = 1e-3
     micro_batch: Annotated[int, Field(ge=1)] = 16
+    examples_per_user: Annotated[int, Field(ge=1)] | None = None
     server_optimizer: Literal["adam", "sgd"] = "adam"
     server_learning_rate: Positive = 1e-2
     trainer: str | None = Field(
@@ -148,6 +156,9 @@ class PrivacySection(Section):
     by sampling is credited then.  ``rounding = "conditional"``, for ``unit = "client"``: an update
     is rounded to the grid again until it is no longer than the sensitivity, which then always holds
     and is smaller.
+
+    ``expected_batch`` counts examples, or users for ``unit = "user"``: a user's contribution is the
+    mean over its examples.
     """
 
     unit: Unit = "example"
@@ -192,8 +203,10 @@ class PrivacySection(Section):
                 f"noise_multiplier = 0 with mechanism = {self.mechanism!r} protects nothing; give "
                 "a value > 0, or mechanism = 'none' for an unprotected baseline"
             )
-        if self.mechanism == "local" and self.unit != "example":
-            raise ValueError("mechanism = 'local' is example-level DP-SGD: unit must be 'example'")
+        if self.mechanism == "local" and self.unit == "client":
+            raise ValueError(
+                "mechanism = 'local' is DP-SGD within a client: unit must be 'example' or 'user'"
+            )
         return self
 
 
@@ -275,12 +288,25 @@ class RunConfig(Section):
                 "holds against a server that gets contributions in the clear; use 'pairwise', or "
                 "privacy.mechanism = 'central'"
             )
-        if self.privacy.unit == "example" and self.training.trainer is not None:
+        unit = self.privacy.unit
+        if unit != "client" and self.training.trainer is not None:
             raise ValueError(
-                "training.trainer cannot be used with privacy.unit = 'example': the guarantee of "
-                "(distributed) DP-SGD needs each example's own clipped gradient, which a trainer "
-                "of your own does not show; use privacy.unit = 'client'"
+                f"training.trainer cannot be used with privacy.unit = {unit!r}: the guarantee of "
+                f"(distributed) DP-SGD needs each {unit}'s own clipped gradient, which a trainer "
+                "of your own does not show, and a client that keeps state across rounds (optimiser "
+                "moments, error feedback, control variates) would carry what was drawn once into "
+                "rounds for which it was not drawn, which sampling is credited for; use "
+                "privacy.unit = 'client'"
             )
+        for field, value in (
+            ("data.user_field", self.data.user_field),
+            ("training.examples_per_user", self.training.examples_per_user),
+        ):
+            if value is not None and unit != "user":
+                raise ValueError(
+                    f"{field} = {value!r} with privacy.unit = {unit!r}: it would look as if users "
+                    "were protected as one; use privacy.unit = 'user', or leave it out"
+                )
         for drop in self.cohort.simulated_dropouts:
             if drop.round > self.training.rounds:
                 raise ValueError(

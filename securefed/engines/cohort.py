@@ -14,9 +14,11 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.evidence.budget import ClientBudget
 from securefed.federation.update_codec import UpdateCodec
+from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import ClientData, Examples
 from securefed.training.dp_sgd import PerExampleGradients
+from securefed.training.users import clipped_sum_of_users, sampled_users
 
 
 @dataclass
@@ -54,18 +56,48 @@ class EncodeFor(Protocol):
         ...
 
 
-def dp_sgd_step(gradients: PerExampleGradients) -> EncodeFor:
-    """Distributed DP-SGD: a secret Poisson sample, each example's gradient clipped, summed, noised.
+def clipped_sum_of_sample(
+    gradients: PerExampleGradients,
+    examples: Examples,
+    policy: PrivacyPolicy,
+    generator: NoiseGenerator,
+    *,
+    examples_per_user: int | None,
+) -> NDArray[np.float64]:
+    """A secret Poisson sample of the policy's units, each one's gradient clipped, summed.
 
-    An empty sample is a zero vector and its noise; the model is not called.
+    Args:
+        gradients: of the model.
+        examples: all of the client's.
+        policy: unit ``"example"`` or ``"user"``, sampling probability and clip norm.
+        generator: the secret words of the sample.
+        examples_per_user: most examples of a user in the step; all of them without it.
+
+    Returns:
+        float64[d]; zeros without a call of the model for an empty sample.
+    """
+    q = policy.sampling_probability
+    if policy.unit == "user":
+        drawn = sampled_users(examples, q, generator, most=examples_per_user)
+        return clipped_sum_of_users(gradients, drawn, policy.clip_norm)
+    kept = poisson_sample(len(examples), q, generator)
+    return gradients.clipped_sum(examples.take(kept), policy.clip_norm)
+
+
+def dp_sgd_step(
+    gradients: PerExampleGradients, *, examples_per_user: int | None = None
+) -> EncodeFor:
+    """Distributed DP-SGD: :func:`clipped_sum_of_sample`, and this client's noise.
+
     Source: Abadi et al. 2016, Algorithm 1, with the noise of Kairouz et al. 2021 in the sum.
     """
 
     def encode(
         examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
-        kept = poisson_sample(len(examples), codec.policy.sampling_probability, generator)
-        total = gradients.clipped_sum(examples.take(kept), codec.policy.clip_norm)
+        total = clipped_sum_of_sample(
+            gradients, examples, codec.policy, generator, examples_per_user=examples_per_user
+        )
         return codec.encode_clipped_sum(total, generator)
 
     return encode

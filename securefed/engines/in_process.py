@@ -98,8 +98,8 @@ class SecureRoundResult:
 
     Attributes:
         sum: float64[d]: sum of the survivors' clipped contributions, plus noise.
-        mean: float64[d]: ``sum`` over the number of survivors, or, for ``unit="example"``, over
-            the expected batch (sampling probability times the survivors' row counts).
+        mean: float64[d]: ``sum`` over the number of survivors, or, for ``unit="example"`` and
+            ``"user"``, over the expected batch (sampling probability times the survivors' rows).
         survivors: ids inside the sum, in the order of the cohort.
         bytes_up: bytes sent by each client, by id.
         bytes_down: bytes sent to each client, by id.
@@ -144,7 +144,8 @@ def secure_round(
     Args:
         updates: client id -> array.  For ``privacy.unit="client"`` one update, float[d]; for
             ``"example"`` float[n_i, d], one row an example: each client keeps each row with
-            ``privacy.sampling_probability``, in secret, and clips it by itself.
+            ``privacy.sampling_probability``, in secret, and clips it by itself.  For ``"user"``
+            likewise with one row a user: all that one user contributes, as a mean over its records.
         privacy: what is protected and by how much.
         aggregation: ``PairwiseAggregation()`` by default.
         drop: client id -> the stage from which on it is silent: ``"advertise"``, ``"share"``,
@@ -193,7 +194,7 @@ def secure_round(
             if widths
             else "updates: no client at all; at least 2 are needed"
         )
-    if privacy.unit == "example" and privacy.max_examples is None:
+    if privacy.unit != "client" and privacy.max_examples is None:
         privacy = replace(privacy, max_examples=max(1, *(len(a) for a in arrays.values())))
     identities = {name: IdentityKey.generate() for name in cohort}
     session = RoundSession(
@@ -207,9 +208,9 @@ def secure_round(
         model=hashlib.sha256(b"securefed/1/vectors, no model").digest(),
     )
     for name, array in arrays.items():
-        if privacy.unit == "example" and len(array) > session.plan.max_examples:
+        if privacy.unit != "client" and len(array) > session.plan.max_examples:
             raise ConfigError(
-                f"updates[{name!r}]: {len(array)} examples, max_examples = "
+                f"updates[{name!r}]: {len(array)} {privacy.unit}s, max_examples = "
                 f"{session.plan.max_examples}"
             )
     server = ServerRound(session, remove_masks=remove_masks)
@@ -220,7 +221,7 @@ def secure_round(
     carried = carry(server, clients, drop=dropped)
     total = server.sum
     survivors = server.survivors
-    if privacy.unit == "example":
+    if privacy.unit != "client":
         rows = sum(len(arrays[name]) for name in survivors)
         divisor = max(privacy.sampling_probability * rows, 1e-12)
     else:
@@ -241,14 +242,14 @@ def secure_round(
 
 
 def _encode(array: NDArray[np.floating], privacy: PrivacyPolicy) -> Encode:
-    if privacy.unit == "example":
+    if privacy.unit != "client":
         return lambda codec, generator: codec.encode_examples(array, generator)
     return lambda codec, generator: codec.encode_update(array, generator)
 
 
 def _checked(key: Hashable, value: ArrayLike, unit: str) -> NDArray[np.floating]:
     array = np.asarray(value)
-    wanted = 2 if unit == "example" else 1
+    wanted = 1 if unit == "client" else 2
     if array.dtype.kind not in "fiu" or array.ndim != wanted or array.shape[-1] == 0:
         shape = "float[n, d]" if wanted == 2 else "float[d]"
         raise ConfigError(

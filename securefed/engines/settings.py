@@ -51,6 +51,9 @@ def unit_name(config: RunConfig) -> str:
     """What is protected as one, in a few words."""
     if config.privacy.unit == "client":
         return "one client"
+    if config.privacy.unit == "user":
+        field = config.data.user_field
+        return "one document" if field is None else f"one {field} at one client"
     if config.model.task == "causal-lm":
         return f"one window of {config.data.window_tokens} tokens"
     return "one record"
@@ -65,7 +68,8 @@ class Settings:
 
     Args:
         config: the run file.
-        sizes: public number of training examples of each client.
+        sizes: public size of each client: how many training examples, or users for ``unit =
+            "user"``, it has.
         dimension: length of an update.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began; it is
             searched for without it, and checked against the target with it.
@@ -90,12 +94,12 @@ class Settings:
         check_cohort(config, sizes)
         total = sum(sizes.values())
         q = 1.0
-        if privacy.unit == "example":
+        if privacy.unit != "client":
             q = privacy.expected_batch / total
             if q > 1.0:
                 raise ConfigError(
                     f"privacy.expected_batch = {privacy.expected_batch:g}: the clients hold "
-                    f"{total} examples in all, and it must not exceed that"
+                    f"{total} {privacy.unit}s in all, and it must not exceed that"
                 )
         targeted = privacy.target_epsilon is not None
         chosen = noise_multiplier if targeted else privacy.noise_multiplier
@@ -110,7 +114,7 @@ class Settings:
             rounding=privacy.rounding,
             sampling_probability=q,
             sample_is_secret=privacy.sample_is_secret,
-            max_examples=_room_for(max(sizes.values()), q) if privacy.unit == "example" else None,
+            max_examples=None if privacy.unit == "client" else _room_for(max(sizes.values()), q),
             local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
             delta=privacy.delta,
             rounds=config.training.rounds,
@@ -165,7 +169,7 @@ class Settings:
     @property
     def one_step(self) -> bool:
         """Whether a round is one step of distributed DP-SGD (or the same step without noise)."""
-        return self.stated.unit == "example" and self.stated.mechanism != "local"
+        return self.stated.unit != "client" and self.stated.mechanism != "local"
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement for one adversary after ``charges`` rounds."""
@@ -178,11 +182,23 @@ class Settings:
             plaintext=isinstance(self.aggregation, PlaintextAggregation),
             ring_sigma=self.aggregation.ring_sigma(CohortBounds.of(self.stated, self.cohort_size)),
         )
-        return replace(statement, unit=self._unit()) if self.stated.unit == "example" else statement
+        return replace(statement, unit=self._unit()) if self.stated.unit != "client" else statement
 
     def _unit(self) -> str:
-        """What one example is, in the words of this run's data."""
+        """What one example or user is, in the words of this run's data, and what it leaves out."""
         name = unit_name(self.config)
+        if self.stated.unit == "user":
+            field = self.config.data.user_field
+            if field is None:
+                return (
+                    f"one user: {name} (a text file, line, row, address, module or mail), drawn "
+                    "and clipped as one (not a person: several documents of one are several users)"
+                )
+            return (
+                f"one user: {name}, that is all of one client's records with the same {field!r}, "
+                "drawn and clipped as one (not the same one at another client, who counts there "
+                "once more; not one under two keys; not who is only spoken of in a record)"
+            )
         if self.config.model.task == "causal-lm":
             return (
                 f"one example: {name} (a longer document or record is several; not a document and "
@@ -242,10 +258,10 @@ class Settings:
         }
 
 
-def _room_for(examples: int, q: float) -> int:
+def _room_for(units: int, q: float) -> int:
     """Rows to leave room for in the ring: exceeded by a Poisson sample with probability < 2^-64.
 
-    A sample beyond it is summed all the same: cutting it off would make one example's presence
-    move another's.  At worst the sum wraps around, which costs accuracy and no privacy.
+    A sample beyond it is summed all the same: cutting it off would make one unit's presence move
+    another's.  At worst the sum wraps around, which costs accuracy and no privacy.
     """
-    return max(1, min(examples, int(binom.isf(_OVERFULL, examples, q))))
+    return max(1, min(units, int(binom.isf(_OVERFULL, units, q))))

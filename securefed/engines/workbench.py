@@ -14,7 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from securefed.config import RunConfig, dump_config
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.cohort import EncodeFor, dp_sgd_step, local_delta
+from securefed.engines.cohort import (
+    EncodeFor,
+    clipped_sum_of_sample,
+    dp_sgd_step,
+    local_delta,
+)
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.settings import Settings, check_cohort
@@ -29,7 +34,6 @@ from securefed.lora.adapter import (
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.privacy.clipping import L2Clip
-from securefed.privacy.samplers import poisson_sample
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
@@ -96,7 +100,7 @@ class Workbench:
             held_out_windows=config.evaluation.max_windows,
             held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
         )
-        self.sizes = client_sizes(self.clients)
+        self.sizes = client_sizes(self.clients, config.privacy.unit)
         self.model = build_adapter(loaded.model, config.lora, task=config.model.task)
         travelling = travelling_parameters(self.model, config.lora.sharing)
         self.layout = AdapterLayout({name: tuple(p.shape) for name, p in travelling.items()})
@@ -106,8 +110,10 @@ class Workbench:
         self._filled_micro_batch = config.training.micro_batch
         self._untouched: Untouched | None = None
         self.saw_non_finite = False
+        examples = sum(len(client.train) for client in self.clients.values())
+        users = f" of {sum(self.sizes.values()):,} users" if config.privacy.unit == "user" else ""
         observer.message(
-            f"{len(self.clients)} clients, {sum(self.sizes.values()):,} training examples, "
+            f"{len(self.clients)} clients, {examples:,} training examples{users}, "
             f"{self.layout.size:,} trainable parameters"
         )
 
@@ -191,9 +197,12 @@ class Workbench:
         Raises:
             GradientCheckError: names module and setting.
         """
-        if settings.stated.unit != "example":
+        if settings.stated.unit == "client":
             return
         expected = settings.stated.sampling_probability * sum(self.sizes.values()) / len(self.sizes)
+        # How many examples a user has is not public, and shapes follow from public figures alone:
+        # without a bound on them the size is that for one example a user, which fits more as well.
+        expected *= self.config.training.examples_per_user or 1
         gradients = PerExampleGradients(
             self.model,
             self.layout,
@@ -217,7 +226,8 @@ class Workbench:
     def encoder(self, settings: Settings, number: int) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
         if settings.one_step:
-            return dp_sgd_step(self._per_example())
+            most = self.config.training.examples_per_user
+            return dp_sgd_step(self._per_example(), examples_per_user=most)
         return local_delta(lambda examples: self._delta(settings, examples, number))
 
     def contribution(
@@ -226,9 +236,13 @@ class Workbench:
         """One client's clipped contribution in the clear, for a client that trains alone."""
         examples = self.clients[name].train
         if settings.one_step:
-            kept = poisson_sample(len(examples), settings.stated.sampling_probability, generator)
-            clip = settings.stated.clip_norm
-            return self._per_example().clipped_sum(examples.take(kept), clip)
+            return clipped_sum_of_sample(
+                self._per_example(),
+                examples,
+                settings.stated,
+                generator,
+                examples_per_user=self.config.training.examples_per_user,
+            )
         delta = self._delta(settings, examples, number)
         return L2Clip(settings.sum_policy.clip_norm).clip(delta)
 
@@ -259,7 +273,8 @@ class Workbench:
     def _train(self, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
         if own is None:
-            self._trainer(settings, len(examples)).train(self.model, examples, number)
+            units = examples.units(settings.stated.unit)
+            self._trainer(settings, units).train(self.model, examples, number)
             return
         if self._untouched is None:
             self._untouched = Untouched(self.model)
@@ -268,7 +283,7 @@ class Workbench:
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
 
-    def _trainer(self, settings: Settings, examples: int) -> LocalTrainer:
+    def _trainer(self, settings: Settings, units: int) -> LocalTrainer:
         training, privacy = self.config.training, self.config.privacy
         if privacy.mechanism == "local":
             q = settings.stated.sampling_probability
@@ -276,7 +291,7 @@ class Workbench:
                 self.layout,
                 local_steps=training.local_steps,
                 sampling_probability=q,
-                expected_batch_size=q * examples,
+                expected_batch_size=q * units,
                 clip_norm=privacy.clip_norm,
                 noise_multiplier=settings.stated.noise_multiplier,
                 learning_rate=training.local_learning_rate,
@@ -284,6 +299,8 @@ class Workbench:
                 task=self.config.model.task,
                 device=self.device,
                 generator=NoiseGenerator(),
+                unit=settings.stated.unit,
+                examples_per_user=training.examples_per_user,
             )
         return AdamWTrainer(
             local_steps=training.local_steps,

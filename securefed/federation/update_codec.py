@@ -74,8 +74,8 @@ class UpdateCodec:
             uint32[plan.padded].
 
         Raises:
-            ConfigError: wrong shape, or ``unit = "example"``: a whole update clipped as one does
-                not bound what one example of it changes.
+            ConfigError: wrong shape, or ``unit`` is not ``"client"``: a whole update clipped as
+                one does not bound what one example or user of it changes.
         """
         self._check_unit("client")
         self._check_shape(update.shape, (self.plan.dimension,))
@@ -94,25 +94,27 @@ class UpdateCodec:
         """A secret Poisson sample of the rows, each clipped by itself, summed.
 
         Args:
-            rows: float[n, d], one row an example, n <= ``plan.max_examples``; a sampled row that is
-                not finite counts as zeros.
+            rows: float[n, d], one row an example, or one row a user, n <= ``plan.max_examples``;
+                a sampled row that is not finite counts as zeros.
             generator: also decides which rows are sampled.
             on_zeroed: called if a sampled row counts as zeros; keep what it says on this machine.
 
         Raises:
             ConfigError: wrong shape, more rows than ``max_examples``, or ``unit = "client"``.
         """
-        self._check_unit("example")
+        self._check_unit("example", "user")
         self._check_shape(rows.shape, (len(rows), self.plan.dimension))
         if len(rows) > self.plan.max_examples:
             raise ConfigError(
-                f"{len(rows)} examples: at most max_examples = {self.plan.max_examples} are allowed"
+                f"{len(rows)} {self.policy.unit}s: at most max_examples = "
+                f"{self.plan.max_examples} are allowed"
             )
         kept = poisson_sample(len(rows), self.policy.sampling_probability, generator)
         sampled = rows[kept]
         failed = int((~np.isfinite(sampled).all(axis=1)).sum())
         if failed:
-            _tell(on_zeroed, f"{failed} sampled examples are not finite: they count as zeros")
+            unit = self.policy.unit
+            _tell(on_zeroed, f"{failed} sampled {unit}s are not finite: they count as zeros")
         return self.encode_clipped_sum(self._clip.clip_rows(sampled), generator)
 
     def encode_clipped_sum(
@@ -122,13 +124,13 @@ class UpdateCodec:
         *,
         on_zeroed: OnZeroed | None = None,
     ) -> NDArray[np.uint32]:
-        """A sum of examples that were sampled and clipped one by one already (streaming form).
+        """A sum of units that were sampled and clipped one by one already (streaming form).
 
         Pre-conditions: ``total`` is a sum of vectors of L2 norm <= ``policy.clip_norm``, one an
-        example, and of no more than 2 ``plan.max_examples`` + 1 of them but once in 2^128 (the
-        float slack of the sensitivity).  Such a sum is finite.  One that is not was not clipped,
-        and no bound holds for it; it counts as zeros because silence would show more, and its
-        owner should look why.
+        example for ``unit = "example"``, one a user for ``"user"``, and of no more than 2
+        ``plan.max_examples`` + 1 of them but once in 2^128 (the float slack of the sensitivity).
+        Such a sum is finite.  One that is not was not clipped, and no bound holds for it; it counts
+        as zeros because silence would show more, and its owner should look why.
 
         Args:
             total: float64[d].
@@ -139,10 +141,11 @@ class UpdateCodec:
             ConfigError: wrong shape, or ``unit = "client"``: a client then contributes one vector
                 of norm <= C, not a sum of them.
         """
-        self._check_unit("example")
+        self._check_unit("example", "user")
         self._check_shape(total.shape, (self.plan.dimension,))
         if not np.isfinite(total).all():
-            _tell(on_zeroed, "the clipped sum is not finite: it counts as zeros; clip each example")
+            unit = self.policy.unit
+            _tell(on_zeroed, f"the clipped sum is not finite: it counts as zeros; clip each {unit}")
             total = np.zeros(self.plan.dimension)
         return self._round_and_noise(total.astype(np.float64), generator)
 
@@ -190,10 +193,11 @@ class UpdateCodec:
             return Skellam(self.plan.local_std**2)
         return DiscreteGaussian(self.plan.local_std)
 
-    def _check_unit(self, expected: Unit) -> None:
-        if self.policy.unit != expected:
+    def _check_unit(self, *expected: Unit) -> None:
+        if self.policy.unit not in expected:
             raise ConfigError(
-                f"unit = {self.policy.unit!r}: this way of encoding protects unit = {expected!r}"
+                f"unit = {self.policy.unit!r}: this way of encoding protects unit = "
+                f"{' or '.join(map(repr, expected))}"
             )
 
     @staticmethod

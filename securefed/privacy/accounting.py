@@ -104,13 +104,25 @@ def epsilon_text(epsilon: float | None) -> str:
 
 _UNIT_WORDS = {
     "example": "one example (a row of one client's data; not a document and not a person)",
+    "user": (
+        "one user: all of one client's data under one user key, drawn and clipped as one (the same "
+        "person at two clients, or under two keys, is one user at each; who is only spoken of in "
+        "another user's data is no user)"
+    ),
     "client": "one client's whole contribution",
 }
 _NOISE_WORDS = {"discrete_gaussian": "discrete Gaussian", "skellam": "Skellam"}
-_INDEPENDENT = (
-    "an example's vector depends on no other example (training fills its micro-batches up to one "
-    "shape and compares gradients to the bit before the first round)"
+_DEPENDS_ON_NO_OTHER = (
+    "(training fills its micro-batches up to one shape and compares gradients to the bit before "
+    "the first round)"
 )
+_INDEPENDENT = {
+    "example": f"an example's vector depends on no other example {_DEPENDS_ON_NO_OTHER}",
+    "user": (
+        f"a user's vector depends on no other user {_DEPENDS_ON_NO_OTHER}; all of a user's records "
+        "stand under one key"
+    ),
+}
 _SHOWN = (
     "none credited, q = 1: sample_is_secret = false, so response times, seconds or batch sizes may "
     "show the sample, and with it who is in time for a sum"
@@ -121,6 +133,8 @@ _SHOWN_BY_INDEX = (
 _ADJACENCY = {
     "example": "zero-out of one example: its contribution is replaced by 0; how many examples a "
     "client holds is public",
+    "user": "zero-out of one user: its contribution, from all of its records at one client, is "
+    "replaced by 0; how many users a client holds is public",
     "client": "zero-out of one client: its update is replaced by 0; who takes part is public",
 }
 _ADJACENCY_OF_DRAWN_CLIENTS = (
@@ -152,8 +166,8 @@ def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGua
     )
     return PrivacyGuarantee(
         against=against,
-        unit=_UNIT_WORDS["example"],
-        adjacency=_ADJACENCY["example"],
+        unit=_UNIT_WORDS[policy.unit],
+        adjacency=_ADJACENCY[policy.unit],
         epsilon=epsilon,
         delta=policy.delta,
         rounds=rounds,
@@ -172,7 +186,7 @@ def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGua
             "floating-point Gaussian noise behaves as an exact Gaussian (attacks on its low bits "
             "are not covered)",
             "each client samples, clips and noises as this code does",
-            _INDEPENDENT,
+            _INDEPENDENT[policy.unit],
             "a client's sampled batch sizes and timings are not seen"
             if policy.sample_is_secret
             else _SHOWN_BY_INDEX,
@@ -194,7 +208,8 @@ def _sampling(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
     q = policy.sampling_probability
     if q == 1.0:
         return 1.0, "none credited (q = 1)"
-    who = "each client, of its examples" if policy.unit == "example" else "a trusted sampler"
+    own = f"each client, of its {policy.unit}s"
+    who = "a trusted sampler" if policy.unit == "client" else own
     return q, f"Poisson, q = {q:.3g} a round, drawn in secret by {who}"
 
 
@@ -326,12 +341,12 @@ def guarantee(
                 "of the ring is known, and the order does not favour the corrupt ones (it does "
                 f"with probability at most 2^-{ring_sigma} a round)"
             )
-    if policy.unit == "example":
-        assumptions.append(_INDEPENDENT)
+    if policy.unit != "client":
+        assumptions.append(_INDEPENDENT[policy.unit])
     if not policy.sample_is_secret:
         assumptions.append(_SHOWN_BY_INDEX)
     adjacency = _ADJACENCY[policy.unit]
-    if q < 1.0 and policy.unit == "example":
+    if q < 1.0 and policy.unit != "client":
         assumptions.append(
             "sampled batch sizes, per-client seconds and response times are not seen"
         )

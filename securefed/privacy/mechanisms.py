@@ -2,7 +2,7 @@
 
 How one contribution becomes ring elements, with K = clip_norm / resolution:
 
-    x  in R^d, |x| <= C (a clipped update), or a sum of b such rows
+    x  in R^d, |x| <= C (a clipped update), or a sum of b such rows, one an example or one a user
     y  = Rotation(x) / resolution                      in R^p, p the padded dimension
     z  = floor(y) + [u < frac(y)]                      stochastic rounding, u uniform
     z + N_Z(0, local_std^2) per coordinate             this client's share of the noise
@@ -23,8 +23,13 @@ is linear and an isometry, and appends zeros before it mixes, so v has p coordin
   a coordinate, so D_j = floor(y_j + v_j + u') - floor(y_j + u') is v_j rounded down or up, up with
   probability frac(v_j) over u', whatever y_j is.  A row that is not sampled, or not finite, gives
   D = 0; other clients' vectors are equal.  This needs rounding that is never conditioned.
+- User: the same with rows that are one a user: the mean of the gradients of its (used) examples,
+  clipped as one.  Users partition a client's examples.  A row depends on that user's examples and on
+  coins of its own alone, which are common to both neighbours: whether the user is drawn and, with
+  ``examples_per_user``, which of its examples are used.  So |v| <= K however many examples it has,
+  and no count of examples enters.  Clipping a user's k examples one by one would give k K only.
 
-Either way D_j is a_j or a_j + 1, a_j = floor(v_j), with mean v_j, independent over j.  A variance
+In each case D_j is a_j or a_j + 1, a_j = floor(v_j), with mean v_j, independent over j.  A variance
 f (1 - f) is at most 1/4, so E|D|^2 = |v|^2 + sum_j Var D_j <= K^2 + p/4.  D_j^2 takes two values
 |2 a_j + 1| apart, and |a_j + 1/2| <= |v_j| + 1/2, so by Minkowski's inequality
 sum_j (2 a_j + 1)^2 <= 4 (K + sqrt(p)/2)^2.  Hoeffding's inequality for the independent D_j^2 says
@@ -104,7 +109,7 @@ class RoundPlan:
             the ring; p (2^-102 + n 2^-100) for the noise of n clients, its tail beyond 12 std and
             the sampler's distance.  0 without noise.
         bits: ring width on the wire, 20..32.
-        max_examples: most rows in one client's sum (1 for ``unit="client"``).
+        max_examples: most rows, examples or users, in one client's sum (1 for ``unit="client"``).
     """
 
     dimension: int
@@ -169,7 +174,7 @@ def plan_round(
         raise OverflowBoundError(f"dimension = {dimension}: must be >= 1")
     bounds = CohortBounds.of(policy, cohort_size)
     padded = padded_dimension(dimension)
-    examples = (policy.max_examples or 1) if policy.unit == "example" else 1
+    examples = 1 if policy.unit == "client" else policy.max_examples or 1
     central = policy.mechanism == "central"
     noised = central or policy.mechanism == "distributed"
     z = policy.noise_multiplier if noised else 0.0
@@ -193,7 +198,7 @@ def plan_round(
     std = z * clip_units / root_h
     if clip_units < 1.0 or (noised and std < _SMALLEST_STD):
         raise OverflowBoundError(
-            f"{cohort_size} clients of up to {examples} examples in a ring of {width} bits leave "
+            f"{cohort_size} clients of up to {examples} units in a ring of {width} bits leave "
             f"{clip_units:.3g} grid steps for clip_norm and {std:.3g} for the noise of one "
             f"{'server' if central else 'client'}: at least 1 and {_SMALLEST_STD:g} are needed; "
             "use fewer or smaller clients, more bits (32 at most) or more noise"

@@ -29,6 +29,7 @@ class PrivacyPolicy:
             server's noise with ``"central"``); > 0 unless ``mechanism`` is ``"none"``.
         delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
         unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
+            ``"user"``: all of a client's data under one user key is one unit, and gives one row.
         mechanism: ``"distributed"``: each client adds its share of the noise before masking.
             ``"central"``: a server that is trusted with the sum adds all of the noise to it;
             nothing holds against that server.  ``"local"``: each client's training is
@@ -40,17 +41,17 @@ class PrivacyPolicy:
         rounding: ``"unconditional"``: the sensitivity holds but for a probability that delta
             covers.  ``"conditional"``, for ``"client"`` only: an update is rounded again until it
             is short enough, so that a smaller sensitivity holds always.
-        sampling_probability: q in (0, 1].  For ``"example"`` each client keeps each row
-            independently with probability q, in secret, every round.  For ``"client"`` it says how
-            the cohort itself was drawn, and is credited against the release only.
+        sampling_probability: q in (0, 1].  For ``"example"`` and ``"user"`` each client keeps each
+            row independently with probability q, in secret, every round.  For ``"client"`` it says
+            how the cohort itself was drawn, and is credited against the release only.
         sample_is_secret: whether nobody but its drawer learns of a sample, not by response times,
             per-client seconds or batch sizes either.  False where a deployment shows any of these:
             every statement then counts with q = 1.
         rounds: how many rounds with these settings are composed, >= 1.
         corrupt_fraction: gamma, share of the cohort that may collude with the server.
         dropout_fraction: delta of the protocol papers, share of the cohort that may fall silent.
-        max_examples: for ``unit="example"``, how many rows one client's sum may hold; sizes the
-            ring.  The default is the largest client's row count.
+        max_examples: for ``unit="example"`` and ``"user"``, how many rows (units) one client's sum
+            may hold; sizes the ring.  The default is the largest client's row count.
         local_steps: for ``mechanism="local"``, DP-SGD steps per round, >= 1.
 
     Raises:
@@ -161,7 +162,10 @@ class PrivacyPolicy:
             )
         if self.mechanism == "local":
             _require(
-                self.unit == "example", "unit", self.unit, "'example' with mechanism = 'local'"
+                self.unit != "client",
+                "unit",
+                self.unit,
+                "'example' or 'user' with mechanism = 'local'",
             )
 
     def without_noise(self, clip_norm: float) -> PrivacyPolicy:

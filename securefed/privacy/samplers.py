@@ -32,6 +32,7 @@ __all__ = [
     "DiscreteGaussian",
     "poisson_sample",
     "stochastic_round",
+    "uniform_subset",
 ]
 
 MIN_STD = 0.5
@@ -213,3 +214,27 @@ def poisson_sample(count: int, probability: float, generator: NoiseGenerator) ->
     limit = np.uint64(math.floor(probability * 2.0**_UNIFORM_BITS))
     kept = np.flatnonzero(_uniform53(count, generator) < limit)
     return kept.astype(np.int64, copy=False)
+
+
+def uniform_subset(count: int, size: int, generator: NoiseGenerator) -> NDArray[np.int64]:
+    """``size`` of 0..count - 1, uniformly without replacement.
+
+    The places of the ``size`` least of ``count`` 64-bit words.  Were no two words equal, all
+    subsets would be equally likely; two are equal with probability at most n^2 / 2^65, n =
+    ``count``, and the earlier place wins then.  No guarantee of privacy rests on the uniformity.
+
+    Args:
+        count: n, size of the population.
+        size: how many are taken, 0 <= size <= count.
+        generator: the secret words, one for each index.
+
+    Returns:
+        int64[size], in ascending order.
+
+    Raises:
+        ConfigError: an argument is outside that.
+    """
+    if not 0 <= size <= count:
+        raise ConfigError(f"size = {size}; it must satisfy 0 <= size <= count = {count}")
+    order = np.argsort(generator.uint64(count), kind="stable")
+    return np.sort(order[:size]).astype(np.int64, copy=False)

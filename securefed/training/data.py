@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.config import DataSection
+from securefed.config import DataSection, Unit
 from securefed.errors import ConfigError, DataError
 from securefed.training.corpora import Corpus, Document
 
@@ -40,25 +40,53 @@ class Examples:
         attention_mask: int64[n, w], 1 for a token, 0 for padding, which comes last; all ones for
             causal language modelling.
         labels: int64[n], the classes; None for causal language modelling.
+        users: int64[n], the user that each example is of: 0 .. m - 1, each with an example; None
+            where users are not told apart.
     """
 
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     labels: NDArray[np.int64] | None
+    users: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         shapes = [self.attention_mask.shape == self.input_ids.shape, self.input_ids.ndim == 2]
         arrays = [self.input_ids, self.attention_mask]
-        if self.labels is not None:
-            shapes.append(self.labels.shape == (len(self.input_ids),))
-            arrays.append(self.labels)
+        for per_row in (self.labels, self.users):
+            if per_row is not None:
+                shapes.append(per_row.shape == (len(self.input_ids),))
+                arrays.append(per_row)
         if not all(shapes) or any(array.dtype != np.int64 for array in arrays):
             raise ConfigError(
-                "examples: allowed are int64 arrays of shapes [n, w], [n, w] and [n] (labels)"
+                "examples: allowed are int64 arrays of shapes [n, w] (input_ids, attention_mask) "
+                "and [n] (labels, users)"
             )
+        if self.users is not None and not np.array_equal(
+            np.unique(self.users), np.arange(np.max(self.users, initial=-1) + 1)
+        ):
+            raise ConfigError("users: allowed are 0 .. m - 1, each of them with an example")
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def units(self, unit: Unit) -> int:
+        """How many they are as sampling counts them: users for ``"user"``, else examples.
+
+        Raises:
+            ConfigError: users are asked for and not told apart.
+        """
+        return len(self.rows_of_users()) if unit == "user" else len(self)
+
+    def rows_of_users(self) -> list[NDArray[np.int64]]:
+        """The rows of each user, m arrays in ascending order: a partition of 0 .. n - 1.
+
+        Raises:
+            ConfigError: users are not told apart.
+        """
+        if self.users is None:
+            raise ConfigError("examples: users are not told apart, which unit = 'user' needs")
+        order = np.argsort(self.users, kind="stable").astype(np.int64, copy=False)
+        return np.split(order, np.cumsum(np.bincount(self.users))[:-1]) if len(self) else []
 
     def take(self, indices: NDArray[np.integer] | Sequence[int]) -> Examples:
         """Some of the examples, in the order asked for.
@@ -67,7 +95,7 @@ class Examples:
             indices: int[k], each in 0 .. n - 1; may be empty, may repeat.
 
         Returns:
-            k examples, copied.
+            k examples, copied; those of their users that have one are numbered anew, in order.
 
         Raises:
             ConfigError: an index is out of range.
@@ -76,15 +104,18 @@ class Examples:
         if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
             raise ConfigError(f"indices: out of range; allowed: 0 .. {len(self) - 1}")
         labels = None if self.labels is None else self.labels[chosen]
-        return Examples(self.input_ids[chosen], self.attention_mask[chosen], labels)
+        users = None
+        if self.users is not None:
+            users = np.unique(self.users[chosen], return_inverse=True)[1].astype(np.int64)
+        return Examples(self.input_ids[chosen], self.attention_mask[chosen], labels, users)
 
 
 @dataclass(frozen=True, eq=False)
 class ClientData:
-    """One client's examples; no document gives to both parts.
+    """One client's examples; no document and no user gives to both parts.
 
-    A lone document of a causal language model is the exception: its last tokens are held out, and
-    no token is in both parts.
+    A lone document of a causal language model is the exception, where no user is named: its last
+    tokens are held out, and no token is in both parts.
 
     Attributes:
         client_id: the client.
@@ -97,9 +128,9 @@ class ClientData:
     held_out: Examples
 
 
-def client_sizes(clients: Mapping[str, ClientData]) -> dict[str, int]:
-    """The number of training examples of each client, in the order given."""
-    return {client: len(data.train) for client, data in clients.items()}
+def client_sizes(clients: Mapping[str, ClientData], unit: Unit) -> dict[str, int]:
+    """Each client's public size, in the order given: training examples, or users for "user"."""
+    return {client: data.train.units(unit) for client, data in clients.items()}
 
 
 def tokenize_clients(
@@ -120,11 +151,15 @@ def tokenize_clients(
     one document, with the tokenizer's special tokens, cut off and padded on the right to
     ``section.window_tokens``.
 
+    An example's user is that of its document (``Document.owner``): users partition the examples,
+    and no window crosses from one to another.
+
     Where the corpus does not say what is held out, ``section.held_out_fraction`` of a client's
-    documents are, those with the smallest keyed hashes of their keys: at least one, never all; for
-    causal language modelling only documents of ``held_out_tokens`` tokens or more are considered,
-    and one of them is left for training if there are two.  Of a lone document's tokens the last
-    ones are held out: that fraction of them, at least one held-out window.
+    users are, with all of their documents (a document without a named user is one of its own),
+    those with the smallest keyed hashes of their keys: at least one, never all; for causal language
+    modelling only users with a document of ``held_out_tokens`` tokens or more are considered, and
+    one of them is left for training if there are two.  Of a lone document's tokens, no user being
+    named, the last ones are held out: that fraction of them, at least one held-out window.
 
     Args:
         corpus: documents by client.
@@ -144,11 +179,11 @@ def tokenize_clients(
     Raises:
         ConfigError: ``section.clients`` names a client that the corpus has not or names one twice;
             ``labels`` does not fit the task; the tokenizer cannot pad.
-        DataError: a client has too few examples, none held out, or a label that is missing or
-            out of range.
+        DataError: a client has too few examples, none held out, a label that is missing or out of
+            range, or named users of which there is only one.
 
     Guarantees:
-        - Every token of a document is in at most one training example.
+        - Every token of a document is in at most one training example, of that document's user.
         - Nothing about one client depends on another client's data.
         - The same arguments give the same arrays.
     """
@@ -164,6 +199,7 @@ def tokenize_clients(
     data = {}
     for client in chosen_clients(corpus, section):
         documents = corpus.clients[client]
+        _check_users(client, documents)
         if labels is None:
             parts = _language_parts(documents, section, tokenizer, held_out_tokens)
         else:
@@ -204,19 +240,40 @@ def chosen_clients(corpus: Corpus, section: DataSection) -> list[str]:
     return sorted(wanted)
 
 
+def _check_users(client: str, documents: list[Document]) -> None:
+    flagged = any(document.held_out is not None for document in documents)
+    held_out = {document.owner for document in documents if document.held_out}
+    if flagged and held_out & {document.owner for document in documents if not document.held_out}:
+        raise DataError(f"client {client}: a user's documents are partly held out; allowed: whole")
+    if documents[0].user is not None and len({document.owner for document in documents}) < 2:
+        raise DataError(
+            f"client {client}: all documents are of one user; a user is held out whole, so at "
+            "least 2 are needed"
+        )
+
+
 def _held_out_indices(documents: list[Document], able: list[int], fraction: float) -> set[int]:
-    """Which documents are held out: as the corpus says, or some of those that are ``able``."""
+    """Which documents are held out: as the corpus says, or those of some users of ``able`` ones."""
     flags = [document.held_out for document in documents]
     if any(flag is not None for flag in flags):
         return {index for index, flag in enumerate(flags) if flag}
 
-    def order(index: int) -> bytes:
-        key = documents[index].key.encode("utf-8")
+    def order(owner: str) -> bytes:
+        key = owner.encode("utf-8")
         return hashlib.blake2b(key, key=_HELD_OUT_TAG, digest_size=16).digest()
 
-    # One of the able documents is left for training wherever there are two.
-    count = min(max(1, round(fraction * len(documents))), max(1, len(able) - 1))
-    return set(sorted(able, key=order)[:count])
+    owners = [document.owner for document in documents]
+    able_users = {owners[index] for index in able}
+    # One of the able users is left for training wherever there are two.
+    count = min(max(1, round(fraction * len(set(owners)))), max(1, len(able_users) - 1))
+    chosen = set(sorted(able_users, key=order)[:count])
+    return {index for index, owner in enumerate(owners) if owner in chosen}
+
+
+def _numbered(owners: Sequence[str]) -> NDArray[np.int64]:
+    """int64[n]: equal where owners are, 0 .. m - 1 in the order in which they come."""
+    numbers = {owner: number for number, owner in enumerate(dict.fromkeys(owners))}
+    return np.array([numbers[owner] for owner in owners], dtype=np.int64)
 
 
 def _language_parts(
@@ -226,23 +283,26 @@ def _language_parts(
     # Not verbose: a text longer than the model's context is cut into windows afterwards.
     found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     tokens = [np.asarray(ids, dtype=np.int64) for ids in found]
+    owners = [document.owner for document in documents]
     if len(documents) == 1 and documents[0].held_out is None:
         # The boundary is moved to the left until the held-out part has a whole window.
         only = tokens[0]
         kept = len(only) - max(held_out_tokens, round(section.held_out_fraction * len(only)))
-        train, held_out = [only[: max(kept, 0)]], [only[max(kept, 0) :]]
+        train, held_out = [(owners[0], only[: max(kept, 0)])], [(owners[0], only[max(kept, 0) :])]
     else:
         able = [index for index, ids in enumerate(tokens) if len(ids) >= held_out_tokens]
         chosen = _held_out_indices(documents, able, section.held_out_fraction)
-        held_out = [ids for index, ids in enumerate(tokens) if index in chosen]
-        train = [ids for index, ids in enumerate(tokens) if index not in chosen]
+        owned = list(enumerate(zip(owners, tokens, strict=True)))
+        held_out = [document for index, document in owned if index in chosen]
+        train = [document for index, document in owned if index not in chosen]
     return _windows(train, section.window_tokens), _windows(held_out, held_out_tokens)
 
 
-def _windows(documents: list[NDArray[np.int64]], width: int) -> Examples:
-    whole = [ids[: len(ids) // width * width].reshape(-1, width) for ids in documents]
+def _windows(documents: list[tuple[str, NDArray[np.int64]]], width: int) -> Examples:
+    whole = [ids[: len(ids) // width * width].reshape(-1, width) for _, ids in documents]
     input_ids = np.concatenate([np.empty((0, width), dtype=np.int64), *whole])
-    return Examples(input_ids, np.ones_like(input_ids), None)
+    owners = [owner for (owner, _), rows in zip(documents, whole, strict=True) for _ in rows]
+    return Examples(input_ids, np.ones_like(input_ids), None, _numbered(owners))
 
 
 def _classification_parts(
@@ -267,7 +327,8 @@ def _classification_parts(
         input_ids[row, : len(found[row])] = found[row]
         attention_mask[row, : len(found[row])] = 1
         classes[row] = document.label
-    everything = Examples(input_ids, attention_mask, classes)
+    users = _numbered([document.owner for document in documents])
+    everything = Examples(input_ids, attention_mask, classes, users)
     rows = list(range(len(documents)))
     chosen = _held_out_indices(documents, rows, section.held_out_fraction)
     held_out = [row for row in rows if row in chosen]

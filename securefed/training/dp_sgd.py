@@ -104,6 +104,11 @@ class PerExampleGradients:
         """Examples at a time; less than was asked for where :meth:`check` lowered it."""
         return self._micro_batch
 
+    @property
+    def dimension(self) -> int:
+        """Length d of a gradient."""
+        return self._layout.size
+
     def close(self) -> None:
         """Take the hooks off the model; calling it again does nothing."""
         self._hooks.cleanup()
@@ -135,9 +140,8 @@ class PerExampleGradients:
             raise ConfigError(f"clip_norm = {clip_norm}; it must be finite and > 0")
         clip = L2Clip(clip_norm)
         total = np.zeros(self._layout.size, dtype=np.float64)
-        for gradients in self.micro_batches(examples):
-            flat = torch.cat([gradients[name].flatten(1) for name in self._layout.names], dim=1)
-            total += clip.clip_rows(flat.float().cpu().numpy())
+        for rows in self.flat_rows(examples):
+            total += clip.clip_rows(rows)
         return total
 
     def micro_batches(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:
@@ -151,6 +155,15 @@ class PerExampleGradients:
             DataError: classification without labels.
             GradientCheckError: as :meth:`clipped_sum`.
         """
+        return map(_without_non_finite, self._found(examples))
+
+    def flat_rows(self, examples: Examples) -> Iterator[NDArray[np.float32]]:
+        """The same gradients as float32[m, d], one row an example, as they are: finite or not."""
+        for found in self._found(examples):
+            flat = torch.cat([found[name].flatten(1) for name in self._layout.names], dim=1)
+            yield flat.float().cpu().numpy()
+
+    def _found(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:
         check_task(self._task, examples)
         if len(examples) == 0:
             return
@@ -159,7 +172,7 @@ class PerExampleGradients:
             part = examples.take(range(start, min(start + self._micro_batch, len(examples))))
             (batch,) = batches(self._filled(part), self._size, self._device)
             found = self._batch_gradients(batch)
-            yield _without_non_finite({name: g[: len(part)] for name, g in found.items()})
+            yield {name: g[: len(part)] for name, g in found.items()}
 
     def check(self, examples: Examples) -> str | None:
         """Show on real examples that the per-example gradients are what DP-SGD needs.
@@ -379,7 +392,7 @@ def filled_micro_batch(most: int, expected: float, task: str, device: torch.devi
 
     Args:
         most: ``training.micro_batch``, >= 1, which bounds memory.
-        expected: s, a client's expected sample, > 0, from public figures alone.
+        expected: s, examples in a client's expected sample, > 0, from public figures alone.
         task: ``causal-lm`` or ``sequence-classification``.
         device: where gradients are computed.
     """
@@ -410,6 +423,7 @@ def _disguised(examples: Examples) -> Examples:
 
 
 def _joined(first: Examples, second: Examples) -> Examples:
+    """One after the other; whose they are is not kept."""
     labels = (
         None
         if first.labels is None or second.labels is None

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from securefed.config import DataSection
@@ -29,12 +29,19 @@ class Document:
             does not, and it names the record in messages, so it says nothing of the text.
         held_out: True: only ever measured on; False: only ever trained on; None: the corpus
             leaves it open.
+        user: whose record it is; None where each document is a user of its own.
     """
 
     text: str
     label: int | None
     key: str
     held_out: bool | None
+    user: str | None = field(default=None, repr=False)
+
+    @property
+    def owner(self) -> str:
+        """The user that the document is of: one unit of ``privacy.unit = "user"``."""
+        return self.key if self.user is None else self.user
 
 
 def read_folder(
@@ -51,18 +58,21 @@ def read_folder(
 
     Args:
         folder: the source.
-        section: ``format``, ``text_field`` and ``label_field`` are used.
+        section: ``format``, ``text_field``, ``label_field`` and ``user_field`` are used.
         labels: the number of classes, >= 2; None reads no labels.
 
     Returns:
-        Documents by client id, both in the order of names and lines; ``held_out`` is None.
+        Documents by client id, both in the order of names and lines; ``held_out`` is None.  Users
+        are told apart by their text without white space around it: 7, "7" and " 7" are one, since
+        taking two for one costs accuracy, and taking one for two would cost protection.
 
     Raises:
         DataError: the folder is missing or has no client; a client is empty, has a name that is
             not 1 to 64 letters, digits, dots, dashes and underscores, or comes twice; a file is a
             link that leads out of the folder, has an unknown suffix or is not UTF-8; a record is
-            malformed, has no text or has a label that is not an integer in 0 .. labels - 1.  The
-            message names file and line and never shows what stands there.
+            malformed, has no text, has a label that is not an integer in 0 .. labels - 1, or has
+            no user where ``user_field`` is set.  The message names file and line and never shows
+            what stands there.
     """
     if not folder.is_dir():
         raise DataError(
@@ -118,19 +128,22 @@ def _documents(
         raise DataError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: is not UTF-8 at byte {error.start}") from None
-    name = file.relative_to(root).as_posix()
+    place = file.relative_to(root).as_posix()
     if how == "text":
         if labels is not None:
             raise DataError(f"{file}: a text file has no labels; use jsonl or csv")
+        if section.user_field is not None:
+            raise DataError(f"{file}: a text file has no data.user_field; use jsonl or csv")
         if content.strip():
-            yield Document(content, None, name, None)
+            yield Document(content, None, place, None)
         return
     rows = _jsonl(file, content) if how == "jsonl" else _csv(file, content)
-    wanted = [section.text_field] + ([section.label_field] if labels is not None else [])
+    label_field = section.label_field if labels is not None else None
+    wanted = [name for name in (section.text_field, label_field, section.user_field) if name]
     for line, row in rows:
-        for field in wanted:
-            if row.get(field) is None:
-                raise DataError(f"{file}:{line}: has no field {field!r}")
+        for name in wanted:
+            if row.get(name) is None:
+                raise DataError(f"{file}:{line}: has no field {name!r}")
         text = row[section.text_field]
         if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
             raise DataError(f"{file}:{line}: field {section.text_field!r} must be text, not blank")
@@ -142,7 +155,15 @@ def _documents(
                     f"{file}:{line}: field {section.label_field!r} must be an integer in "
                     f"0 .. {labels - 1}"
                 )
-        yield Document(text, label, f"{name}:{line}", None)
+        user = None
+        if section.user_field is not None:
+            user = _user(row[section.user_field])
+            if user is None:
+                raise DataError(
+                    f"{file}:{line}: field {section.user_field!r} must be text, not blank, or an "
+                    "integer"
+                )
+        yield Document(text, label, f"{place}:{line}", None, user)
 
 
 def _jsonl(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -185,6 +206,13 @@ def _label(value: object, labels: int) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return value if 0 <= value < labels else None
+
+
+def _user(value: object) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return None
+    user = str(value).strip()
+    return user if user and _is_unicode(user) else None
 
 
 def _is_unicode(text: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from securefed.config import TrainingSection
+from securefed.config import TrainingSection, Unit
 from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import ConfigError, DataError
 from securefed.lora.layout import AdapterLayout
@@ -21,6 +21,7 @@ from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import Examples
 from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.evaluate import batches, check_task, predict
+from securefed.training.users import sampled_users, user_means
 
 
 @runtime_checkable
@@ -165,9 +166,10 @@ def _gaussian(count: int, generator: NoiseGenerator) -> NDArray[np.float64]:
 
 
 class DpSgdTrainer:
-    """Example-level DP-SGD within one client, by Opacus: the client adds all of the noise itself.
+    """DP-SGD within one client, by Opacus: the client adds all of the noise itself.
 
-    A step draws a secret Poisson sample of the client's examples, clips each one's gradient, adds
+    A step draws a secret Poisson sample of the client's examples, clips each one's gradient (or a
+    sample of users, and clips each one's mean gradient), adds
     Gaussian noise of std ``noise_multiplier * clip_norm`` to the sum, divides by
     ``expected_batch_size`` and takes an Adam step.  An empty draw is a step of noise alone, without
     a call of the model: leaving the step out would show that nothing was drawn.
@@ -175,8 +177,8 @@ class DpSgdTrainer:
     Args:
         layout: the travelling parameters.
         local_steps: steps a round, >= 1.
-        sampling_probability: q, 0 < q <= 1, of each example in each step.
-        expected_batch_size: q times the number of examples, > 0; public, never the size drawn.
+        sampling_probability: q, 0 < q <= 1, of each unit in each step.
+        expected_batch_size: q times the number of units, > 0; public, never the size drawn.
         clip_norm: C > 0.
         noise_multiplier: noise std / C, > 0.
         learning_rate: of Adam, > 0.
@@ -184,13 +186,15 @@ class DpSgdTrainer:
         task: ``causal-lm`` or ``sequence-classification``.
         device: where the model is.
         generator: the secret words of sample and noise.
+        unit: ``"example"`` or ``"user"``.
+        examples_per_user: most examples of a user in one step, >= 1; all of them without it.
 
     Raises:
         ConfigError: an argument is outside that.
 
     Guarantees:
         - The steps of a round are ``local_steps`` Poisson-sampled Gaussian mechanisms with (q,
-          ``noise_multiplier``) under add-or-remove-one-example adjacency; what the optimiser does
+          ``noise_multiplier``) under add-or-remove adjacency of one unit; what the optimiser does
           with them is post-processing.
 
     Assumptions: the noise is float Gaussian (Box and Muller on 53-bit uniforms from AES-256-CTR,
@@ -215,8 +219,12 @@ class DpSgdTrainer:
         task: str,
         device: torch.device,
         generator: NoiseGenerator,
+        unit: Unit = "example",
+        examples_per_user: int | None = None,
     ) -> None:
         check_task(task)
+        if unit == "client":
+            raise ConfigError("unit = 'client': DP-SGD protects one 'example' or one 'user'")
         _check_count("local_steps", local_steps)
         _check_count("micro_batch", micro_batch)
         _check_positive("sampling_probability", sampling_probability)
@@ -234,6 +242,7 @@ class DpSgdTrainer:
         self.clip_norm, self.noise_multiplier = clip_norm, noise_multiplier
         self.learning_rate, self.micro_batch = learning_rate, micro_batch
         self._generator = generator
+        self.unit, self.examples_per_user = unit, examples_per_user
 
     def train(self, model: nn.Module, data: Examples, round: int) -> None:
         """As :meth:`LocalTrainer.train`; ``data`` may be empty.
@@ -257,24 +266,38 @@ class DpSgdTrainer:
                 noise=self._generator,
             )
             for _ in range(self.local_steps):
-                kept = poisson_sample(len(data), self.sampling_probability, self._generator)
-                self._step(optimizer, gradients, parameters, data.take(kept))
+                self._step(optimizer, self._drawn(gradients, data), parameters)
         finally:
             gradients.close()
             for parameter in _trainable(model).values():
                 parameter.grad = None
 
+    def _drawn(
+        self, gradients: PerExampleGradients, data: Examples
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        """Gradients of a fresh sample's units, some at a time: name to ``[m, *shape]``."""
+        if self.unit == "example":
+            kept = poisson_sample(len(data), self.sampling_probability, self._generator)
+            yield from gradients.micro_batches(data.take(kept))
+            return
+        drawn = sampled_users(
+            data, self.sampling_probability, self._generator, most=self.examples_per_user
+        )
+        for mean in user_means(gradients.flat_rows(drawn), drawn.users):
+            finite = mean if np.isfinite(mean).all() else np.zeros_like(mean)
+            tensors = self.layout.unflatten(finite)
+            yield {name: tensor[None].to(self.device) for name, tensor in tensors.items()}
+
     def _step(
         self,
         optimizer: DPOptimizer,
-        gradients: PerExampleGradients,
+        drawn: Iterator[dict[str, torch.Tensor]],
         parameters: dict[str, nn.Parameter],
-        drawn: Examples,
     ) -> None:
         optimizer.zero_grad(set_to_none=True)
-        for part in gradients.micro_batches(drawn):
+        for part in drawn:
             for name, parameter in parameters.items():
-                parameter.grad_sample = part[name]  # type: ignore[attr-defined]
+                parameter.grad_sample = part[name].to(parameter.dtype)  # type: ignore[attr-defined]
             optimizer.signal_skip_step(do_skip=True)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

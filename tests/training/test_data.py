@@ -299,7 +299,7 @@ def test_the_chosen_clients_come_sorted() -> None:
     assert list(language(corpus)) == ["a", "b", "c"]
     assert list(language(corpus, clients="default")) == ["b"]
     chosen = language(corpus, clients=["c", "a"])
-    assert client_sizes(chosen) == {"a": 10, "c": 2}
+    assert client_sizes(chosen, "example") == {"a": 10, "c": 2}
 
 
 def test_an_unknown_client_is_refused_with_those_that_exist() -> None:
@@ -312,7 +312,7 @@ def test_an_unknown_client_is_refused_with_those_that_exist() -> None:
 
 def test_a_client_below_the_minimum_is_named_with_both_counts() -> None:
     corpus = corpus_of(a=flagged(40, 20), b=flagged(12, 20))
-    assert client_sizes(language(corpus, min_examples=3)) == {"a": 10, "b": 3}
+    assert client_sizes(language(corpus, min_examples=3), "example") == {"a": 10, "b": 3}
     with pytest.raises(DataError, match=r"client b: has 3 training .*min_examples = 4"):
         language(corpus, min_examples=4)
 

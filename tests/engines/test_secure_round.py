@@ -168,7 +168,7 @@ def test_a_ring_that_is_too_small_is_refused_before_anything_is_sent():
         clip_norm=1.0, noise_multiplier=1.0, unit="example", max_examples=1_000_000
     )
     rows = {f"c{i}": np.zeros((1, 3)) for i in range(20)}
-    with pytest.raises(OverflowBoundError, match="20 clients of up to 1000000 examples"):
+    with pytest.raises(OverflowBoundError, match="20 clients of up to 1000000 units"):
         secure_round(rows, privacy=policy, aggregation=PairwiseAggregation(bits=24))
 
 

@@ -1,9 +1,10 @@
 """From a run file to a policy, its statements and the event that is charged."""
 
+import numpy as np
 import pytest
 
 from securefed.config import RunConfig, dump_config, load_config, parse_config
-from securefed.engines.settings import Settings
+from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import ADVERSARIES
 
@@ -127,3 +128,89 @@ def test_a_resolved_run_file_reads_back_as_it_was(tmp_path):
         path.write_text(dump_config(config))
         assert load_config(path) == config
     assert parse_config({}).privacy.noise_multiplier == 0.6
+
+
+# -- users ---------------------------------------------------------------------------------
+
+
+def users_of(sizes=SIZES, *, data=None, model=None, **privacy) -> Settings:
+    sections = {"privacy": {"unit": "user"} | privacy, "data": data or {}, "model": model or {}}
+    return Settings(parse_config(sections), sizes=sizes, dimension=50)
+
+
+def test_under_unit_user_sizes_batch_and_room_count_users():
+    settings = users_of(expected_batch=40.0)
+    assert settings.one_step
+    assert settings.stated.unit == "user"
+    assert settings.stated.sampling_probability == 40 / 800
+    # The same figures as for as many examples: what is counted is another thing, not the bound.
+    by_example = settings_of(expected_batch=40.0)
+    assert settings.plan == by_example.plan
+    assert 1 <= settings.plan.max_examples <= 100
+    total = np.full(50, 20.0)
+    assert settings.gradient(total, ("site-0", "site-1"))[0] == 20.0 / (0.05 * 200)
+    assert settings.epsilon_after(3) == by_example.epsilon_after(3)
+    with pytest.raises(ConfigError, match="hold 800 users in all"):
+        users_of(expected_batch=801.0)
+    assert settings.event()["unit"] == settings.record()["unit"] == "user"
+
+
+def test_the_statement_says_which_user_and_what_it_leaves_out():
+    named = users_of(expected_batch=40.0, data={"user_field": "patient"})
+    text = str(named.guarantee("server", 3))
+    for words in (
+        "one user: one patient at one client, that is all of one client's records with the same "
+        "'patient'",
+        "not the same one at another client",
+        "not one under two keys",
+        "only spoken of",
+        "how many users a client holds is public",
+        "drawn in secret by each client, of its users",
+        "a user's vector depends on no other user",
+    ):
+        assert words in text
+    assert "example" not in text
+    assert unit_name(named.config) == "one patient at one client"
+    unnamed = users_of(expected_batch=40.0)
+    assert unit_name(unnamed.config) == "one document"
+    assert "one user: one document" in str(unnamed.guarantee("server", 3))
+    assert "several documents of one are several users" in str(unnamed.guarantee("server", 3))
+
+
+@pytest.mark.parametrize("mechanism", ["central", "local", "none"])
+def test_every_mechanism_states_the_user(mechanism):
+    noise = {} if mechanism == "none" else {"noise_multiplier": 1.0}
+    settings = users_of(
+        expected_batch=40.0, mechanism=mechanism, data={"user_field": "sender"}, **noise
+    )
+    for who in ADVERSARIES:
+        statement = settings.guarantee(who, 1)
+        assert statement.unit.startswith("one user: one sender at one client")
+        assert "zero-out of one user" in statement.adjacency
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"data": {"user_field": "patient"}}, ["data.user_field = 'patient'", "unit = 'example'"]),
+        (
+            {"data": {"user_field": "patient"}, "privacy": {"unit": "client"}},
+            ["data.user_field", "unit = 'client'"],
+        ),
+        ({"training": {"examples_per_user": 3}}, ["training.examples_per_user = 3"]),
+        ({"training": {"examples_per_user": 0}}, ["training.examples_per_user"]),
+        ({"data": {"user_field": ""}}, ["data.user_field"]),
+        (
+            {"training": {"trainer": "a:B"}, "privacy": {"unit": "user"}},
+            ["unit = 'user'", "each user's own clipped gradient", "error feedback"],
+        ),
+        (
+            {"privacy": {"unit": "client", "mechanism": "local"}},
+            ["mechanism = 'local'", "'example' or 'user'"],
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_unit_is_refused(sections, words):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(sections)
+    assert all(word in str(caught.value) for word in words), caught.value

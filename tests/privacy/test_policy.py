@@ -30,7 +30,7 @@ def policy(**changes) -> PrivacyPolicy:
         ("delta", 0.0),
         ("delta", 1.0),
         ("delta", math.nan),
-        ("unit", "user"),
+        ("unit", "person"),
         ("mechanism", "laplace"),
         ("sampling_probability", 0.0),
         ("sampling_probability", 1.0001),

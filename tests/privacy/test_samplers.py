@@ -1,4 +1,6 @@
+import itertools
 import math
+from collections import Counter
 from fractions import Fraction
 
 import mpmath
@@ -17,6 +19,7 @@ from securefed.privacy.samplers import (
     _cumulative_table,
     poisson_sample,
     stochastic_round,
+    uniform_subset,
 )
 
 BITS = 191
@@ -369,3 +372,28 @@ def test_the_subset_is_binomial_and_its_members_independent():
 def test_a_probability_out_of_range_is_refused(probability):
     with pytest.raises(ConfigError, match="probability"):
         poisson_sample(3, probability, SeededNoiseGeneratorForTests(0))
+
+
+# --- subsets of a fixed size -----------------------------------------------------------------
+
+
+def test_all_subsets_of_a_size_come_up_equally_often():
+    generator = SeededNoiseGeneratorForTests(3)
+    counts = Counter(tuple(uniform_subset(5, 2, generator).tolist()) for _ in range(5000))
+    assert sorted(counts) == sorted(itertools.combinations(range(5), 2))
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-6
+    biased = [sorted(counts.values())[0] / 2, *sorted(counts.values())[1:]]
+    assert stats.chisquare(biased, np.full(10, np.mean(biased))).pvalue < 1e-6
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 0), (4, 0), (4, 4)])
+def test_the_whole_and_the_empty_subset(count, size):
+    found = uniform_subset(count, size, NoiseGenerator())
+    assert found.dtype == np.int64
+    assert found.tolist() == list(range(size))
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 4), (3, -1)])
+def test_a_subset_larger_than_the_population_is_refused(count, size):
+    with pytest.raises(ConfigError, match="size"):
+        uniform_subset(count, size, NoiseGenerator())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from securefed.config import DataSection
 from securefed.errors import ConfigError, DataError
 from securefed.training.assets import NpmMissing
 from securefed.training.corpora import (
@@ -429,3 +430,9 @@ def test_a_corpus_cannot_be_changed_by_its_users(tmp_path: Path) -> None:
     corpus = load_corpus(str(tmp_path), cache=tmp_path)
     with pytest.raises(TypeError):
         corpus.clients["b"] = []  # type: ignore[index]
+
+
+def test_a_built_in_corpus_has_no_field_of_users(tmp_path: Path) -> None:
+    section = DataSection(source="builtin:stdlib-docstrings", user_field="module")
+    with pytest.raises(ConfigError, match=r"data\.user_field = 'module'.* is one user"):
+        load_corpus(section.source, cache=tmp_path, offline=True, section=section)

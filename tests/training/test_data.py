@@ -423,3 +423,89 @@ def test_real_texts_are_cut_as_the_real_tokenizer_sees_them(asset_cache: Path) -
         assert examples.train.input_ids[0].tolist() == first[:32]
         assert examples.train.input_ids.max() < len(tokenizer)
         assert 1 <= len(examples.held_out) <= 16
+
+
+# --- users -----------------------------------------------------------------------------------
+
+
+def of_users(*users: str, length: int = 12, label: int | None = None) -> list[Document]:
+    """Documents of unlike tokens, each of the user named."""
+    return [
+        Document(document.text, label, document.key, None, user)
+        for document, user in zip(loose(*[length] * len(users)), users, strict=True)
+    ]
+
+
+def test_a_document_is_a_user_of_its_own_where_none_is_named() -> None:
+    data = language(corpus_of(a=flagged(10, 3, 5, 17, 8)))["a"]
+    assert data.train.users is not None
+    assert data.train.users.tolist() == [0, 0, 1, 2, 2, 2, 2]  # the short one has no window
+    assert client_sizes({"a": data}, "user") == {"a": 3}
+    assert client_sizes({"a": data}, "example") == client_sizes({"a": data}, "client") == {"a": 7}
+    letters = classify(corpus_of(a=loose(5, 5, 5, label=1)))["a"].train
+    assert letters.users is not None
+    assert letters.users.tolist() == [0, 1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.lists(st.sampled_from("abcdef"), min_size=2, max_size=14),
+    fraction=st.floats(0.05, 0.9),
+    width=st.integers(4, 7),
+)
+def test_users_are_held_out_whole_and_no_window_crosses_a_user(
+    users: list[str], fraction: float, width: int
+) -> None:
+    corpus = corpus_of(a=of_users(*users))
+    if len(set(users)) == 1:
+        with pytest.raises(DataError, match=r"client a: all documents are of one user"):
+            language(corpus)
+        return
+    data = language(corpus, held_out_fraction=fraction, window_tokens=width)["a"]
+    owner = np.repeat(users, 12)  # of each token
+    for part in (data.train, data.held_out):
+        windows = owner[part.input_ids]
+        assert (windows == windows[:, :1]).all()
+    held_out, trained_on = (
+        set(owner[part.input_ids.ravel()]) for part in (data.held_out, data.train)
+    )
+    assert held_out
+    assert trained_on
+    assert not held_out & trained_on
+    # An example's number stands for its user and for no other: a partition.
+    assert data.train.users is not None
+    pairs = set(zip(data.train.users.tolist(), owner[data.train.input_ids[:, 0]], strict=True))
+    assert len(pairs) == len(trained_on) == data.train.units("user")
+    # All of a user's documents are on one side.
+    assert len(data.train) == sum(user in trained_on for user in users) * (12 // width)
+
+
+def test_mails_of_a_user_are_held_out_together() -> None:
+    corpus = corpus_of(a=of_users(*"aabbccddee", label=1))
+    data = classify(corpus, held_out_fraction=0.4)["a"]
+    owner = np.repeat([*"aabbccddee"], 12)
+    held_out, trained_on = (
+        {str(owner[word]) for word in part.input_ids[:, 1]} for part in (data.held_out, data.train)
+    )
+    assert len(held_out) == 2  # of five users
+    assert not held_out & trained_on
+
+
+def test_users_are_held_out_by_their_names_and_not_by_their_records() -> None:
+    few = language(corpus_of(a=of_users(*"abcdefgh")), held_out_fraction=0.3)["a"]
+    many = language(corpus_of(a=of_users(*"aabcdefgghh")), held_out_fraction=0.3)["a"]
+    held_out = [
+        set(np.repeat([*users], 12)[data.held_out.input_ids.ravel()])
+        for users, data in (("abcdefgh", few), ("aabcdefgghh", many))
+    ]
+    assert held_out[0] == held_out[1]
+
+
+def test_a_corpus_that_holds_part_of_a_user_out_is_refused() -> None:
+    documents = [
+        Document(text(0, 9), None, "d0", True, "x"),
+        Document(text(9, 9), None, "d1", None, "x"),
+    ]
+    documents.append(Document(text(18, 9), None, "d2", False, "y"))
+    with pytest.raises(DataError, match="partly held out"):
+        language(corpus_of(a=documents))

@@ -252,3 +252,49 @@ def test_jsonl_gives_back_every_record_in_order(
     documents = read(folder, 7)["a"]
     assert [(d.text, d.label) for d in documents] == records
     assert len({d.key for d in documents}) == len(records)
+
+
+# Users
+
+
+def test_a_record_s_user_is_its_text_or_integer_without_white_space_around(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "one", "patient": 7}\n{"text": "two", "patient": " 7"}\n'
+        '{"text": "three", "patient": "q-8"}\n'
+    )
+    (tmp_path / "b.csv").write_text("patient,text\n7,one\n 7 ,two\n")
+    found = read(tmp_path, user_field="patient")
+    assert [d.user for d in found["a"]] == ["7", "7", "q-8"]
+    assert [d.owner for d in found["b"]] == ["7", "7"]
+    assert [d.user for d in read(tmp_path)["a"]] == [None] * 3
+    assert [d.owner for d in read(tmp_path)["a"]] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
+    assert "q-8" not in repr(found["a"][2])
+
+
+@pytest.mark.parametrize(
+    "value", ["null", '""', '" \\t"', "true", "4711.5", '["4711"]', '{"4711": 1}', '"\\ud800 4711"']
+)
+def test_a_user_that_is_none_is_refused_with_its_line_and_never_shown(
+    tmp_path: Path, value: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        f'{{"text": "x", "patient": 1}}\n\n{{"text": "{SECRET}", "patient": {value}}}\n'
+    )
+    message = refused(tmp_path, user_field="patient")
+    assert "a.jsonl:3: " in message
+    assert "'patient'" in message
+
+
+def test_a_record_without_the_user_s_field_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,other\n{SECRET},1\n")
+    assert "a.csv:2: has no field 'patient'" in refused(tmp_path, user_field="patient")
+
+
+def test_a_blank_user_in_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"text,patient\nx,1\n{SECRET}, \n")
+    assert "a.csv:3: field 'patient' must be" in refused(tmp_path, user_field="patient")
+
+
+def test_a_text_file_has_no_users(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(SECRET)
+    assert "a text file has no data.user_field" in refused(tmp_path, user_field="patient")

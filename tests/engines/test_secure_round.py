@@ -61,10 +61,11 @@ def test_the_noise_has_the_stated_size_for_the_honest_survivors():
     assert low < statistic < high
 
 
-def test_each_example_is_clipped_by_itself():
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_each_row_an_example_s_or_a_user_s_is_clipped_by_itself(unit):
     rng = np.random.default_rng(1)
     rows = {f"c{i}": rng.normal(0, 1.0, (5, 50)).astype(np.float32) for i in range(4)}
-    policy = PrivacyPolicy(clip_norm=0.5, mechanism="none", unit="example")
+    policy = PrivacyPolicy(clip_norm=0.5, mechanism="none", unit=unit)
     result = secure_round(rows, privacy=policy)
     wanted = sum(clipped(row, 0.5) for block in rows.values() for row in block)
     np.testing.assert_allclose(result.sum, wanted, atol=1e-4)

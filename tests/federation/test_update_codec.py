@@ -198,6 +198,11 @@ def test_an_owner_is_told_how_many_sampled_rows_counted_as_zeros_and_nothing_whe
     rows[[1, 3]] = np.nan
     codec.encode_examples(rows, seeded(0), on_zeroed=told.append)
     assert told == ["2 sampled examples are not finite: they count as zeros"]
+    users = codec_of(4, unit="user", max_examples=5)
+    users.encode_examples(rows, seeded(0), on_zeroed=told.append)
+    users.encode_clipped_sum(rows.sum(axis=0), seeded(0), on_zeroed=told.append)
+    assert told[1] == "2 sampled users are not finite: they count as zeros"
+    assert told[2].endswith("clip each user")
 
 
 def noise_is_the_discrete_gaussian(integers: np.ndarray, std: float) -> bool:
@@ -264,9 +269,10 @@ def test_a_sum_of_another_length_is_refused(length):
 
 def test_a_unit_is_encoded_only_in_the_way_that_protects_it():
     """A whole update clipped as one bounds no example; a sum of clipped rows bounds no client."""
-    by_client, by_example = codec_of(8), codec_of(8, unit="example")
-    with pytest.raises(ConfigError, match="unit = 'example'"):
-        by_example.encode_update(np.zeros(8), seeded(0))
+    by_client = codec_of(8)
+    for unit in ("example", "user"):
+        with pytest.raises(ConfigError, match=f"unit = '{unit}': .* protects unit = 'client'"):
+            codec_of(8, unit=unit).encode_update(np.zeros(8), seeded(0))
     with pytest.raises(ConfigError, match="unit = 'client'"):
         by_client.encode_examples(np.zeros((1, 8)), seeded(0))
     with pytest.raises(ConfigError, match="unit = 'client'"):

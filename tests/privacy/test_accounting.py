@@ -340,23 +340,25 @@ def test_sampling_of_clients_is_credited_against_the_release_only():
     assert any("drawn" in line for line in found["release"].assumptions)
 
 
-def test_a_clients_own_secret_sample_of_examples_is_credited_against_everyone():
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_a_clients_own_secret_sample_is_credited_against_everyone(unit):
     pure = gaussian_epsilon(Z, 0.05, 1, DELTA)
     for who in ADVERSARIES:
-        found = statement(who, unit="example", sampling_probability=0.05)
+        found = statement(who, unit=unit, sampling_probability=0.05)
+        assert f"of its {unit}s" in found.sampling
         assert 0.8 * pure < found.epsilon <= 1.01 * pure
         assert "q = 0.05" in found.sampling
         assert any("batch sizes" in line for line in found.assumptions)
 
 
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "user", "client"])
 def test_no_sampling_is_not_spoken_of_as_sampling(unit):
     for who in ADVERSARIES:
         assert "none credited" in statement(who, unit=unit).sampling
         assert "Poisson" not in statement(who, unit=unit).sampling
 
 
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", "user", "client"])
 def test_a_sample_that_is_shown_is_credited_against_nobody(unit):
     """Not against the release either: who drew much may be too late for the sum."""
     for who in ADVERSARIES:
@@ -366,7 +368,7 @@ def test_a_sample_that_is_shown_is_credited_against_nobody(unit):
         assert "Poisson" not in shown.sampling
         assert not any("not seen" in line for line in shown.assumptions)
         assert any("not from what they hold" in line for line in shown.assumptions)
-        if unit == "example" or who == "release":
+        if unit != "client" or who == "release":
             assert "sample_is_secret = false" in shown.sampling
             secret = statement(who, unit=unit, sampling_probability=0.05)
             assert shown.epsilon > 1.5 * secret.epsilon
@@ -386,6 +388,20 @@ def test_statements_about_examples_say_that_one_must_not_move_anothers_vector():
         found = statement(unit="example", **changes)
         assert any("depends on no other example" in line for line in found.assumptions)
     assert not any("other example" in line for line in statement(unit="client").assumptions)
+
+
+@pytest.mark.parametrize("mechanism", ["distributed", "central", "local", "none"])
+def test_statements_about_users_say_what_one_is_and_what_is_left_out(mechanism):
+    noise = {"noise_multiplier": 0.0} if mechanism == "none" else {}
+    for who in ADVERSARIES:
+        found = statement(who, unit="user", mechanism=mechanism, **noise)
+        assert "all of one client's data under one user key" in found.unit
+        assert "same person at two clients, or under two keys, is one user at each" in found.unit
+        assert "how many users a client holds is public" in found.adjacency
+        if mechanism != "none":
+            assert any("depends on no other user" in line for line in found.assumptions)
+            assert any("stand under one key" in line for line in found.assumptions)
+        assert "example" not in f"{found.unit}{found.adjacency}{found.assumptions}"
 
 
 def test_unmasked_sums_protect_nothing_against_the_server_and_still_the_release():

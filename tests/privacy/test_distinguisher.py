@@ -52,7 +52,8 @@ def sums(policy, plan, present, generator, *, noise="gaussian"):
     What UpdateCodec does for one round, over all rounds at once, by the same parts of the package.
 
     Args:
-        present: bool[rounds], whether the target's data is in that round's sum.
+        present: int or bool[rounds], how many of the target's clipped vectors are in that round's
+            sum.
         noise: "gaussian" for the discrete Gaussian, or "skellam" of the same variance.
     """
     sampler = (
@@ -62,23 +63,24 @@ def sums(policy, plan, present, generator, *, noise="gaussian"):
     image = rotation.forward(L2Clip(policy.clip_norm).clip(TARGET)) / plan.resolution
     total = np.zeros((len(present), plan.padded), dtype=np.uint32)
     for client in range(CLIENTS):
-        holds = np.where(present, 1.0, 0.0) if client == 0 else np.zeros(len(present))
+        holds = present.astype(float) if client == 0 else np.zeros(len(present))
         integers = stochastic_round(holds[:, None] * image, generator)
         integers += sampler.sample(integers.size, generator).reshape(integers.shape)
         total += to_ring(integers) & np.uint32((1 << plan.bits) - 1)
     return from_ring(total, plan.bits)
 
 
-def lower_bound(policy, plan, delta, *, noise, generator, drawn_with=None):
+def lower_bound(policy, plan, delta, *, noise, generator, drawn_with=None, records=1):
     """A bound below the true epsilon with confidence 99.9 %, by counting one event.
 
     Args:
         drawn_with: the plan that the clients really use, if it is not the stated one.
+        records: how many the target has, if each is drawn and clipped by itself.
     """
     used = drawn_with or plan
-    absent = np.zeros(ROUNDS, dtype=bool)
-    present = absent.copy()
-    present[poisson_sample(ROUNDS, policy.sampling_probability, generator)] = True
+    absent = np.zeros(ROUNDS, dtype=np.int64)
+    kept = poisson_sample(ROUNDS * records, policy.sampling_probability, generator)
+    present = np.bincount(kept // records, minlength=ROUNDS)
     rotation = Rotation(plan.dimension, SEED)
     image = rotation.forward(L2Clip(1.0).clip(TARGET)) / plan.resolution
     std = used.local_std * math.sqrt(CLIENTS)
@@ -126,6 +128,17 @@ def test_no_epsilon_is_beaten_and_half_the_noise_is_found_out(unit, z, q, delta,
     assert fair <= stated
     assert fair >= power * stated
     assert caught > stated
+
+
+def test_a_user_s_records_are_found_out_where_each_is_clipped_by_itself_and_not_as_one():
+    """The user has five records that say the same; their mean, clipped, is the one vector."""
+    policy = replace(policy_of("user", 1.0, 0.4, 0.05), max_examples=5)
+    plan = plan_round(policy, cohort_size=CLIENTS, dimension=DIMENSION)
+    stated = guarantee(policy, plan, cohort_size=CLIENTS).epsilon
+    arguments = {"noise": "gaussian", "generator": NoiseGenerator()}
+    as_one = lower_bound(policy, plan, 0.05, **arguments)
+    assert 0.7 * stated <= as_one <= stated
+    assert lower_bound(policy, plan, 0.05, records=5, **arguments) > stated
 
 
 @pytest.mark.parametrize("target", [True, False])

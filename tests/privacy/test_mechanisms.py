@@ -151,7 +151,7 @@ def test_with_fresh_coins_the_bound_would_not_hold():
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 5, 700, 5000])
-@pytest.mark.parametrize("unit", ["client", "example"])
+@pytest.mark.parametrize("unit", ["client", "example", "user"])
 def test_one_unit_moves_the_encoded_integers_by_at_most_the_sensitivity(unit, dimension):
     """The whole path, floats included: clip, sum, rotate, scale, round, add noise, reduce."""
     rows = 40
@@ -193,7 +193,7 @@ def test_one_unit_moves_the_encoded_integers_by_at_most_the_sensitivity(unit, di
     dimension=st.sampled_from([1, 7, 4096, 300_000, 10_000_000]),
     z=st.floats(0.05, 50),
     clip_norm=st.floats(1e-6, 1e6),
-    unit=st.sampled_from(["client", "example"]),
+    unit=st.sampled_from(["client", "example", "user"]),
     mechanism=st.sampled_from(["distributed", "none"]),
     bits=st.sampled_from(["auto", 20, 24, 28, 31, 32]),
 )
@@ -212,7 +212,7 @@ def test_any_accepted_plan_is_safe(size, examples, dimension, z, clip_norm, unit
     except OverflowBoundError:
         return
     honest = CohortBounds.of(settings_, size).honest_floor
-    rows = examples if unit == "example" else 1
+    rows = 1 if unit == "client" else examples
     assert plan.max_examples == rows
     # Every contribution on one coordinate, every rounding up, and the noise's tail.
     worst = size * (rows * plan.clip_units + 1) + 12 * plan.local_std * math.sqrt(size)

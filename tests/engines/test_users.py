@@ -100,7 +100,7 @@ def test_a_stopped_run_is_resumed_with_the_same_unit_only(tmp_path, monkeypatch)
     config = load_config(path)
     privacy = config.privacy.model_copy(update={"unit": "example"})
     other = Federation(config.model_copy(update={"privacy": privacy}))
-    with pytest.raises(ConfigError, match="privacy.unit"):
+    with pytest.raises(ConfigError, match=r"privacy\.unit"):
         other.run(tmp_path / "out", resume=True)
     result = Federation.from_config(path).run(tmp_path / "out", resume=True)
     assert result.rounds == result.charges == 3

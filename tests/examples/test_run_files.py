@@ -16,6 +16,7 @@ from securefed import Federation
 from securefed.config import load_config, run_file_schema
 from securefed.engines.verify import verify_run
 from securefed.evidence.ledger import read_ledger
+from securefed.privacy.accounting import epsilon_text
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -42,6 +43,7 @@ def test_there_are_run_files_to_check():
         "mail_classification.toml",
         "run.toml",
         "own_trainer.toml",
+        "users.toml",
     }
 
 
@@ -104,6 +106,18 @@ def test_the_own_folder_runs_as_it_is(tmp_path):
     statement = result.guarantees["server"]
     assert statement.unit.startswith("one example")
     assert math.isfinite(statement.epsilon)
+    assert verify_run(result.folder).finished
+
+
+def test_the_own_folder_runs_with_its_operators_as_users(tmp_path):
+    path = with_a_tiny_model(tmp_path / "own", "users.toml")
+    result = Federation.from_config(path).run(tmp_path / "out")
+    genesis = read_ledger(result.folder / "ledger.jsonl")[0].body
+    # Six operators a plant, one of them held out with all of its entries.
+    assert set(genesis["client_sizes"].values()) == {5}
+    statement = result.guarantees["server"]
+    assert statement.unit.startswith("one user: one operator at one client")
+    assert epsilon_text(statement.epsilon) == "1.84"  # as the file's head says: of the plan alone
     assert verify_run(result.folder).finished
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from securefed.config import Mechanism
+from securefed.config import Mechanism, Unit
 from securefed.errors import ConfigError, LocalProtocolError
 from securefed.federation.session import RoundSession
 
@@ -27,6 +27,8 @@ class ClientFloors:
         min_corrupt_fraction: least share of the cohort that noise and thresholds are sized
             against, in [0, 1).
         mechanisms: those that are accepted; ``"none"`` only where it is listed.
+        units: those that are accepted; an owner who wants all records of a person at this client
+            protected as one leaves ``"example"`` out.
         allow_plaintext: whether contributions may reach the server unmasked.
         allow_ring: whether clients may mask with some neighbours on a ring, which assumes a server
             that is honest at set-up (SECURITY.md, G1).
@@ -42,11 +44,12 @@ class ClientFloors:
     max_delta: float = 1.0
     min_corrupt_fraction: float = 0.0
     mechanisms: tuple[Mechanism, ...] = ("distributed", "local")
+    units: tuple[Unit, ...] = get_args(Unit)
     allow_plaintext: bool = False
     allow_ring: bool = False
 
     def __post_init__(self) -> None:
-        known = set(get_args(Mechanism))
+        known, units = set(get_args(Mechanism)), set(get_args(Unit))
         for field, fits, allowed in (
             ("min_clients", self.min_clients >= 2, ">= 2"),
             ("min_threshold", self.min_threshold >= 2, ">= 2"),
@@ -59,6 +62,7 @@ class ClientFloors:
                 bool(self.mechanisms) and set(self.mechanisms) <= known,
                 f"some of {sorted(known)}",
             ),
+            ("units", bool(self.units) and set(self.units) <= units, f"some of {sorted(units)}"),
         ):
             if not fits:  # a NaN fits nothing
                 raise ConfigError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
@@ -92,6 +96,10 @@ class ClientFloors:
             raise LocalProtocolError(
                 f"mechanism = {policy.mechanism!r}: this client takes part with one of "
                 f"{self.mechanisms} (mechanisms)"
+            )
+        if policy.unit not in self.units:
+            raise LocalProtocolError(
+                f"unit = {policy.unit!r}: this client takes part with one of {self.units} (units)"
             )
         at_least = (
             ("threshold", session.context.parameters.threshold, self.min_threshold),

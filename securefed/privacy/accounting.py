@@ -127,9 +127,13 @@ _SHOWN = (
     "none credited, q = 1: sample_is_secret = false, so response times, seconds or batch sizes may "
     "show the sample, and with it who is in time for a sum"
 )
-_SHOWN_BY_INDEX = (
-    "what is shown of a sample follows from which units were drawn, not from what they hold"
-)
+_BY_INDEX = "what is shown of a sample follows from which units were drawn, not from what they hold"
+_SHOWN_BY_INDEX = {
+    "example": _BY_INDEX,
+    # A drawn user takes time for each of its examples.
+    "user": f"{_BY_INDEX}, but for how many examples a user has, which is public then",
+    "client": _BY_INDEX,
+}
 _ADJACENCY = {
     "example": "zero-out of one example: its contribution is replaced by 0; how many examples a "
     "client holds is public",
@@ -189,7 +193,7 @@ def _local(policy: PrivacyPolicy, against: Adversary, rounds: int) -> PrivacyGua
             _INDEPENDENT[policy.unit],
             "a client's sampled batch sizes and timings are not seen"
             if policy.sample_is_secret
-            else _SHOWN_BY_INDEX,
+            else _SHOWN_BY_INDEX[policy.unit],
         ),
     )
 
@@ -344,7 +348,7 @@ def guarantee(
     if policy.unit != "client":
         assumptions.append(_INDEPENDENT[policy.unit])
     if not policy.sample_is_secret:
-        assumptions.append(_SHOWN_BY_INDEX)
+        assumptions.append(_SHOWN_BY_INDEX[policy.unit])
     adjacency = _ADJACENCY[policy.unit]
     if q < 1.0 and policy.unit != "client":
         assumptions.append(

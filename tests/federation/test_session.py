@@ -262,6 +262,7 @@ BELOW = {
     "max_clip_norm": (0.9, {}, r"clip_norm = 1\.0: .* up to 0\.9"),
     "max_delta": (1e-6, {}, r"delta = 1e-05: .* up to 1e-06"),
     "mechanisms": (("local",), {}, r"mechanism = 'distributed': .* \('local',\)"),
+    "units": (("user", "example"), {}, r"unit = 'client': .* \('user', 'example'\) \(units\)"),
     "allow_plaintext": (False, {"aggregation": PlaintextAggregation()}, r"plaintext"),
 }
 
@@ -338,7 +339,9 @@ def test_floors_that_are_not_loosened_refuse_rounds_without_noise_or_masks(chang
         ("max_delta", math.nan),
         ("min_corrupt_fraction", 1.0),
         ("min_corrupt_fraction", math.nan),
-        ("mechanisms", ()),
+        ("mechanisms", ("laplace",)),
+        ("units", ()),
+        ("units", ("person",)),
         ("mechanisms", ("laplace",)),
     ],
 )

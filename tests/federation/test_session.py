@@ -339,10 +339,10 @@ def test_floors_that_are_not_loosened_refuse_rounds_without_noise_or_masks(chang
         ("max_delta", math.nan),
         ("min_corrupt_fraction", 1.0),
         ("min_corrupt_fraction", math.nan),
+        ("mechanisms", ()),
         ("mechanisms", ("laplace",)),
         ("units", ()),
         ("units", ("person",)),
-        ("mechanisms", ("laplace",)),
     ],
 )
 def test_a_floor_out_of_its_range_is_refused_by_name(field, value):

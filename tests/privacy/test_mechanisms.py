@@ -296,7 +296,7 @@ def test_the_wrap_that_the_plan_prevents_is_real():
 )
 def test_a_ring_without_room_is_refused_with_the_figures(size, examples, bits):
     settings_ = policy(unit="example", max_examples=examples)
-    with pytest.raises(OverflowBoundError, match=f"{size} clients of up to {examples} examples"):
+    with pytest.raises(OverflowBoundError, match=f"{size} clients of up to {examples} units"):
         plan_round(settings_, cohort_size=size, dimension=100, bits=bits)
 
 

@@ -24,8 +24,8 @@ is linear and an isometry, and appends zeros before it mixes, so v has p coordin
   probability frac(v_j) over u', whatever y_j is.  A row that is not sampled, or not finite, gives
   D = 0; other clients' vectors are equal.  This needs rounding that is never conditioned.
 - User: the same with rows that are one a user: the mean of the gradients of its (used) examples,
-  clipped as one.  Users partition a client's examples.  A row depends on that user's examples and on
-  coins of its own alone, which are common to both neighbours: whether the user is drawn and, with
+  clipped as one.  Users partition a client's examples.  A row depends on that user's examples and
+  on coins of its own alone, common to both neighbours: whether the user is drawn and, with
   ``examples_per_user``, which of its examples are used.  So |v| <= K however many examples it has,
   and no count of examples enters.  Clipping a user's k examples one by one would give k K only.
 

@@ -259,9 +259,18 @@ class Settings:
 
 
 def _room_for(units: int, q: float) -> int:
-    """Rows to leave room for in the ring: exceeded by a Poisson sample with probability < 2^-64.
+    """Rows to leave room for in the ring: exceeded by a Poisson sample with probability <= 2^-64.
+
+    The least such number, by bisection: ``binom.isf`` works with 1 - 2^-64, which is 1 in float64.
 
     A sample beyond it is summed all the same: cutting it off would make one unit's presence move
     another's.  At worst the sum wraps around, which costs accuracy and no privacy.
     """
-    return max(1, min(units, int(binom.isf(_OVERFULL, units, q))))
+    low, high = 0, units  # exceeded with more than that probability (or too few), and not
+    while low + 1 < high:
+        middle = (low + high) // 2
+        if binom.sf(middle, units, q) <= _OVERFULL:
+            high = middle
+        else:
+            low = middle
+    return max(1, high)

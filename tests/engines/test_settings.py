@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from securefed.config import RunConfig, dump_config, load_config, parse_config
 from securefed.engines.settings import Settings, unit_name
@@ -214,3 +215,19 @@ def test_what_does_not_go_with_a_unit_is_refused(sections, words):
     with pytest.raises(ConfigError) as caught:
         parse_config(sections)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(("units", "q"), [(100, 0.05), (1500, 0.016), (10**6, 1e-4), (7, 0.9)])
+def test_the_ring_has_room_for_the_largest_sample_that_is_to_be_reckoned_with(units, q):
+    room = _room_for(units, q)
+    assert binom.sf(room, units, q) <= 2.0**-64
+    assert room == 1 or binom.sf(room - 1, units, q) > 2.0**-64
+    assert room < units or (units, q) == (7, 0.9)
+
+
+def test_a_small_sample_of_many_examples_does_not_widen_the_ring():
+    sizes = dict.fromkeys(SIZES, 1500)
+    config = parse_config({"privacy": {"expected_batch": 128}})
+    rare = Settings(config, sizes=sizes, dimension=3000)
+    whole = parse_config({"privacy": {"expected_batch": 12000}})
+    assert rare.plan.bits <= Settings(whole, sizes=sizes, dimension=3000).plan.bits - 3

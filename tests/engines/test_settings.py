@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from securefed.config import RunConfig, dump_config, load_config, parse_config
-from securefed.engines.settings import Settings, unit_name
+from securefed.engines.settings import Settings, _room_for, unit_name
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import ADVERSARIES
 

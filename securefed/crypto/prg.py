@@ -168,8 +168,8 @@ class SecretHolder:
 class NoiseGenerator(SecretHolder):
     """A secret stream of uniform words for privacy noise: AES-256-CTR under a fresh key.
 
-    The key comes from the operating system at construction and never leaves this object.  One
-    generator serves one thread.
+    The key comes from the operating system at construction and never leaves this object, but for
+    noise that is to be removed again (:meth:`from_key`).  One generator serves one thread.
 
     Guarantees:
         - No output is repeated: not by a copy, a pickle or a forked child (each is refused).
@@ -181,6 +181,20 @@ class NoiseGenerator(SecretHolder):
 
     def __init__(self) -> None:
         self._start(system_random(KEY_BYTES))
+
+    @classmethod
+    def from_key(cls, key: builtins.bytes) -> NoiseGenerator:
+        """The stream of a key that others will learn: only for noise that is then removed.
+
+        Args:
+            key: 32 bytes, uniform and secret until then, used for no other stream.
+
+        Raises:
+            ConfigError: another length.
+        """
+        generator = NoiseGenerator.__new__(NoiseGenerator)
+        generator._start(key)
+        return generator
 
     def _start(self, key: builtins.bytes) -> None:
         self._process = os.getpid()

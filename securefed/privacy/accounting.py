@@ -227,7 +227,13 @@ def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
     scale = f"noise_multiplier {policy.noise_multiplier:g} over clip_norm {policy.clip_norm:g}"
     if policy.mechanism == "central":
         return f"central discrete Gaussian, {scale}, added to the sum by the server"
-    honest = f"from {bounds.honest_floor} honest survivors"
+    if policy.remove_excess_noise:
+        honest = (
+            "from the honest survivors, however many: noise beyond that is removed once the "
+            "survivors are known, and is not counted"
+        )
+    else:
+        honest = f"from {bounds.honest_floor} honest survivors"
     return f"distributed {_NOISE_WORDS[policy.noise]}, {scale} {honest}"
 
 
@@ -303,6 +309,7 @@ def guarantee(
         return _local(policy, against, count)
     bounds = CohortBounds.of(policy, cohort_size)
     central = policy.mechanism == "central"
+    # In a sum of the fewest survivors; the plan looks at all larger ones.
     honest = {
         "server": bounds.honest_floor,
         "release": bounds.survivor_floor,
@@ -330,7 +337,8 @@ def guarantee(
         assumptions = [
             f"at least {bounds.survivor_floor} of {bounds.size} clients are in every opened sum; "
             f"{enforced}",
-            f"noise of {honest} of them is unknown to the adversary",
+            f"noise of {honest} of them is unknown to the adversary"
+            + (", and of one more for each that is there more" if plan.removable_stds else ""),
             "honest clients sample, clip and noise as this code does, with generators the "
             "adversary cannot predict",
         ]
@@ -339,6 +347,11 @@ def guarantee(
             "the secure aggregation hides single contributions (its own assumptions are in "
             "SECURITY.md)"
         )
+        if plan.removable_stds:
+            assumptions.append(
+                "a client reveals shares of those layers of noise only that the survivor list "
+                "which it and enough others signed makes needless"
+            )
         if ring_sigma is not None:
             assumptions.append(
                 "clients mask with some neighbours on a ring: the server is honest until the order "

@@ -12,11 +12,32 @@ Three distances add up to eta:
 1. One discrete Gaussian of variance s^2 against a Gaussian of variance s^2 - 1/12 rounded to
    integers.  Per coordinate their Hellinger distance is at most ``hellinger_bound(s)``; over p
    independent coordinates squared distances add, and total variation <= sqrt(2) Hellinger.
-2. The sum of h discrete Gaussians of std s_c against one of variance h s_c^2: the log-ratio of the
-   probabilities is at most 10 sum_{k<h} exp(-2 pi^2 s_c^2 k/(k+1)) per coordinate, so at most
-   10 (h-1) exp(-pi^2 s_c^2).  Source: Kairouz, Liu and Steinke 2021 (2102.06387), on sums of
-   discrete Gaussians.
+2. The sum of m independent discrete Gaussians, of any variances, against one of the summed
+   variance: the log-ratio of the probabilities is at most 10 (m-1) exp(-pi^2 s_min^2) per
+   coordinate, with s_min >= 1/2 the least of their std.  The proof is below.
 3. The sampler's own distance, ``STATISTICAL_DISTANCE`` a draw.
+
+Proof of 2.  Two summands first, of variances a^2 and b^2.  Completing the square,
+
+    x^2 / a^2 + (z - x)^2 / b^2 = z^2 / (a^2 + b^2) + (x - z a^2 / (a^2 + b^2))^2 / tau^2,
+    tau^2 = a^2 b^2 / (a^2 + b^2),
+
+so P(X + Y = z) is proportional to exp(-z^2 / (2 (a^2 + b^2))) times a sum of
+exp(-(x - shift)^2 / (2 tau^2)) over the integers x.  By Poisson summation that sum is
+tau sqrt(2 pi) (1 + 2 sum_{k>=1} exp(-2 pi^2 tau^2 k^2) cos(2 pi k shift)), within a factor
+1 +- e of tau sqrt(2 pi), where e = 2 sum_{k>=1} exp(-2 pi^2 tau^2 k^2).  The normalising constant
+is an average of such sums and lies within the same factor.  So P(X + Y = z) over the discrete
+Gaussian of variance a^2 + b^2 lies within (1 + e) / (1 - e) either way.  tau^2 >= min(a, b)^2 / 2,
+so with q = exp(-pi^2 min(a, b)^2) <= exp(-pi^2 / 4) we have e <= 2 q / (1 - q^3) and
+log((1 + e) / (1 - e)) <= 10 q.
+
+More summands are merged one at a time.  If the sum so far is within a log-ratio L of one discrete
+Gaussian, adding the next summand to both keeps that, since a ratio of mixtures with the same
+weights lies between the ratios of their parts; merging that summand adds at most 10 q.  Every merged
+std is at least s_min, since variances only grow.
+
+For equal variances the bound follows from Kairouz, Liu and Steinke 2021 (2102.06387), on sums of
+discrete Gaussians, too.
 """
 
 from __future__ import annotations
@@ -54,9 +75,18 @@ def hellinger_bound(std: float) -> float:
 
 
 def total_variation_per_round(plan: RoundPlan, honest: int) -> float:
-    """Eta of the module docstring for one round with ``honest`` clients' noise in the sum."""
-    std = plan.local_std * math.sqrt(honest)
-    one = math.sqrt(2.0 * plan.padded) * hellinger_bound(std)
-    exponent = -(math.pi**2) * plan.local_std**2
-    summed = plan.padded * 10.0 * (honest - 1) * math.exp(max(exponent, -700.0))
-    return one + summed + honest * plan.padded * STATISTICAL_DISTANCE
+    """Eta of the module docstring for one round.
+
+    Args:
+        plan: the round's scale and noise.
+        honest: clients whose noise the adversary does not know, in a sum of the fewest survivors.
+
+    Guarantees:
+        - With noise in layers it holds however many clients are missing: no sum has more summands,
+          a smaller one or less noise in all than is assumed.
+    """
+    one = math.sqrt(2.0 * plan.padded) * hellinger_bound(plan.noise_std(honest))
+    most = (honest + len(plan.removable_stds)) * (1 + len(plan.removable_stds))
+    exponent = -(math.pi**2) * min((plan.kept_std, *plan.removable_stds)) ** 2
+    summed = plan.padded * 10.0 * (most - 1) * math.exp(max(exponent, -700.0))
+    return one + summed + most * plan.padded * STATISTICAL_DISTANCE

@@ -68,6 +68,7 @@ from securefed.encoding.rotation import BLOCK, padded_dimension
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.conditional_rounding import TRIAL_FAILURE
+from securefed.privacy.layers import removable_stds
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.privacy.samplers import ROUNDING_GRAIN, STATISTICAL_DISTANCE
 
@@ -85,6 +86,9 @@ _NOISE_TAIL = 12.0  # standard deviations that the ring has room for
 # 2 exp(-71.9) at the least std in use, 64 for each of two clients.
 _BEYOND_TAIL = 2.0**-102
 _EVALUATED = 1.0 + 2.0**-50  # float64 evaluates the bound to within 4 units in its last place
+# Layers are smaller: at the targets above they have a std of 30 and more below 4000 clients.  From
+# 4 on what summing them adds to the distance is below exp(-157) a coordinate and summand.
+_SMALLEST_LAYER_STD = 4.0
 _UNPROTECTED_CLIP_UNITS = 2.0**24  # float32 updates carry no finer detail
 
 
@@ -97,7 +101,8 @@ class RoundPlan:
         padded: p, length after rotation, what is masked and sent.
         resolution: float units of one grid step.
         clip_units: K = clip_norm / resolution.
-        local_std: each client's noise std in grid units (0 unless the noise is distributed).
+        local_std: each client's noise std in grid units, all layers together (0 unless the noise
+            is distributed).
         server_std: std of what a trusted server adds to the sum (0 unless the noise is central).
         honest_std: std in grid units of the noise that ``noise_multiplier`` speaks of: that of
             ``honest_floor`` clients, or the server's.
@@ -107,9 +112,11 @@ class RoundPlan:
         sum_bound: the largest |coordinate| that a sum can have, noise tail included.
         wrap_probability: bound on the probability, per round, that any coordinate of the sum leaves
             the ring; p (2^-102 + n 2^-100) for the noise of n clients, its tail beyond 12 std and
-            the sampler's distance.  0 without noise.
+            the sampler's distance (that of every layer).  0 without noise.
         bits: ring width on the wire, 20..32.
         max_examples: most rows, examples or users, in one client's sum (1 for ``unit="client"``).
+        removable_stds: std of the layers of a client's noise that can be removed, 1..T; none
+            without ``remove_excess_noise``.
     """
 
     dimension: int
@@ -125,6 +132,35 @@ class RoundPlan:
     wrap_probability: float
     bits: int
     max_examples: int
+    removable_stds: tuple[float, ...] = ()
+
+    @property
+    def kept_std(self) -> float:
+        """Std of the noise of a client that is never removed: all of it, or layer 0."""
+        if not self.removable_stds:
+            return self.local_std
+        return math.sqrt(self.local_std**2 - sum(std**2 for std in self.removable_stds))
+
+    def retained_std(self, missing: int) -> float:
+        """Std of one survivor's noise in the end, with ``missing`` clients not in the sum."""
+        if not self.removable_stds:
+            return self.local_std
+        return math.sqrt(
+            self.kept_std**2 + sum(std**2 for std in self.removable_stds[:missing])
+        )
+
+    def noise_std(self, honest: int) -> float:
+        """Least std of the noise that an adversary does not know, in any sum that is opened.
+
+        Args:
+            honest: clients whose noise it does not know, in a sum of the fewest survivors.  With k
+                more survivors there are k more of them, and with layers each retains less.
+        """
+        most = len(self.removable_stds)
+        return min(
+            self.retained_std(missing) * math.sqrt(honest + most - missing)
+            for missing in range(most + 1)
+        )
 
     @property
     def quantisation_error(self) -> float:
@@ -203,6 +239,15 @@ def plan_round(
             f"{'server' if central else 'client'}: at least 1 and {_SMALLEST_STD:g} are needed; "
             "use fewer or smaller clients, more bits (32 at most) or more noise"
         )
+    honest_std = std * root_h
+    layers = removable_stds(honest_std, bounds) if policy.remove_excess_noise else ()
+    if layers and layers[0] < _SMALLEST_LAYER_STD:
+        raise OverflowBoundError(
+            f"remove_excess_noise = True with {cohort_size} clients in a ring of {width} bits "
+            f"leaves the smallest layer of noise {layers[0]:.3g} grid steps: at least "
+            f"{_SMALLEST_LAYER_STD:g} are needed; use fewer clients or examples, or more bits (32 "
+            "at most)"
+        )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
     summands = 1 if policy.unit == "client" else 2 * examples + 1
     slack = L2Clip(policy.clip_norm).float_slack(summands, BLOCK)
@@ -215,7 +260,7 @@ def plan_round(
         clip_units=clip_units,
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,
-        honest_std=std * root_h,
+        honest_std=honest_std,
         sensitivity=_EVALUATED
         * rounded_sensitivity(
             longest_unit, padded, TRIAL_FAILURE if conditional else ROUNDING_FAILURE
@@ -223,8 +268,11 @@ def plan_round(
         rounding_failure=0.0 if conditional else ROUNDING_FAILURE,
         sum_bound=sum_bound,
         wrap_probability=(
-            padded * (_BEYOND_TAIL + draws * STATISTICAL_DISTANCE) if noised else 0.0
+            padded * (_BEYOND_TAIL + draws * (1 + len(layers)) * STATISTICAL_DISTANCE)
+            if noised
+            else 0.0
         ),
         bits=bits_needed(sum_bound) if bits == "auto" else width,
         max_examples=examples,
+        removable_stds=layers,
     )

@@ -99,7 +99,7 @@ def distributed_epsilon(
     if rounds == 0:
         return 0.0
     eta = total_variation_per_round(plan, honest) + plan.rounding_failure
-    std = plan.local_std * math.sqrt(honest)
+    std = plan.noise_std(honest)
     # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
     effective = math.sqrt(std**2 - 1.0 / 12.0) / plan.sensitivity
     return with_additions(

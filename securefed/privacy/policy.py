@@ -53,6 +53,9 @@ class PrivacyPolicy:
         max_examples: for ``unit="example"`` and ``"user"``, how many rows (units) one client's sum
             may hold; sizes the ring.  The default is the largest client's row count.
         local_steps: for ``mechanism="local"``, DP-SGD steps per round, >= 1.
+        remove_excess_noise: whether clients add their noise in layers, of which those that the
+            number of survivors makes needless are removed from the sum
+            (:mod:`securefed.privacy.layers`); with ``mechanism="distributed"`` only.
 
     Raises:
         ConfigError: names the field, the value and what is allowed.
@@ -72,6 +75,7 @@ class PrivacyPolicy:
     dropout_fraction: float = 0.25
     max_examples: int | None = None
     local_steps: int = 1
+    remove_excess_noise: bool = False
 
     def __post_init__(self) -> None:
         finite = math.isfinite
@@ -111,12 +115,10 @@ class PrivacyPolicy:
             self.sampling_probability,
             "in (0, 1]",
         )
-        _require(
-            isinstance(self.sample_is_secret, bool),
-            "sample_is_secret",
-            self.sample_is_secret,
-            "True or False",
-        )
+        for name in ("sample_is_secret", "remove_excess_noise"):
+            _require(
+                isinstance(getattr(self, name), bool), name, getattr(self, name), "True or False"
+            )
         for name in ("rounds", "local_steps"):
             value = getattr(self, name)
             _require(
@@ -159,6 +161,19 @@ class PrivacyPolicy:
                 self.noise_multiplier,
                 f"> 0 with mechanism = {self.mechanism!r}; a baseline without noise is "
                 "mechanism = 'none'",
+            )
+        if self.remove_excess_noise:
+            _require(
+                self.mechanism == "distributed",
+                "mechanism",
+                self.mechanism,
+                "'distributed' with remove_excess_noise = True: no other adds noise in shares",
+            )
+            _require(
+                self.noise == "discrete_gaussian",
+                "noise",
+                self.noise,
+                "'discrete_gaussian' with remove_excess_noise = True",
             )
         if self.mechanism == "local":
             _require(
@@ -204,6 +219,11 @@ class CohortBounds:
     def honest_floor(self) -> int:
         """Honest clients inside any sum that is opened."""
         return self.survivor_floor - self.corrupt
+
+    @property
+    def most_missing(self) -> int:
+        """Most clients of the cohort that may be missing from a sum that is opened."""
+        return self.size - self.survivor_floor
 
     @classmethod
     def of(cls, policy: PrivacyPolicy, size: int) -> CohortBounds:

@@ -303,6 +303,8 @@ def _check(
     check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if honest < 1:
         raise ConfigError(f"honest = {honest}: must be >= 1")
+    if plan.removable_stds:
+        raise ConfigError("remove_excess_noise = True: must be False for Renyi accounting")
     if not 0.5 <= plan.local_std < math.inf:  # also refuses nan
         raise ConfigError(f"local_std = {plan.local_std}: must be finite, >= 0.5 grid units")
 

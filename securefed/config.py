@@ -155,7 +155,9 @@ class PrivacySection(Section):
     for a deployment that shows response times, per-client seconds or batch sizes: no amplification
     by sampling is credited then.  ``rounding = "conditional"``, for ``unit = "client"``: an update
     is rounded to the grid again until it is no longer than the sensitivity, which then always holds
-    and is smaller.
+    and is smaller.  ``remove_excess_noise``: clients add noise in layers, and those that the number
+    of survivors makes needless are removed from the sum; for distributed discrete Gaussian noise,
+    masking with everyone (below 200 clients).
 
     ``expected_batch`` counts examples, or users for ``unit = "user"``: a user's contribution is the
     mean over its examples.
@@ -172,6 +174,7 @@ class PrivacySection(Section):
     expected_batch: Positive = 128.0
     update_clip_norm: Positive = 10.0
     sample_is_secret: bool = True
+    remove_excess_noise: bool = False
     corrupt_fraction: Fraction = 0.1
     dropout_fraction: Fraction = 0.25
 
@@ -192,6 +195,13 @@ class PrivacySection(Section):
             refused = why_not_conditional(self.unit, self.sample_is_secret)
             if refused:
                 raise ValueError(f"rounding = 'conditional' with {refused}")
+        if self.remove_excess_noise and (
+            self.mechanism != "distributed" or self.noise != "discrete_gaussian"
+        ):
+            raise ValueError(
+                f"remove_excess_noise = true with mechanism = {self.mechanism!r} and noise = "
+                f"{self.noise!r}: layers are of 'distributed' noise that is 'discrete_gaussian'"
+            )
         if self.mechanism == "none":
             if self.target_epsilon is not None:
                 raise ValueError("target_epsilon with mechanism = 'none': no epsilon is reached")
@@ -287,6 +297,11 @@ class RunConfig(Section):
                 "privacy.target_epsilon cannot be met with aggregation.kind = 'plaintext': nothing "
                 "holds against a server that gets contributions in the clear; use 'pairwise', or "
                 "privacy.mechanism = 'central'"
+            )
+        if self.privacy.remove_excess_noise and self.aggregation.kind == "plaintext":
+            raise ValueError(
+                "privacy.remove_excess_noise needs aggregation.kind = 'pairwise': seeds of noise "
+                "are revealed in a masked round"
             )
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:

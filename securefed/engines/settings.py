@@ -23,7 +23,12 @@ from securefed.privacy.accounting import (
 from securefed.privacy.calibration import calibrated_policy
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregator import Aggregation, PairwiseAggregation, PlaintextAggregation
+from securefed.secagg.aggregator import (
+    Aggregation,
+    PairwiseAggregation,
+    PlaintextAggregation,
+    check_removal,
+)
 
 _OVERFULL = 2.0**-64
 
@@ -114,6 +119,7 @@ class Settings:
             rounding=privacy.rounding,
             sampling_probability=q,
             sample_is_secret=privacy.sample_is_secret,
+            remove_excess_noise=privacy.remove_excess_noise,
             max_examples=None if privacy.unit == "client" else _room_for(max(sizes.values()), q),
             local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
             delta=privacy.delta,
@@ -134,6 +140,8 @@ class Settings:
             if config.aggregation.kind == "pairwise"
             else PlaintextAggregation(bits=bits)
         )
+        if self.sum_policy.remove_excess_noise:
+            check_removal(self.aggregation, CohortBounds.of(self.sum_policy, self.cohort_size))
         self.plan: RoundPlan = plan_round(
             self.sum_policy, cohort_size=self.cohort_size, dimension=dimension, bits=bits
         )
@@ -234,6 +242,7 @@ class Settings:
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
             "sample_is_secret": self.stated.sample_is_secret,
+            "remove_excess_noise": self.stated.remove_excess_noise,
             "local_steps": self.stated.local_steps,
         }
 

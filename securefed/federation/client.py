@@ -14,6 +14,7 @@ from securefed.federation.floors import ClientFloors
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.secagg.aggregator import AggregationClient
+from securefed.secagg.noise_layers import NoiseLayers
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.plaintext import PlaintextClient
 
@@ -94,7 +95,11 @@ class ClientRound(SecretHolder):
         if floors is not None:
             floors.check(session)
         noise = NoiseGenerator() if generator is None else generator
-        contribution = _Contribution(lambda: encode(session.codec, noise), charge)
+        layers = (
+            NoiseLayers(session.context, client_id, random) if session.plan.removable_stds else None
+        )
+        codec = session.codec.with_layers(layers)
+        contribution = _Contribution(lambda: encode(codec, noise), charge)
         self._contribution: _Contribution | None = contribution
         self._half: AggregationClient = (
             PlaintextClient(session.context, client_id, contribution)
@@ -107,6 +112,7 @@ class ClientRound(SecretHolder):
                 min_clients=2 if floors is None else floors.min_clients,
                 min_threshold=2 if floors is None else floors.min_threshold,
                 random=random,
+                layers=layers,
             )
         )
 

@@ -15,7 +15,12 @@ from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregator import Aggregation, PlaintextAggregation, RoundContext
+from securefed.secagg.aggregator import (
+    Aggregation,
+    PlaintextAggregation,
+    RoundContext,
+    check_removal,
+)
 
 MAX_DIMENSION = 2**31
 """Far above what memory holds; every length on the wire fits 32 bits."""
@@ -61,6 +66,8 @@ class RoundSession:
     @cached_property
     def plan(self) -> RoundPlan:
         """Scale, noise and ring that follow from the policy."""
+        if self.policy.remove_excess_noise:
+            check_removal(self.aggregation, self._bounds)
         return plan_round(
             self.policy,
             cohort_size=len(self.cohort),
@@ -89,6 +96,7 @@ class RoundSession:
             bits=self.plan.bits,
             parameters=self.aggregation.parameters(self._bounds),
             binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
+            noise_layers=self.plan.removable_stds,
         )
 
     @cached_property

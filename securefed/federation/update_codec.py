@@ -3,7 +3,8 @@
     clip -> rotate -> scale and round -> add this client's noise -> ring          (client)
     ring sum [-> add the noise of a trusted server] -> centre -> scale -> un-rotate   (server)
 
-Masking or encryption happens on the ring vector afterwards, in ``securefed.secagg``.
+Masking or encryption happens on the ring vector afterwards, in ``securefed.secagg``; there too
+layers of noise that are more than the survivors' number asks for leave the ring sum.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import DiscreteGaussian, poisson_sample, stochastic_round
 from securefed.privacy.skellam import Skellam
+from securefed.secagg.noise_layers import NoiseLayers
 
 OnZeroed = Callable[[str], None]
 """Told, on the owner's machine alone, what counted as zeros; values are not shown."""
@@ -37,12 +39,15 @@ class UpdateCodec:
         policy: what is clipped and noised.
         plan: scale, ring and noise that follow from it (``plan_round``).
         rotation_seed: 32 public bytes that all parties of the round share.
+        layers: one client's layers of noise that can be removed; with ``remove_excess_noise`` a
+            codec without them only decodes.
 
     Guarantees:
         - One unit changes the integers before noise by at most ``plan.sensitivity`` in L2, except
           with probability ``plan.rounding_failure`` a round.
         - With ``mechanism="distributed"`` every encoded vector, an empty sample's too, carries
-          fresh discrete Gaussian (or Skellam) noise of std ``plan.local_std``.
+          fresh discrete Gaussian (or Skellam) noise of std ``plan.local_std``.  With layers it is
+          the sum of theirs and one of std ``plan.kept_std``.
         - NaN and infinity end nothing: an update, a sampled row or a clipped sum that holds one
           counts as zeros and is noised and encoded like any other.  A refusal would show, outside
           the noise, what went wrong with this client's data.
@@ -50,11 +55,26 @@ class UpdateCodec:
           (one grid step of ``plan.resolution`` a coordinate and client) plus the noise.
     """
 
-    def __init__(self, policy: PrivacyPolicy, plan: RoundPlan, rotation_seed: bytes) -> None:
+    def __init__(
+        self,
+        policy: PrivacyPolicy,
+        plan: RoundPlan,
+        rotation_seed: bytes,
+        *,
+        layers: NoiseLayers | None = None,
+    ) -> None:
+        if layers is not None and layers.stds != plan.removable_stds:
+            raise ConfigError("layers: they are not those of the plan")
         self.policy = policy
         self.plan = plan
+        self._layers = layers
+        self._rotation_seed = rotation_seed
         self._clip = L2Clip(policy.clip_norm)
         self._rotation = Rotation(plan.dimension, rotation_seed)
+
+    def with_layers(self, layers: NoiseLayers | None) -> UpdateCodec:
+        """This codec for one client and one contribution of it."""
+        return UpdateCodec(self.policy, self.plan, self._rotation_seed, layers=layers)
 
     def encode_update(
         self,
@@ -176,6 +196,11 @@ class UpdateCodec:
     def _round_and_noise(
         self, clipped: NDArray[np.float64], generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
+        if self.plan.removable_stds and self._layers is None:
+            raise ConfigError(
+                "remove_excess_noise = True: encoding needs the client's layers of noise "
+                "(with_layers)"
+            )
         scaled = self._rotation.forward(clipped) / self.plan.resolution
         integers = (
             conditional_round(scaled, self.plan.sensitivity, generator)
@@ -184,6 +209,8 @@ class UpdateCodec:
         )
         if self.plan.local_std > 0.0:
             integers += self._noise().sample(self.plan.padded, generator)
+        if self._layers is not None:
+            integers += self._layers.noise()
         ring = to_ring(integers)
         ring &= np.uint32((1 << self.plan.bits) - 1)
         return ring
@@ -191,7 +218,7 @@ class UpdateCodec:
     def _noise(self) -> SymmetricInversion:
         if self.policy.noise == "skellam":
             return Skellam(self.plan.local_std**2)
-        return DiscreteGaussian(self.plan.local_std)
+        return DiscreteGaussian(self.plan.kept_std)
 
     def _check_unit(self, *expected: Unit) -> None:
         if self.policy.unit not in expected:

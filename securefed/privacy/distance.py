@@ -33,8 +33,8 @@ log((1 + e) / (1 - e)) <= 10 q.
 
 More summands are merged one at a time.  If the sum so far is within a log-ratio L of one discrete
 Gaussian, adding the next summand to both keeps that, since a ratio of mixtures with the same
-weights lies between the ratios of their parts; merging that summand adds at most 10 q.  Every merged
-std is at least s_min, since variances only grow.
+weights lies between the ratios of their parts; merging that summand adds at most 10 q.  What is
+merged has a std of at least s_min each time, since variances only grow.
 
 For equal variances the bound follows from Kairouz, Liu and Steinke 2021 (2102.06387), on sums of
 discrete Gaussians, too.

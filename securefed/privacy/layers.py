@@ -48,8 +48,9 @@ def removable_stds(honest_std: float, bounds: CohortBounds) -> tuple[float, ...]
         bounds: n, c and T.
 
     Example:
-        >>> removable_stds(12.0, CohortBounds(size=6, corrupt=1, survivor_floor=4))
-        (2.6832815729997477, 3.4641016151377544)
+        >>> bounds = CohortBounds(size=6, corrupt=1, survivor_floor=4)
+        >>> [round(std**2, 6) for std in removable_stds(12.0, bounds)]  # 144 / 20, 144 / 12
+        [7.2, 12.0]
     """
     left = (bounds.size - k - bounds.corrupt for k in range(1, bounds.most_missing + 1))
     return tuple(honest_std / math.sqrt(m * (m + 1)) for m in left)

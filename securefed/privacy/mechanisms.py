@@ -145,9 +145,7 @@ class RoundPlan:
         """Std of one survivor's noise in the end, with ``missing`` clients not in the sum."""
         if not self.removable_stds:
             return self.local_std
-        return math.sqrt(
-            self.kept_std**2 + sum(std**2 for std in self.removable_stds[:missing])
-        )
+        return math.sqrt(self.kept_std**2 + sum(std**2 for std in self.removable_stds[:missing]))
 
     def noise_std(self, honest: int) -> float:
         """Least std of the noise that an adversary does not know, in any sum that is opened.

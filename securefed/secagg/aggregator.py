@@ -17,6 +17,7 @@ long as enough remain.
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -37,6 +38,11 @@ Contribution = Callable[[], NDArray[np.uint32]]
 """Makes the ring vector at the moment it is needed; called once, after the cohort is checked."""
 
 SESSION_BYTES = 16
+SPARSE_REMOVAL = (
+    "remove_excess_noise = True on a sparse masking graph: the number of survivors decides what a "
+    "client reveals, and there a client checks the signatures of its witnesses alone; use fewer "
+    "than 200 clients or the complete graph, degree = n - 1"
+)
 _MAX_COHORT = 1 << 20
 _CONTEXT_TYPE = 0
 
@@ -111,6 +117,21 @@ class PlaintextAggregation:
 Aggregation = PairwiseAggregation | PlaintextAggregation
 
 
+def check_removal(aggregation: Aggregation, bounds: CohortBounds) -> None:
+    """Whether excess noise can be removed from sums that are formed so.
+
+    Raises:
+        ConfigError: says why not.
+    """
+    if isinstance(aggregation, PlaintextAggregation):
+        raise ConfigError(
+            "remove_excess_noise = True with aggregation = plaintext: seeds of noise are revealed "
+            "in a masked round; use pairwise aggregation"
+        )
+    if aggregation.parameters(bounds).sparse:
+        raise ConfigError(SPARSE_REMOVAL)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundContext:
     """What all parties of one round must agree on; its digest is in every key and signature.
@@ -127,6 +148,12 @@ class RoundContext:
         bits: ring width, 20..32.
         parameters: thresholds, computed from the cohort.
         binding: SHA-256 over what else is agreed (model, settings, adapter, rotation).
+        noise_layers: std in grid units of the layers of each client's noise that can be removed
+            (:mod:`securefed.secagg.noise_layers`), one for each client that may be missing; none
+            where noise is not removed.
+
+    Raises:
+        ConfigError: these do not fit each other; layers of noise on a sparse graph among them.
     """
 
     session: bytes
@@ -137,6 +164,7 @@ class RoundContext:
     bits: int
     parameters: PairwiseParameters
     binding: bytes
+    noise_layers: tuple[float, ...] = ()
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -149,6 +177,7 @@ class RoundContext:
                 f"cohort of {len(self.cohort)} clients: must be 2..{_MAX_COHORT} and fit the "
                 f"parameters, made for {self.parameters.size}"
             )
+        self._check_layers()
         missing = [name for name in self.cohort if name not in self.roster]
         if missing:
             raise ConfigError(f"roster: no identity key for {missing[:5]}")
@@ -168,7 +197,24 @@ class RoundContext:
         for name in self.cohort:
             writer.blob(_encoded(name), limit=1024, field="client id")
             writer.blob(raw := self.roster[name].raw, limit=len(raw))
+        if self.noise_layers:  # else nothing: rounds without them keep their digest
+            writer.u32(len(self.noise_layers))
+            writer.fixed(
+                exact := struct.pack(f"<{len(self.noise_layers)}d", *self.noise_layers), len(exact)
+            )
         object.__setattr__(self, "digest", hashlib.sha256(writer.done()).digest())
+
+    def _check_layers(self) -> None:
+        if not self.noise_layers:
+            return
+        parameters = self.parameters
+        if parameters.sparse:
+            raise ConfigError(SPARSE_REMOVAL)
+        if len(self.noise_layers) != parameters.size - parameters.survivor_floor:
+            raise ConfigError(
+                f"noise_layers: {len(self.noise_layers)} given, must be one for each of the "
+                f"{parameters.size - parameters.survivor_floor} clients that may be missing"
+            )
 
     @cached_property
     def _indices(self) -> dict[str, int]:

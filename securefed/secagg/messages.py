@@ -23,6 +23,7 @@ from securefed.secagg.graph import NONCE_BYTES
 HASH_BYTES = 32
 EDGE_WRAP_BYTES = 32 + SEAL_OVERHEAD
 ENVELOPE_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD
+"""Without layers of noise; each adds a share (:func:`envelope_bytes`)."""
 
 # Message types.  A number is never used for two things.
 SIGNED = 1
@@ -32,6 +33,11 @@ SURVIVORS = 13
 CONFIRMATIONS = 14
 COMMITMENTS = 15
 NEIGHBOURHOOD = 16
+
+
+def envelope_bytes(noise_layers: int) -> int:
+    """Size of a share envelope in a round with that many layers of noise that can be removed."""
+    return ENVELOPE_BYTES + noise_layers * SHARE_BYTES
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Advertisement:
         envelope_key: where share envelopes are sealed to.
         root_commitment: to the root, and ``self_commitment``: to the self-mask seed.
         nonce_commitment: to this client's part in the order of a sparse graph.
+        layers_commitment: to the seeds of its layers of noise; empty in a round without them.
     """
 
     mask_key: bytes
@@ -86,24 +93,31 @@ class Advertisement:
     root_commitment: bytes
     self_commitment: bytes
     nonce_commitment: bytes
+    layers_commitment: bytes = b""
 
     SIZE = 2 * HYBRID_PUBLIC_BYTES + 3 * HASH_BYTES
 
+    @classmethod
+    def size(cls, noise_layers: int) -> int:
+        """Bytes in a round with that many layers of noise that can be removed."""
+        return cls.SIZE + (HASH_BYTES if noise_layers else 0)
+
     def encode(self) -> bytes:
-        """To bytes, ``SIZE`` of them."""
+        """To bytes, ``SIZE`` of them and what the layers add."""
         return (
             self.mask_key
             + self.envelope_key
             + self.root_commitment
             + self.self_commitment
             + self.nonce_commitment
+            + self.layers_commitment
         )
 
     @classmethod
-    def decode(cls, data: bytes) -> Advertisement:
-        """From exactly ``SIZE`` bytes."""
-        if len(data) != cls.SIZE:
-            raise WireError(f"advertisement of {len(data)} bytes: must be {cls.SIZE}")
+    def decode(cls, data: bytes, *, noise_layers: int = 0) -> Advertisement:
+        """From exactly as many bytes as it must have."""
+        if len(data) != cls.size(noise_layers):
+            raise WireError(f"advertisement of {len(data)} bytes: must be {cls.size(noise_layers)}")
         reader = Reader(data)
         decoded = cls(
             reader.fixed(HYBRID_PUBLIC_BYTES, field="mask_key"),
@@ -111,6 +125,7 @@ class Advertisement:
             reader.fixed(HASH_BYTES, field="root_commitment"),
             reader.fixed(HASH_BYTES, field="self_commitment"),
             reader.fixed(HASH_BYTES, field="nonce_commitment"),
+            reader.fixed(HASH_BYTES, field="layers_commitment") if noise_layers else b"",
         )
         reader.finish()
         return decoded
@@ -124,11 +139,12 @@ def encode_advertised(messages: dict[int, bytes]) -> bytes:
     return writer.done()
 
 
-def decode_advertised(data: bytes, *, size: int) -> list[Signed]:
+def decode_advertised(data: bytes, *, size: int, noise_layers: int = 0) -> list[Signed]:
     """Advertisements in strictly rising order of sender; at most ``size``."""
     reader = Reader(data)
     reader.header(ADVERTISED)
-    signed = _read_advertisements(reader, limit=size, size=size)
+    longest = Advertisement.size(noise_layers)
+    signed = _read_advertisements(reader, limit=size, size=size, longest=longest)
     reader.finish()
     return signed
 
@@ -139,10 +155,12 @@ def _write_signed(writer: Writer, messages: dict[int, bytes]) -> None:
         writer.blob(messages[index], limit=len(messages[index]))
 
 
-def _read_advertisements(reader: Reader, *, limit: int, size: int) -> list[Signed]:
-    longest = Advertisement.SIZE + MAX_SIGNATURE_BYTES + 64
+def _read_advertisements(
+    reader: Reader, *, limit: int, size: int, longest: int = Advertisement.SIZE
+) -> list[Signed]:
+    framed = longest + MAX_SIGNATURE_BYTES + 64
     signed = [
-        Signed.decode(reader.blob(longest, field="advertisement"), limit=Advertisement.SIZE)
+        Signed.decode(reader.blob(framed, field="advertisement"), limit=longest)
         for _ in range(_count(reader, "advertisements", limit))
     ]
     _strictly_rising([item.sender for item in signed], "advertisements", size)
@@ -235,8 +253,8 @@ class Bundle:
     """Stage 1, one for each receiver: an envelope with two shares, and maybe an edge secret.
 
     Attributes:
-        envelope: the shares of the sender's root and self-mask seed, sealed to the receiver's
-            envelope key.
+        envelope: the shares of the sender's self-mask seed, root and seeds of layers of noise,
+            sealed to the receiver's envelope key.
         edge: the secret of this edge, sealed to the receiver's *mask* key; only from the end of
             the edge that gives it (``Graph.gives``), else empty.
         edge_commitment: commitment to that secret (32 bytes), or empty.
@@ -248,12 +266,16 @@ class Bundle:
     edge_commitment: bytes
     signature: bytes
 
-    LIMIT = 64 + ENVELOPE_BYTES + EDGE_WRAP_BYTES + HASH_BYTES + MAX_SIGNATURE_BYTES
+    @staticmethod
+    def limit(noise_layers: int) -> int:
+        """Most bytes of one."""
+        envelope = envelope_bytes(noise_layers)
+        return 64 + envelope + EDGE_WRAP_BYTES + HASH_BYTES + MAX_SIGNATURE_BYTES
 
     def encode(self) -> bytes:
-        """To bytes, at most ``LIMIT``."""
+        """To bytes, at most :meth:`limit`."""
         writer = Writer()
-        writer.fixed(self.envelope, ENVELOPE_BYTES)
+        writer.fixed(self.envelope, len(self.envelope))
         writer.u8(1 if self.edge else 0)
         if self.edge:
             writer.fixed(self.edge, EDGE_WRAP_BYTES)
@@ -262,9 +284,9 @@ class Bundle:
         return writer.done()
 
     @classmethod
-    def read(cls, reader: Reader, *, with_edge: bool) -> Bundle:
+    def read(cls, reader: Reader, *, with_edge: bool, noise_layers: int = 0) -> Bundle:
         """From a reader; whether there must be an edge follows from the graph."""
-        envelope = reader.fixed(ENVELOPE_BYTES, field="envelope")
+        envelope = reader.fixed(envelope_bytes(noise_layers), field="envelope")
         flag = reader.u8(field="has_edge")
         if flag != int(with_edge):
             raise WireError(f"has_edge = {flag}: must be {int(with_edge)} for this pair")
@@ -282,7 +304,7 @@ class Bundle:
         writer.u32(receiver)
         writer.fixed(mask_key, HYBRID_PUBLIC_BYTES)
         writer.fixed(envelope_key, HYBRID_PUBLIC_BYTES)
-        writer.fixed(self.envelope, ENVELOPE_BYTES)
+        writer.fixed(self.envelope, len(self.envelope))
         writer.blob(self.edge, limit=EDGE_WRAP_BYTES)
         writer.blob(self.edge_commitment, limit=HASH_BYTES)
         return writer.done()
@@ -295,15 +317,18 @@ def encode_shares(bundles: dict[int, Bundle]) -> bytes:
     return writer.done()
 
 
-def decode_shares(body: bytes, *, with_edge: dict[int, bool]) -> dict[int, Bundle]:
+def decode_shares(
+    body: bytes, *, with_edge: dict[int, bool], noise_layers: int = 0
+) -> dict[int, Bundle]:
     """Bundles for exactly the receivers that ``with_edge`` names.
 
     Args:
         body: the body of a client's message.
         with_edge: by receiver, whether the sender gives the secret of that edge.
+        noise_layers: how many layers of noise can be removed in this round.
     """
     reader = Reader(body)
-    bundles = _read_bundles(reader, with_edge)
+    bundles = _read_bundles(reader, with_edge, noise_layers)
     reader.finish()
     if bundles.keys() != with_edge.keys():
         raise WireError("shares: the receivers are not the neighbours that advertised")
@@ -318,11 +343,13 @@ def encode_delivery(bundles: dict[int, Bundle]) -> bytes:
     return writer.done()
 
 
-def decode_delivery(data: bytes, *, with_edge: dict[int, bool]) -> dict[int, Bundle]:
+def decode_delivery(
+    data: bytes, *, with_edge: dict[int, bool], noise_layers: int = 0
+) -> dict[int, Bundle]:
     """Bundles by sender, of some of the senders that ``with_edge`` names."""
     reader = Reader(data)
     reader.header(DELIVERY)
-    bundles = _read_bundles(reader, with_edge)
+    bundles = _read_bundles(reader, with_edge, noise_layers)
     reader.finish()
     return bundles
 
@@ -334,7 +361,9 @@ def _write_bundles(writer: Writer, bundles: dict[int, Bundle]) -> None:
         writer.fixed(encoded := bundles[other].encode(), len(encoded))
 
 
-def _read_bundles(reader: Reader, with_edge: dict[int, bool]) -> dict[int, Bundle]:
+def _read_bundles(
+    reader: Reader, with_edge: dict[int, bool], noise_layers: int
+) -> dict[int, Bundle]:
     bundles: dict[int, Bundle] = {}
     last = -1
     for _ in range(_count(reader, "bundles", len(with_edge))):
@@ -344,7 +373,7 @@ def _read_bundles(reader: Reader, with_edge: dict[int, bool]) -> dict[int, Bundl
         if other not in with_edge:
             raise WireError(f"bundles: client number {other} is no neighbour with keys")
         last = other
-        bundles[other] = Bundle.read(reader, with_edge=with_edge[other])
+        bundles[other] = Bundle.read(reader, with_edge=with_edge[other], noise_layers=noise_layers)
     return bundles
 
 
@@ -392,13 +421,15 @@ def decode_confirmations(data: bytes, *, size: int, limit: int) -> dict[int, byt
 
 @dataclass(frozen=True)
 class Reveal:
-    """Stage 4.  One share for each client that shared, never of both kinds.
+    """Stage 4.  For each client that shared, a share of its self-mask seed or of its root.
 
-    Of its self-mask seed if it survived, of its root if it dropped.
+    Of the self-mask seed if it survived, of the root if it dropped, never of both.  Where excess
+    noise is to be removed, also one of one seed of each survivor's layers.
     """
 
     self_shares: dict[int, bytes] = field(repr=False)
     root_shares: dict[int, bytes] = field(repr=False)
+    layer_shares: dict[int, bytes] = field(repr=False, default_factory=dict)
 
     def encode(self) -> bytes:
         """To bytes."""
@@ -408,11 +439,20 @@ class Reveal:
             for index in sorted(shares):
                 writer.u32(index)
                 writer.fixed(shares[index], SHARE_BYTES)
+        for index in sorted(self.layer_shares):  # of those with self shares: not said again
+            writer.fixed(self.layer_shares[index], SHARE_BYTES)
         return writer.done()
 
     @classmethod
-    def decode(cls, body: bytes, *, size: int, limit: int) -> Reveal:
-        """From bytes, at most ``limit`` shares of a kind; a client in both lists is refused."""
+    def decode(cls, body: bytes, *, size: int, limit: int, excess: bool = False) -> Reveal:
+        """From bytes, at most ``limit`` shares of a kind; a client in both lists is refused.
+
+        Args:
+            body: the body of a client's message.
+            size: clients in the cohort.
+            limit: most shares of a kind.
+            excess: whether layers of noise are to be removed.
+        """
         reader = Reader(body)
         groups: list[dict[int, bytes]] = []
         for name in ("self_shares", "root_shares"):
@@ -423,10 +463,14 @@ class Reveal:
                 shares[order[-1]] = reader.fixed(SHARE_BYTES, field=name)
             _strictly_rising(order, name, size)
             groups.append(shares)
+        layers = {
+            index: reader.fixed(SHARE_BYTES, field="layer_shares")
+            for index in (groups[0] if excess else ())
+        }
         reader.finish()
         if set(groups[0]) & set(groups[1]):
             raise WireError("reveal: both kinds of share of one client")
-        return cls(groups[0], groups[1])
+        return cls(groups[0], groups[1], layers)
 
 
 def _count(reader: Reader, field: str, limit: int) -> int:

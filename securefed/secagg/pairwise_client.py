@@ -19,7 +19,9 @@ state                   server's message               what the client then know
                                                        input**
 ``MASKED``              survivor list                  who survived; signs that list, once
 ``CONFIRMED``           signatures on the list         that enough honest clients signed the same;
-                                                       sends one share of each neighbour, once
+                                                       sends one share of each neighbour, once, and
+                                                       where noise is removed one of each
+                                                       survivor's excess layers
 ``DONE`` / ``FAILED``   nothing is accepted            secrets are forgotten
 ======================  =============================  ==========================================
 
@@ -55,6 +57,7 @@ from securefed.secagg.graph import (
     nonce_commitments,
 )
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
+from securefed.secagg.noise_layers import NoiseLayers
 
 
 class ClientState(enum.Enum):
@@ -110,18 +113,23 @@ class PairwiseClient(SecretHolder):
             agreed.
         min_threshold: the client's own floor on the threshold of secret sharing.
         random: source of round secrets; the operating system's generator outside tests.
+        layers: the layers of noise inside the contribution that can be removed; just where
+            ``context.noise_layers`` says that there are any.
 
     Guarantees:
         - Nothing that depends on the contribution is sent before the masked input.
-        - At most one share of each client is revealed, of one kind, once.
+        - At most one share of each client is revealed, of one kind, once.  Of a survivor's layers
+          of noise one share more, of the seed whose number is the number of clients missing from
+          the signed list, plus one; of nobody where the most are missing.
         - No share is revealed unless ``quorum`` of this client's witnesses signed that very
           survivor list, and it holds at least ``survivor_floor`` clients and this one.
         - What is opened in the end is the sum over all honest clients of one such list
           (:mod:`securefed.secagg.parameters`).
 
     Raises:
-        LocalProtocolError: the identity is not the one in the roster, or cohort or threshold are
-            below the client's own floors.
+        LocalProtocolError: the identity is not the one in the roster, cohort or threshold are
+            below the client's own floors, or ``layers`` are missing, not asked for, or not this
+            client's.
     """
 
     def __init__(
@@ -134,6 +142,7 @@ class PairwiseClient(SecretHolder):
         min_clients: int = 2,
         min_threshold: int = 2,
         random: RandomBytes = system_random,
+        layers: NoiseLayers | None = None,
     ) -> None:
         self._context = context
         self._index = context.index(client_id)
@@ -153,6 +162,14 @@ class PairwiseClient(SecretHolder):
                 f"threshold = {parameters.threshold}: this client takes part from "
                 f"{min_threshold} on"
             )
+        if (layers is not None) != bool(context.noise_layers):
+            raise LocalProtocolError(
+                f"layers: {'none' if layers is None else 'some'} given, and the round has "
+                f"{len(context.noise_layers)} layers of noise"
+            )
+        if layers is not None and not layers.belong_to(context, self._index):
+            raise LocalProtocolError("layers: they are another client's or another round's")
+        self._layers = layers
         self._identity = identity
         self._contribution: Contribution | None = contribution
         self._random = random
@@ -166,9 +183,11 @@ class PairwiseClient(SecretHolder):
         self._graph = Graph.complete(len(context.cohort))
         self._view = b""
         self._peers: dict[int, _Peer] = {}
-        self._own_shares: tuple[bytes, bytes] = (b"", b"")
-        self._shares: dict[int, tuple[bytes, bytes]] = {}
+        # Shares of the self-mask seed, of the root, and of the seeds of layers of noise 1..T.
+        self._own_shares: tuple[bytes, ...] = ()
+        self._shares: dict[int, tuple[bytes, ...]] = {}
         self._alive: set[int] = set()
+        self._missing = 0
         self._statement = b""
         self._transitions = SPARSE if parameters.sparse else COMPLETE
         self.state = ClientState.NEW
@@ -195,6 +214,7 @@ class PairwiseClient(SecretHolder):
             root_commitment=keys.root_commitment(self._root, digest, self._index),
             self_commitment=keys.self_commitment(self._self_seed, digest, self._index),
             nonce_commitment=nonce_commitment(self._nonce, digest, self._index),
+            layers_commitment=b"" if self._layers is None else self._layers.commitment(),
         )
         self.state = ClientState.ADVERTISED
         return self._signed("advertise", self._advert.encode())
@@ -235,7 +255,9 @@ class PairwiseClient(SecretHolder):
     def _share_with_all(self, message: bytes) -> bytes:
         """Stage share, complete graph.  Everyone who advertised is a neighbour."""
         size = len(self._context.cohort)
-        signed = wire_messages.decode_advertised(message, size=size)
+        signed = wire_messages.decode_advertised(
+            message, size=size, noise_layers=len(self._context.noise_layers)
+        )
         adverts = {item.sender: self._checked(item) for item in signed}
         self._check_floor(len(adverts), "advertisements")
         own = adverts.pop(self._index, None)
@@ -274,7 +296,7 @@ class PairwiseClient(SecretHolder):
     def _checked(self, signed: Signed) -> Advertisement:
         """An advertisement that its sender signed for this round."""
         self._verify(signed, "advertise")
-        return Advertisement.decode(signed.body)
+        return Advertisement.decode(signed.body, noise_layers=len(self._context.noise_layers))
 
     def _share(self, adverts: dict[int, Advertisement]) -> bytes:
         """Seal one share of each secret to each neighbour, and one goes to this client itself."""
@@ -296,7 +318,11 @@ class PairwiseClient(SecretHolder):
         points = [index + 1 for index in everyone]
         roots = share(self._root, threshold=threshold, points=points, random=self._random)
         selves = share(self._self_seed, threshold=threshold, points=points, random=self._random)
-        self._own_shares = (selves[me + 1], roots[me + 1])
+        dealt = [selves, roots] + [
+            share(seed, threshold=threshold, points=points, random=self._random)
+            for seed in ([] if self._layers is None else self._layers.seeds())
+        ]
+        self._own_shares = tuple(shares[me + 1] for shares in dealt)
         bundles = {}
         for other, advert in adverts.items():
             mask_key, envelope_key = checked_keys(advert, context.cohort[other])
@@ -309,7 +335,7 @@ class PairwiseClient(SecretHolder):
                 edge_secret=secret,
             )
             bundles[other] = self._bundle_for(
-                other, selves[other + 1] + roots[other + 1], mask_key, envelope_key
+                other, b"".join(shares[other + 1] for shares in dealt), mask_key, envelope_key
             )
         return self._signed("share", wire_messages.encode_shares(bundles))
 
@@ -338,7 +364,9 @@ class PairwiseClient(SecretHolder):
         """Stage masked_input.  Open every bundle; only then make the contribution, and mask it."""
         context, me = self._context, self._index
         bundles = wire_messages.decode_delivery(
-            message, with_edge={other: self._graph.gives(other, me) for other in self._peers}
+            message,
+            with_edge={other: self._graph.gives(other, me) for other in self._peers},
+            noise_layers=len(context.noise_layers),
         )
         self._check_holders(len(bundles) + 1, "sharers")
         if not context.parameters.sparse:
@@ -362,6 +390,8 @@ class PairwiseClient(SecretHolder):
             raise LocalProtocolError(
                 f"contribution: {vector.dtype}[{vector.shape}], must be uint32[{context.length}]"
             )
+        if self._layers is not None and not self._layers.added:
+            raise LocalProtocolError("contribution: made without this client's layers of noise")
         masked = vector.copy()
         own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
         masks = [(own_key, False)]
@@ -393,10 +423,8 @@ class PairwiseClient(SecretHolder):
         info = keys.envelope_info(context.digest, sender, me, peer.key_hash, self._own_key_hash())
         opened = self._envelope_key.open(bundle.envelope, info=info)
         reader = Reader(opened)
-        self._shares[sender] = (
-            reader.fixed(SHARE_BYTES, field="self share"),
-            reader.fixed(SHARE_BYTES, field="root share"),
-        )
+        kinds = ["self share", "root share"] + ["layer share"] * len(context.noise_layers)
+        self._shares[sender] = tuple(reader.fixed(SHARE_BYTES, field=kind) for kind in kinds)
         reader.finish()
         if peer.edge_secret:
             return peer.edge_secret
@@ -423,6 +451,7 @@ class PairwiseClient(SecretHolder):
         # Of a long list, a client keeps what it needs: those whose signatures it counts and those
         # whose shares it holds.
         self._alive = listed & (self._graph.witnesses(self._index) | self._shares.keys())
+        self._missing = len(context.cohort) - len(survivors)
         return self._signed(
             "consistency", self._identity.sign(self._statement, label=keys.SIGN_SURVIVORS)
         )
@@ -450,10 +479,17 @@ class PairwiseClient(SecretHolder):
                 f"confirmations: {len(signatures)} signatures, at least {quorum} are needed"
             )
         reveal = Reveal(
-            self_shares={i: pair[0] for i, pair in self._shares.items() if i in alive},
-            root_shares={i: pair[1] for i, pair in self._shares.items() if i not in alive},
+            self_shares={i: held[0] for i, held in self._shares.items() if i in alive},
+            root_shares={i: held[1] for i, held in self._shares.items() if i not in alive},
+            layer_shares=self._excess_shares(),
         )
         return self._signed("unmask", reveal.encode())
+
+    def _excess_shares(self) -> dict[int, bytes]:
+        """Of each survivor the share of the seed of its first layer that is not needed."""
+        if self._missing >= len(self._context.noise_layers):
+            return {}
+        return {i: held[2 + self._missing] for i, held in self._shares.items() if i in self._alive}
 
     def _check_floor(self, count: int, what: str) -> None:
         if count < self._floor:
@@ -483,7 +519,8 @@ class PairwiseClient(SecretHolder):
     def _forget(self) -> None:
         self._root = self._self_seed = self._nonce = b""
         self._mask_key = self._envelope_key = None
-        self._own_shares = (b"", b"")
+        self._layers = None
+        self._own_shares = ()
         self._shares.clear()
         self._peers.clear()
         self._contribution = None

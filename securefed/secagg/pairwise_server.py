@@ -13,8 +13,10 @@ stage               clients' messages              what the server then knows an
 ``share``           sealed shares                  who shared; relays the envelopes
 ``masked_input``    masked inputs                  their sum; sends the list of survivors
 ``consistency``     signatures on that list        who agrees; relays signatures
-``unmask``          one share of each client       each survivor's self-mask seed and each dropped
-                                                   client's root, hence the sum; sends nothing
+``unmask``          one share of each client, and  each survivor's self-mask seed and each dropped
+                    of each survivor's excess      client's root, hence the sum; the noise that is
+                    noise where it is removed      more than the number of survivors asks for, which
+                                                   it subtracts; sends nothing
 ==================  =============================  ================================================
 """
 
@@ -31,6 +33,8 @@ from numpy.typing import NDArray
 from securefed.config import STAGES, Stage
 from securefed.crypto.identity import MAX_SIGNATURE_BYTES
 from securefed.crypto.prg import add_keystreams
+from securefed.crypto.shamir import SHARE_BYTES
+from securefed.encoding.fixed_point import to_ring
 from securefed.encoding.wire import packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
@@ -45,6 +49,7 @@ from securefed.secagg.graph import (
     nonce_commitment,
 )
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
+from securefed.secagg.noise_layers import layers_commitment, noise_of
 from securefed.secagg.pairwise_client import checked_keys, signing_input
 from securefed.secagg.recovery import Holders, check_commitment
 
@@ -99,6 +104,8 @@ class PairwiseServer:
           changes nothing.
         - The result is the exact sum of the survivors' contributions mod 2^bits, or there is none:
           every reconstructed secret is checked against its owner's signed commitment.
+        - With layers of noise, and D clients missing, layers D + 1 and later of every survivor are
+          subtracted from it, as drawn from the seeds that they committed to.
     """
 
     def __init__(self, context: RoundContext, *, remove_masks: MaskRemoval = apply_masks) -> None:
@@ -309,17 +316,18 @@ class PairwiseServer:
 
     def _limit(self, stage: Stage) -> int:
         around = self._context.parameters.degree + 1
+        layers = len(self._context.noise_layers)
         return {
-            "advertise": Advertisement.SIZE,
+            "advertise": Advertisement.size(layers),
             "graph": NONCE_BYTES + HASH_BYTES,
-            "share": 4 + around * (4 + Bundle.LIMIT),
+            "share": 4 + around * (4 + Bundle.limit(layers)),
             "masked_input": 32 + packed_size(self._context.length, self._context.bits),
             "consistency": MAX_SIGNATURE_BYTES,
-            "unmask": 8 + around * 64,
+            "unmask": 8 + around * (64 + (SHARE_BYTES if layers else 0)),
         }[stage]
 
     def _add_advertisement(self, sender: int, client_id: str, signed: Signed) -> None:
-        advert = Advertisement.decode(signed.body)
+        advert = Advertisement.decode(signed.body, noise_layers=len(self._context.noise_layers))
         checked_keys(advert, client_id)
         fresh = {advert.mask_key, advert.envelope_key}
         if len(fresh) != 2 or fresh & self._public_keys:
@@ -345,7 +353,9 @@ class PairwiseServer:
             for other in self._graph.neighbours(sender)
             if other in there
         }
-        bundles = wire_messages.decode_shares(body, with_edge=with_edge)
+        bundles = wire_messages.decode_shares(
+            body, with_edge=with_edge, noise_layers=len(self._context.noise_layers)
+        )
         for receiver, bundle in bundles.items():
             advert = self._advert(receiver)
             covered = bundle.signed_part(
@@ -374,12 +384,22 @@ class PairwiseServer:
 
     def _add_reveal(self, sender: int, client_id: str, body: bytes) -> None:
         parameters = self._context.parameters
-        reveal = Reveal.decode(body, size=len(self._context.cohort), limit=parameters.degree + 1)
+        reveal = Reveal.decode(
+            body,
+            size=len(self._context.cohort),
+            limit=parameters.degree + 1,
+            excess=self._missing < len(self._context.noise_layers),
+        )
         held = {sender, *self._graph.neighbours(sender)} & self._sharers
         survivors = held & self._survivors
         if reveal.self_shares.keys() != survivors or reveal.root_shares.keys() != held - survivors:
             raise RemoteProtocolError(f"unmask: {client_id!r} revealed shares of the wrong clients")
         self._reveals[sender] = reveal
+
+    @property
+    def _missing(self) -> int:
+        """Clients of the cohort that are not in the sum."""
+        return len(self._context.cohort) - len(self._survivors)
 
     # -- the sum ---------------------------------------------------------------------------
 
@@ -387,6 +407,7 @@ class PairwiseServer:
         """Reconstruct one secret of each sharer and remove the masks it explains."""
         holders = Holders(self._context.parameters.threshold)
         self._remove_masks(self._total, self._left_masks(holders))
+        self._remove_excess(holders)
         self._total &= np.uint32((1 << self._context.bits) - 1)
         cohort = self._context.cohort
         self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in holders.wrong)
@@ -418,6 +439,22 @@ class PairwiseServer:
                 cohort[index],
             )
             yield from self._pair_masks(index, root)
+
+    def _remove_excess(self, holders: Holders) -> None:
+        """Subtract the layers of every survivor that as many survivors do not need."""
+        missing, layers = self._missing, len(self._context.noise_layers)
+        if missing >= layers:
+            return
+        digest, cohort = self._context.digest, self._context.cohort
+        for index in sorted(self._survivors):
+            seed = holders.secret(
+                {holder: reveal.layer_shares[index] for holder, reveal in self._reveals.items()},
+                partial(layers_commitment, digest=digest, index=index, count=layers - missing),
+                self._advert(index).layers_commitment,
+                index,
+                cohort[index],
+            )
+            self._total -= to_ring(noise_of(seed, self._context, index, missing))
 
     def _pair_masks(self, dropped: int, root: bytes) -> Iterator[Mask]:
         """What the survivors masked towards a client that then dropped out."""

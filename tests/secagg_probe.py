@@ -54,10 +54,18 @@ def resigned(cohort: Cohort, context: RoundContext, name: str, stage: Stage, bod
 
 
 def codecs() -> tuple[Codec, ...]:
-    """Every codec of messages.py and the ring's, for two cohorts: one complete, one sparse."""
+    """Every codec of messages.py and the ring's, for three cohorts.
+
+    One complete, one sparse, and one complete whose noise has layers that can be removed.
+    """
     complete = _recorded(Cohort(size=6, length=5, bits=27, seed=1))
     sparse = _recorded(Cohort(size=13, degree=6, length=5, bits=27, seed=1))
-    found = [*_codecs_of("complete", *complete), *_codecs_of("sparse", *sparse)]
+    layered = _recorded(Cohort(size=7, length=5, bits=27, seed=1, dropout=0.3, noise=50.0))
+    found = [
+        *_codecs_of("complete", *complete),
+        *_codecs_of("sparse", *sparse),
+        *_codecs_of("layered", *layered),
+    ]
     merged: dict[str, Codec] = {}
     for codec in found:
         if codec.samples:
@@ -101,6 +109,8 @@ def _codecs_of(
     given = {other: graph.gives(other, 0) for other in around}
     first = {stage: [body_of(sent[0])] for stage, sent in up.items()}
     received = {stage: sent[0] for stage, sent in down.items()}
+    layers = len(server._context.noise_layers)
+    of_kind = f"{kind} " if layers else ""
     yield Codec(
         "signed",
         partial(Signed.decode, limit=Advertisement.SIZE),
@@ -108,20 +118,20 @@ def _codecs_of(
         tuple(sent[0] for stage, sent in up.items() if stage not in ("share",)),
     )
     yield Codec(
-        "advertisement",
-        Advertisement.decode,
+        f"{of_kind}advertisement",
+        partial(Advertisement.decode, noise_layers=layers),
         lambda value: value.encode(),
         tuple(first["advertise"]),
     )
     yield Codec(
         f"{kind} shares",
-        partial(wire_messages.decode_shares, with_edge=gives),
+        partial(wire_messages.decode_shares, with_edge=gives, noise_layers=layers),
         wire_messages.encode_shares,
         tuple(first["share"]),
     )
     yield Codec(
         f"{kind} delivery",
-        partial(wire_messages.decode_delivery, with_edge=given),
+        partial(wire_messages.decode_delivery, with_edge=given, noise_layers=layers),
         wire_messages.encode_delivery,
         (received["masked_input"], wire_messages.encode_delivery({})),
     )
@@ -139,7 +149,7 @@ def _codecs_of(
     )
     yield Codec(
         f"{kind} reveal",
-        partial(Reveal.decode, size=size, limit=degree + 1),
+        partial(Reveal.decode, size=size, limit=degree + 1, excess=layers > 1),
         lambda value: value.encode(),
         tuple(body_of(sent) for sent in up["unmask"][:3]),
     )
@@ -149,10 +159,10 @@ def _codecs_of(
         partial(pack_ring, bits=cohort.bits),
         (first["masked_input"][0][32:],),
     )
-    if kind == "complete":
+    if kind != "sparse":
         yield Codec(
-            "advertised",
-            partial(wire_messages.decode_advertised, size=size),
+            f"{of_kind}advertised",
+            partial(wire_messages.decode_advertised, size=size, noise_layers=layers),
             lambda value: wire_messages.encode_advertised({s.sender: s.encode() for s in value}),
             (received["share"],),
         )

@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
 from securefed.crypto.identity import IdentityKey
+from securefed.crypto.prg import system_random
+from securefed.encoding.fixed_point import to_ring
 from securefed.errors import ProtocolError
+from securefed.privacy.layers import removable_stds
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.noise_layers import NoiseLayers
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.parameters import PairwiseParameters
@@ -34,6 +38,7 @@ class Cohort:
     dropout: float = 0.25
     seed: int = 0
     binding: bytes = bytes(32)
+    noise: float = 0.0  # std of the honest survivors' noise in grid units; > 0: layers of it
     identities: dict[str, IdentityKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,6 +60,7 @@ class Cohort:
             corrupt_fraction=self.corrupt,
             dropout_fraction=self.dropout,
         )
+        bounds = CohortBounds.of(policy, self.size)
         return RoundContext(
             session=session,
             round=number,
@@ -62,8 +68,9 @@ class Cohort:
             roster={name: key.public for name, key in self.identities.items()},
             length=self.length,
             bits=self.bits,
-            parameters=self.parameters(CohortBounds.of(policy, self.size)),
+            parameters=self.parameters(bounds),
             binding=self.binding,
+            noise_layers=removable_stds(self.noise, bounds) if self.noise else (),
         )
 
     def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
@@ -88,15 +95,27 @@ class Cohort:
         )
 
     def client(self, name: str, context: RoundContext | None = None) -> PairwiseClient:
+        context = context or self.context()
+        if not context.noise_layers:
+            return PairwiseClient(context, name, self.identities[name], lambda: self.inputs[name])
+        layers = NoiseLayers(context, name, system_random)
         return PairwiseClient(
-            context or self.context(), name, self.identities[name], lambda: self.inputs[name]
+            context,
+            name,
+            self.identities[name],
+            lambda: (self.inputs[name] + to_ring(layers.noise())) & self.mask,
+            layers=layers,
         )
+
+    @property
+    def mask(self) -> np.uint32:
+        return np.uint32((1 << self.bits) - 1)
 
     def plain_sum(self, survivors: tuple[str, ...]) -> NDArray[np.uint32]:
         total = np.zeros(self.length, dtype=np.uint32)
         for name in survivors:
             total += self.inputs[name]
-        return total & np.uint32((1 << self.bits) - 1)
+        return total & self.mask
 
 
 @dataclass

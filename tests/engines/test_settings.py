@@ -71,6 +71,39 @@ def test_a_run_file_cannot_say_it_with_a_word_that_is_not_a_truth_value():
         settings_of(sample_is_secret="perhaps")
 
 
+def test_removal_of_excess_noise_is_charged_and_recorded_and_reaches_the_plan():
+    for value in (True, False):
+        settings = settings_of(remove_excess_noise=value)
+        assert settings.event()["remove_excess_noise"] is value
+        assert settings.record()["remove_excess_noise"] is value
+        assert bool(settings.plan.removable_stds) is value
+        assert ("removed" in settings.guarantee("server", 3).mechanism) is value
+    assert not RunConfig().privacy.remove_excess_noise
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"privacy": {"mechanism": "central"}}, "layers are of 'distributed'"),
+        ({"privacy": {"mechanism": "none"}}, "layers are of 'distributed'"),
+        ({"privacy": {"mechanism": "local"}}, "layers are of 'distributed'"),
+        ({"privacy": {"noise": "skellam"}}, "layers are of 'distributed'"),
+        ({"aggregation": {"kind": "plaintext"}}, "needs aggregation.kind = 'pairwise'"),
+    ],
+)
+def test_a_run_file_cannot_ask_for_removal_where_there_are_no_layers(values, message):
+    privacy = values.get("privacy", {}) | {"remove_excess_noise": True}
+    with pytest.raises(ConfigError, match=message):
+        parse_config(values | {"privacy": privacy})
+
+
+def test_a_cohort_that_masks_on_a_ring_cannot_remove_noise():
+    config = parse_config({"privacy": {"remove_excess_noise": True}})
+    sizes = {f"site-{i:03}": 100 for i in range(200)}
+    with pytest.raises(ConfigError, match="sparse masking graph"):
+        Settings(config, sizes=sizes, dimension=50)
+
+
 def test_a_target_becomes_the_least_noise_that_keeps_every_round_within_it():
     settings = settings_of(target_epsilon=2.0)
     assert 0.99 * 2.0 < settings.epsilon_after(10) <= 2.0

@@ -47,6 +47,7 @@ OTHER = {
     "noise": {"noise": "skellam"},
     "sampling_probability": {"sampling_probability": 1.0},
     "sample_is_secret": {"sample_is_secret": False},
+    "remove_excess_noise": {"remove_excess_noise": True},
     "corrupt_fraction": {"corrupt_fraction": 0.2},
     "dropout_fraction": {"dropout_fraction": 0.1},
     "max_examples": {"max_examples": 6},

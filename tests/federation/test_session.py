@@ -72,6 +72,7 @@ OTHER_POLICY = {
     "sampling_probability": {"sampling_probability": 0.5},
     "rounding": {"rounding": "conditional"},
     "sample_is_secret": {"sample_is_secret": False},
+    "remove_excess_noise": {"remove_excess_noise": True},
     "rounds": {"rounds": 2},
     "corrupt_fraction": {"corrupt_fraction": 0.11},
     "dropout_fraction": {"dropout_fraction": 0.26},

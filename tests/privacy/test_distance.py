@@ -195,3 +195,62 @@ def test_the_samplers_own_distance_is_part_of_it():
     tables = honest * padded * STATISTICAL_DISTANCE
     stated = total_variation_per_round(tiny_plan(1e9, padded), honest)
     assert tables <= stated <= 1.001 * tables
+
+
+def convolved(one, other):
+    """The distribution of a sum of two independent draws, k -> probability for k >= 0."""
+    left = {k: one[abs(k)] for k in range(1 - len(one), len(one))}
+    right = {k: other[abs(k)] for k in range(1 - len(other), len(other))}
+    total = {}
+    for a, p in left.items():
+        for b, q in right.items():
+            total[a + b] = total.get(a + b, 0) + p * q
+    return [total[k] for k in range(max(total) + 1)]
+
+
+def log_ratio_of_sum(stds):
+    """Largest |log ratio| of the sum's probabilities and one discrete Gaussian's, near 0."""
+    together = discrete_gaussian(stds[0], math.ceil(14 * stds[0]))
+    for std in stds[1:]:
+        together = convolved(together, discrete_gaussian(std, math.ceil(14 * std)))
+    whole = mpmath.sqrt(mpmath.fsum(mpf(std) ** 2 for std in stds))
+    one = discrete_gaussian(whole, len(together) - 1)
+    near = math.ceil(4 * float(whole))
+    return max(abs(mpmath.log(a / b)) for a, b in zip(together[:near], one[:near], strict=True))
+
+
+@pytest.mark.parametrize(
+    "stds",
+    [(0.5, 0.5), (0.5, 2.0), (1.0, 3.0), (1.0, 1.5, 2.5), (1.25, 1.5, 1.75, 2.0), (0.75, 6.0)],
+)
+def test_a_sum_of_unequal_discrete_gaussians_is_as_close_to_one_as_stated(stds):
+    found = log_ratio_of_sum(stds)
+    stated = 10 * (len(stds) - 1) * math.exp(-(math.pi**2) * min(stds) ** 2)
+    assert found <= stated
+    # The largest in place of the smallest would be wrong, and so would half the exponent's share.
+    if max(stds) >= 2 * min(stds):
+        assert found > 10 * (len(stds) - 1) * math.exp(-(math.pi**2) * max(stds) ** 2)
+
+
+def test_an_equal_pair_needs_the_whole_of_its_exponent():
+    """The bound is five times the truth where two equal summands are merged."""
+    for std in (0.75, 1.0, 1.5):
+        stated = 10 * math.exp(-(math.pi**2) * std**2)
+        assert stated / 6 <= log_ratio_of_sum((std, std)) <= stated
+
+
+def test_layers_of_noise_are_charged_by_the_smallest_of_all_sums():
+    """Real noise of three honest clients in two layers each, against what is stated for it."""
+    plan = replace(tiny_plan(math.sqrt(7.25)), removable_stds=(1.0,))  # kept: 2.5
+    assert plan.kept_std == pytest.approx(2.5)
+    with mpmath.workdps(25):
+        for missing, honest in ((0, 4), (1, 3)):
+            stds = [2.5] * honest + [1.0] * honest * missing
+            together = discrete_gaussian(stds[0], 30)
+            for std in stds[1:]:
+                together = convolved(together, discrete_gaussian(std, math.ceil(12 * std)))
+            variance = mpf(sum(std**2 for std in stds))
+            ideal = rounded_gaussian(variance - mpf(1) / 12, len(together) - 1)
+            distance = over_all_integers(lambda a, b: abs(a - b) / 2, together, ideal)
+            stated = total_variation_per_round(plan, honest=3)
+            assert distance <= stated

@@ -11,17 +11,21 @@ import pytest
 
 import securefed.errors
 from securefed.crypto.identity import IdentityKey
+from securefed.crypto.keys import derive
+from securefed.privacy.layers import layer_noise
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.graph import Graph, commitments_hash, graph_seed, nonce_commitment
 from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal, Signed
+from securefed.secagg.noise_layers import LAYER_NOISE, chain, layers_commitment
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.parameters import PairwiseParameters
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 FILES = sorted(FOLDER.glob("messages_*.json"))
+LAYERED = ("layers_commitment", "layer_shares")
 BAD = [path for path in FILES if "_bad_" in path.stem]
 
 
@@ -54,7 +58,9 @@ def fields(value):
     if isinstance(value, (list, int)):
         return value
     names = [field.name for field in dataclasses.fields(value)]
-    return {name: fields(getattr(value, name)) for name in names}
+    shown_of = {name: fields(getattr(value, name)) for name in names}
+    # What only rounds with layers of noise have is not in the vectors of others.
+    return {name: item for name, item in shown_of.items() if item or name not in LAYERED}
 
 
 # Decoder and encoder, with the bounds that a case states.
@@ -65,6 +71,28 @@ CODECS = {
     ),
     "messages.advertisement": (
         lambda data, case: Advertisement.decode(data),
+        lambda value, case: value.encode(),
+    ),
+    "messages.layered_advertisement": (
+        lambda data, case: Advertisement.decode(data, noise_layers=case["noise_layers"]),
+        lambda value, case: value.encode(),
+    ),
+    "messages.layered_shares": (
+        lambda data, case: wire_messages.decode_shares(
+            data, with_edge=edges(case), noise_layers=case["noise_layers"]
+        ),
+        lambda value, case: wire_messages.encode_shares(value),
+    ),
+    "messages.layered_delivery": (
+        lambda data, case: wire_messages.decode_delivery(
+            data, with_edge=edges(case), noise_layers=case["noise_layers"]
+        ),
+        lambda value, case: wire_messages.encode_delivery(value),
+    ),
+    "messages.layered_reveal": (
+        lambda data, case: Reveal.decode(
+            data, size=case["size"], limit=case["limit"], excess=case["excess"]
+        ),
         lambda value, case: value.encode(),
     ),
     "messages.advertised": (
@@ -222,7 +250,23 @@ def whole_round(case):
     }
 
 
+def noise_layers(case):
+    """Chain, keys and commitments, and what a layer draws under its key."""
+    digest, index = bytes.fromhex(case["digest"]), case["index"]
+    seeds = chain(bytes.fromhex(case["seed"]), digest, index, case["count"])
+    where = digest + index.to_bytes(4, "big")
+    keys_of = [derive(seed, label=LAYER_NOISE, context=where) for seed in seeds]
+    left = [layers_commitment(s, digest, index, case["count"] - k) for k, s in enumerate(seeds)]
+    return {
+        "seeds": [seed.hex() for seed in seeds],
+        "keys": [key.hex() for key in keys_of],
+        "commitments": [value.hex() for value in left],
+        "noise": layer_noise(case["stds"], keys_of, case["values"]).tolist(),
+    }
+
+
 OTHERS = {
+    "noise_layers": noise_layers,
     "graph.order": graph_order,
     "graph.seed": graph_seeds,
     "graph.complete": graph_complete,

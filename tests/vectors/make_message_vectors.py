@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mpmath
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +36,9 @@ from make_vectors import (
     encode,
     filler,
     framed,
+    gaussian_weights,
     hybrid_public,
+    inversion_draws,
     polynomial_shares,
     vector,
     words,
@@ -85,19 +88,19 @@ def advertisement(name: str) -> bytes:
     return filler(f"mask key {name}", HYBRID) + filler(f"rest {name}", HYBRID + 96)
 
 
-def bundle(name: str, *, with_edge: bool) -> bytes:
+def bundle(name: str, *, with_edge: bool, envelope: int = ENVELOPE) -> bytes:
     edge = filler(f"wrap {name}", WRAP) + filler(f"commitment {name}") if with_edge else b""
     return (
-        filler(f"envelope {name}", ENVELOPE)
+        filler(f"envelope {name}", envelope)
         + bytes([with_edge])
         + edge
         + blob(filler(f"bundle signature {name}", 64))
     )
 
 
-def bundle_fields(name: str, *, with_edge: bool) -> Case:
+def bundle_fields(name: str, *, with_edge: bool, envelope: int = ENVELOPE) -> Case:
     return {
-        "envelope": shown(filler(f"envelope {name}", ENVELOPE)),
+        "envelope": shown(filler(f"envelope {name}", envelope)),
         "edge": shown(filler(f"wrap {name}", WRAP)) if with_edge else "",
         "edge_commitment": shown(filler(f"commitment {name}")) if with_edge else "",
         "signature": shown(filler(f"bundle signature {name}", 64)),
@@ -304,6 +307,105 @@ def message_vectors() -> dict[str, Case]:
         limit=3,
     )
     return made.files
+
+
+def layered_vectors() -> dict[str, Case]:
+    """The forms that messages have in a round with two layers of noise that can be removed."""
+    made, layers = Messages(), 2
+    advert = advertisement("a") + filler("layers a")
+    parts = [advert[2 * HYBRID + 32 * i : 2 * HYBRID + 32 * (i + 1)] for i in range(4)]
+    names = ("root_commitment", "self_commitment", "nonce_commitment", "layers_commitment")
+    made.add(
+        "layered_advertisement",
+        "body of stage advertise: 2560 bytes, a commitment to the layers' seeds last",
+        advert,
+        {
+            "mask_key": shown(advert[:HYBRID]),
+            "envelope_key": shown(advert[HYBRID : 2 * HYBRID]),
+            **{name: shown(part) for name, part in zip(names, parts, strict=True)},
+        },
+        [patch("no commitment to layers", [len(advert) - 32, 32, ""])],
+        noise_layers=layers,
+    )
+    envelope = ENVELOPE + layers * 33
+    expected = {
+        "2": bundle_fields("2", with_edge=False, envelope=envelope),
+        "5": bundle_fields("5", with_edge=True, envelope=envelope),
+    }
+    for kind, lead in (("shares", b""), ("delivery", header(DELIVERY))):
+        first = bundle("2", with_edge=False, envelope=envelope)
+        last = bundle("5", with_edge=True, envelope=envelope)
+        at = len(lead) + 8
+        made.add(
+            f"layered_{kind}",
+            "two bundles, whose envelopes hold two shares more",
+            lead + u32(2) + u32(2) + first + u32(5) + last,
+            expected,
+            [
+                patch("an envelope of one layer", [at, 33, ""]),
+                patch("an envelope of three layers", [at, 0, "00" * 33]),
+            ],
+            with_edge={"2": False, "5": True},
+            noise_layers=layers,
+        )
+    ours = {0: filler("self 0", 33), 2: filler("self 2", 33)}
+    roots = {1: filler("root 1", 33)}
+    excess = {i: filler(f"layer {i}", 33) for i in ours}
+    body = b"".join(u32(len(g)) + b"".join(u32(i) + s for i, s in g.items()) for g in (ours, roots))
+    made.add(
+        "layered_reveal",
+        "as reveal, then a share of a layer's seed of each survivor, in the same order",
+        body + b"".join(excess.values()),
+        {
+            name: {str(i): value.hex() for i, value in shares.items()}
+            for name, shares in (
+                ("self_shares", ours),
+                ("root_shares", roots),
+                ("layer_shares", excess),
+            )
+        },
+        [
+            patch("no share of a layer", [len(body), 66, ""]),
+            patch("shares of a layer of one survivor", [len(body), 33, ""]),
+            patch("shares of a layer of three survivors", [len(body), 0, "00" * 33]),
+        ],
+        size=5,
+        limit=3,
+        excess=True,
+    )
+    return {**made.files, "messages_noise_layers": noise_layers_vector()}
+
+
+def noise_layers_vector() -> Case:
+    """A chain of seeds, the layers' keys, what each seed's owner promised, and the noise."""
+    digest, index, values = filler("round digest"), 3, 12
+    stds = [2.5, 4.0, 6.75]
+    where = digest + index4(index)
+    seeds = [filler("first layer seed")]
+    while len(seeds) < len(stds):
+        seeds.append(derived(seeds[-1], LABEL + b"next-noise-layer", where, 32))
+    keys = [derived(seed, LABEL + b"noise-layer", where, 32) for seed in seeds]
+    commitment = hashlib.sha256(framed(LABEL + b"noise-layers-commitment", where, seeds[-1]))
+    with mpmath.workprec(600):
+        drawn = [
+            inversion_draws(gaussian_weights(std), key, values)
+            for std, key in zip(stds, keys, strict=True)
+        ]
+    case = {
+        "digest": digest.hex(),
+        "index": index,
+        "seed": seeds[0].hex(),
+        "count": len(stds),
+        "stds": stds,
+        "values": values,
+        "expected": {
+            "seeds": [seed.hex() for seed in seeds],
+            "keys": [key.hex() for key in keys],
+            "commitments": [commitment.hexdigest()] * len(stds),
+            "noise": [sum(column) for column in zip(*drawn, strict=True)],
+        },
+    }
+    return vector("noise_layers", "layers of noise from one seed", [case])
 
 
 def ring_order(seed: bytes, size: int) -> list[int]:
@@ -601,7 +703,7 @@ def round_vectors() -> dict[str, Case]:
 
 def build() -> dict[str, Case]:
     """File stem to content."""
-    return {**message_vectors(), **graph_vectors(), **round_vectors()}
+    return {**message_vectors(), **layered_vectors(), **graph_vectors(), **round_vectors()}
 
 
 if __name__ == "__main__":

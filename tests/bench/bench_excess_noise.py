@@ -78,9 +78,9 @@ def measure(
     }
     server, seconds = ServerRound(session), {"server": 0.0, "clients": 0.0}
 
-    def timed(who: str, call: Callable[[], Any]) -> Any:
+    def timed(who: str, call: Callable[..., Any], *arguments: Any) -> Any:
         start = time.process_time()
-        made = call()
+        made = call(*arguments)
         seconds[who] += time.process_time() - start
         return made
 
@@ -92,10 +92,14 @@ def measure(
             if late and name in silent:
                 continue
             half = halves[name]
-            message = timed("clients", half.start if reply is None else lambda: half.handle(reply))
+            message = (
+                timed("clients", half.start)
+                if reply is None
+                else timed("clients", half.handle, reply)
+            )
             sent[name] += len(message)
-            timed("server", lambda: server.receive(name, message))
-        inbox = timed("server", lambda: dict(server.advance()))
+            timed("server", server.receive, name, message)
+        inbox = dict(timed("server", server.advance))
     plan, bounds = session.plan, bounds_of(clients, gamma, delta)
     target = plan.honest_std * plan.resolution
     present = clients - missing

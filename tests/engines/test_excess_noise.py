@@ -126,7 +126,7 @@ def test_no_layers_outlive_a_round_that_ended_or_was_abandoned():
         else:
             carry(server, clients)
         gc.collect()
-        assert not [item for item in gc.get_objects() if isinstance(item, NoiseLayers)]
+        assert not [item for item in gc.get_objects() if type(item) is NoiseLayers]
 
 
 def test_the_public_codec_does_not_encode_without_a_clients_layers():

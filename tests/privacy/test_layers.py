@@ -70,7 +70,9 @@ def test_removal_costs_nothing_against_the_server_and_is_not_hidden_from_the_oth
     with_, plan, _ = made(20, 0.1, 0.3)
     without = replace(with_, remove_excess_noise=False)
     bare = plan_round(without, cohort_size=20, dimension=50)
-    assert replace(plan, removable_stds=()) == bare  # scale and ring are the same
+    # Scale and ring are the same; more draws may leave the ring.
+    assert replace(plan, removable_stds=(), wrap_probability=bare.wrap_probability) == bare
+    assert bare.wrap_probability < plan.wrap_probability < 2**-80
     told = {
         who: (
             guarantee(with_, plan, cohort_size=20, against=who),

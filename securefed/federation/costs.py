@@ -10,6 +10,9 @@ the survivor bitmap (a bit a client, stage ``consistency``).  The roster grows t
 before the round and not counted here: reading it and hashing it into the context takes about 4
 microseconds a client.  All else grows with k, which is about log n, or with q and t, which are
 proportional to k; sharing a secret takes k t steps.
+
+Rounds that remove excess noise are not covered: a client's bundles then hold a share more for each
+client that may be missing, and both sides draw those layers (``tests/bench/bench_excess_noise.py``).
 """
 
 from __future__ import annotations

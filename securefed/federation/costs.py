@@ -12,7 +12,7 @@ microseconds a client.  All else grows with k, which is about log n, or with q a
 proportional to k; sharing a secret takes k t steps.
 
 Rounds that remove excess noise are not covered: a client's bundles then hold a share more for each
-client that may be missing, and both sides draw those layers (``tests/bench/bench_excess_noise.py``).
+client that may be missing, and both sides draw those layers: ``tests/bench/bench_excess_noise.py``.
 """
 
 from __future__ import annotations

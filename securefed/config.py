@@ -25,6 +25,7 @@ Unit = Literal["example", "user", "client"]
 Mechanism = Literal["distributed", "central", "local", "none"]
 Noise = Literal["discrete_gaussian", "skellam"]
 Rounding = Literal["unconditional", "conditional"]
+Sampling = Literal["poisson", "cyclic"]
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Probability = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -161,6 +162,13 @@ class PrivacySection(Section):
 
     ``expected_batch`` counts examples, or users for ``unit = "user"``: a user's contribution is the
     mean over its examples.
+
+    ``sampling = "cyclic"`` (with ``central`` noise and ``unit = "example"``) samples nothing: each
+    client's examples are divided into batches that come in turn, of ``expected_batch`` examples or
+    a little less over all clients, and the noise of a round is correlated with that of the
+    ``noise_bands - 1`` before it, so that most of it cancels over rounds.  ``noise_bands`` is at
+    most the number of batches; 1 is independent noise; without it, the number up to 64 with the
+    least error is taken.  Such a run cannot be resumed.
     """
 
     unit: Unit = "example"
@@ -173,6 +181,8 @@ class PrivacySection(Section):
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     expected_batch: Positive = 128.0
     update_clip_norm: Positive = 10.0
+    sampling: Sampling = "poisson"
+    noise_bands: Annotated[int, Field(ge=1, le=1024)] | None = None
     sample_is_secret: bool = True
     remove_excess_noise: bool = False
     corrupt_fraction: Fraction = 0.1
@@ -202,6 +212,17 @@ class PrivacySection(Section):
                 f"remove_excess_noise = true with mechanism = {self.mechanism!r} and noise = "
                 f"{self.noise!r}: layers are of 'distributed' noise that is 'discrete_gaussian'"
             )
+        if self.sampling == "cyclic" and (self.mechanism, self.unit) != ("central", "example"):
+            raise ValueError(
+                f"sampling = 'cyclic' with mechanism = {self.mechanism!r}, unit = {self.unit!r}: "
+                "noise correlated over rounds is there for mechanism = 'central', unit = 'example' "
+                "only; there is no distributed form of it"
+            )
+        if self.noise_bands is not None and self.sampling != "cyclic":
+            raise ValueError(
+                f"noise_bands = {self.noise_bands} with sampling = {self.sampling!r}: noise is "
+                "correlated over rounds with sampling = 'cyclic' only"
+            )
         if self.mechanism == "none":
             if self.target_epsilon is not None:
                 raise ValueError("target_epsilon with mechanism = 'none': no epsilon is reached")
@@ -218,6 +239,15 @@ class PrivacySection(Section):
                 "mechanism = 'local' is DP-SGD within a client: unit must be 'example' or 'user'"
             )
         return self
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a run that was stopped can go on.
+
+        Noise correlated over rounds needs the earlier sums without noise, which are in the memory
+        of the process alone.
+        """
+        return self.sampling != "cyclic"
 
 
 class AggregationSection(Section):

@@ -247,14 +247,15 @@ def _run(
 
     _quiet_libraries()
     folder = out or new_run_folder(config)
-    go_on = _command(command, folder, resume=True, offline=offline)
+    resumable = config.privacy.resumable
+    go_on = _command(command, folder, resume=True, offline=offline) if resumable else ""
     try:
         with watching(go_on=go_on) as shown:
             federation = Federation(config, observer=shown, offline=offline)
             result = federation.run(folder, resume=resume)
     except KeyboardInterrupt:
         there = (folder / "ledger.jsonl").is_file()
-        held = f"what was charged stays charged; go on with: {go_on}"
+        held = f"what was charged stays charged{f'; go on with: {go_on}' * resumable}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
     say(statements(config, result) + "\n")

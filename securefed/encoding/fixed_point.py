@@ -60,6 +60,35 @@ def from_ring(vector: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64
     return (signed >> np.int32(spare)).astype(np.int64)
 
 
+def fold_ring(vector: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.int64]:
+    """:func:`from_ring` for |s| <= 2^(bits-2), and beyond that folded back towards 0.
+
+    The representative of :func:`from_ring` jumps by 2^bits where a sum wraps around.  One party
+    that sends a value near the edge could so make the smallest change by another party a huge one.
+    This map has no jump: with M = 2^bits it is s up to M/4, then M/2 - s, down to 0 at the edge,
+    and the same below 0.
+
+    Args:
+        vector: uint32[d]; bits above ``bits`` are ignored.
+        bits: 20..32.
+
+    Returns:
+        int64[d], in -2^(bits-2)..2^(bits-2).
+
+    Raises:
+        ConfigError: another dtype, or ``bits`` out of range.
+
+    Guarantees:
+        - Ring values that differ by e modulo 2^bits, e any integer, give results that differ by at
+          most |e|.
+    """
+    centred = from_ring(vector, bits)
+    half, quarter = 1 << (bits - 1), 1 << (bits - 2)
+    centred[centred > quarter] = half - centred[centred > quarter]
+    centred[centred < -quarter] = -half - centred[centred < -quarter]
+    return centred
+
+
 def bits_needed(bound: int) -> int:
     """The fewest bits in 20..32 with ``2 * bound < 2^bits``.
 

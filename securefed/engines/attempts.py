@@ -188,6 +188,12 @@ class _Reader:
         uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
         if uncharged:
             self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
+        absent = sorted(self._cohort - set(body["charged"]))
+        if absent and self._settings.stated.separation is not None:
+            self._refuse(
+                f"charged: lacks {absent[0]}; where examples take part by a schedule a round "
+                "counts for every client"
+            )
         # Ledgers of earlier versions do not say who fell silent afterwards.
         counts = {"silent": 0} | dict(body)
         for name in ("bytes_up", "bytes_down", "refused", "silent"):

@@ -103,6 +103,23 @@ def dp_sgd_step(
     return encode
 
 
+def cyclic_step(gradients: PerExampleGradients, batch: NDArray[np.int64]) -> EncodeFor:
+    """The same step on the batch whose turn it is: nothing is sampled, nothing secret decides.
+
+    Args:
+        gradients: of the model at hand.
+        batch: the client's own batch (:func:`securefed.privacy.cyclic.cyclic_batch`).
+    """
+
+    def encode(
+        examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
+    ) -> NDArray[np.uint32]:
+        total = gradients.clipped_sum(examples.take(batch), codec.policy.clip_norm)
+        return codec.encode_clipped_sum(total, generator)
+
+    return encode
+
+
 def local_delta(train: Callable[[Examples], NDArray[np.float32]]) -> EncodeFor:
     """Local steps on the client's own copy; the change of the adapter is the contribution."""
 

@@ -62,6 +62,6 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
 
 
 def _without_noise(privacy: dict[str, Any]) -> dict[str, Any]:
-    dropped = {"noise", "noise_multiplier", "target_epsilon"}
+    dropped = {"noise", "noise_multiplier", "target_epsilon", "sampling", "noise_bands"}
     kept = {key: value for key, value in privacy.items() if key not in dropped}
     return kept | {"mechanism": "none"}

@@ -181,6 +181,11 @@ def secure_round(
             "mechanism = 'local': noise is added in each client's training, which this function "
             "does not see; sum such updates with mechanism = 'none'"
         )
+    if privacy.separation is not None:
+        raise ConfigError(
+            f"separation = {privacy.separation}: noise is correlated over the rounds of a run, and "
+            "this function is one round"
+        )
     ids = {str(key): key for key in updates}
     if len(ids) != len(updates):
         raise ConfigError("updates: two client ids have the same text")

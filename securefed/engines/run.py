@@ -105,6 +105,7 @@ class Run:
         self.clients: dict[str, SimulatedClient] = {}
         self.events: list[RoundEvent] = []
         self._shown: dict[str, float] = {}
+        self._correlated = settings.correlated_release()
 
     def go(self, *, resume: bool) -> RunResult:
         """Begin or resume, and train to the end.
@@ -128,7 +129,7 @@ class Run:
         except (OSError, SafetensorError) as error:
             raise LedgerError(
                 f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
-                "is held, and the run can be resumed"
+                f"is held{', and the run can be resumed' * self.config.privacy.resumable}"
             ) from error
 
     # -- beginning and resuming ------------------------------------------------------------
@@ -324,18 +325,17 @@ class Run:
         name_of = {"round": number, "session": session.session.hex()}
         event = self.settings.event() | name_of
         ledger.append(ROUND_OPENED, event)
-        encode = self.bench.encoder(self.settings, number)
         drop = {
             item.client: item.stage
             for item in self.config.cohort.simulated_dropouts
             if item.round == number
         }
-        server = ServerRound(session)
+        server = ServerRound(session, correlated=self._correlated)
         charged: list[str] = []
         finished = 0
 
         def client_round(client: SimulatedClient) -> ClientRound:
-            timed = client.timed(encode)
+            timed = client.timed(self.bench.encoder(self.settings, number, client.client_id))
 
             def counted(codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
                 nonlocal finished
@@ -370,6 +370,11 @@ class Run:
             )
             raise
         survivors = server.survivors
+        if self._correlated is not None:
+            # The schedule moves on for those as well who were not heard of.
+            for name in sorted(set(self.cohort) - set(charged)):
+                self.clients[name].budget.charge(event)
+                charged.append(name)
         # Written and flushed before the sum is used for anything.
         ledger.append(
             ROUND_SUMMED,

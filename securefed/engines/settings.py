@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,9 @@ from securefed.privacy.accounting import (
     guarantee,
 )
 from securefed.privacy.calibration import calibrated_policy
+from securefed.privacy.correlated import best_bands
+from securefed.privacy.correlated_release import CorrelatedRelease
+from securefed.privacy.cyclic import largest_batch
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import (
@@ -98,7 +102,7 @@ class Settings:
         self.cohort_size = len(sizes)
         check_cohort(config, sizes)
         total = sum(sizes.values())
-        q = 1.0
+        q, room, separation, bands = 1.0, None, None, 1
         if privacy.unit != "client":
             q = privacy.expected_batch / total
             if q > 1.0:
@@ -106,6 +110,11 @@ class Settings:
                     f"privacy.expected_batch = {privacy.expected_batch:g}: the clients hold "
                     f"{total} {privacy.unit}s in all, and it must not exceed that"
                 )
+            room = _room_for(max(sizes.values()), q)
+        if privacy.sampling == "cyclic":
+            q, separation = 1.0, math.ceil(total / privacy.expected_batch)
+            room = largest_batch(max(sizes.values()), separation)
+            bands = privacy.noise_bands or best_bands(separation, config.training.rounds)
         targeted = privacy.target_epsilon is not None
         chosen = noise_multiplier if targeted else privacy.noise_multiplier
         if privacy.mechanism == "none":
@@ -118,9 +127,11 @@ class Settings:
             noise=privacy.noise,
             rounding=privacy.rounding,
             sampling_probability=q,
+            separation=separation,
+            bands=bands,
             sample_is_secret=privacy.sample_is_secret,
             remove_excess_noise=privacy.remove_excess_noise,
-            max_examples=None if privacy.unit == "client" else _room_for(max(sizes.values()), q),
+            max_examples=room,
             local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
             delta=privacy.delta,
             rounds=config.training.rounds,
@@ -227,9 +238,15 @@ class Settings:
         that was really drawn stays secret); else minus the mean delta.
         """
         if self.one_step:
-            expected = self.stated.sampling_probability * sum(self.sizes[s] for s in survivors)
+            expected = self.stated.expected_share * sum(self.sizes[s] for s in survivors)
             return total / expected
         return -total / len(survivors)
+
+    def correlated_release(self) -> CorrelatedRelease | None:
+        """A trusted server's state for one whole run; None where its rounds need none."""
+        if self.stated.strategy is None:
+            return None
+        return CorrelatedRelease(self.stated.strategy, self.plan)
 
     def event(self) -> dict[str, Any]:
         """The privacy event of one round, as ledgers hold it."""
@@ -241,6 +258,8 @@ class Settings:
             "noise_multiplier": self.stated.noise_multiplier,
             "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
+            "separation": self.stated.separation,
+            "bands": self.stated.bands,
             "sample_is_secret": self.stated.sample_is_secret,
             "remove_excess_noise": self.stated.remove_excess_noise,
             "local_steps": self.stated.local_steps,

@@ -89,7 +89,8 @@ class Federation:
             ConfigError, DataError, FetchError: something is wrong before the first round; the run
                 folder was not made.
             BudgetExceeded: not even the first round fits the budget.
-            ThresholdNotMet: a round lost too many clients; the run can be resumed.
+            ThresholdNotMet: a round lost too many clients; the run can be resumed, unless
+                its noise is correlated over rounds.
             LedgerError: the ledger cannot be written; nothing was spent that it does not hold.
         """
         folder = RunFolder(Path(out) if out else new_run_folder(self.config, self._clock))
@@ -105,6 +106,12 @@ class Federation:
             if finished is not None:
                 self._observer.message(f"the run in {folder.path} is finished; nothing is left")
                 return finished
+            if not self.config.privacy.resumable:
+                raise ConfigError(
+                    f"--resume: the run in {folder.path} has sampling = 'cyclic': its noise is "
+                    "correlated with sums that only the stopped process held, so it cannot go on; "
+                    "what was charged stays charged"
+                )
         else:
             folder.check_new()
         bench, settings = self.prepare()

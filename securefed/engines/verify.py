@@ -88,7 +88,9 @@ def verify_run(folder: Path) -> Verdict:
             f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
     finished = history.closed is not None
-    lines.append("finished" if finished else "not finished: resume it or leave it")
+    resumable = run.settings.config.privacy.resumable
+    unfinished = f"not finished{': resume it or leave it' * resumable}"
+    lines.append("finished" if finished else unfinished)
     return Verdict(finished=finished, charges=charges, lines=lines)
 
 

@@ -17,6 +17,7 @@ from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.cohort import (
     EncodeFor,
     clipped_sum_of_sample,
+    cyclic_step,
     dp_sgd_step,
     local_delta,
 )
@@ -34,6 +35,7 @@ from securefed.lora.adapter import (
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.privacy.clipping import L2Clip
+from securefed.privacy.cyclic import cyclic_batch
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
@@ -199,7 +201,7 @@ class Workbench:
         """
         if settings.stated.unit == "client":
             return
-        expected = settings.stated.sampling_probability * sum(self.sizes.values()) / len(self.sizes)
+        expected = settings.stated.expected_share * sum(self.sizes.values()) / len(self.sizes)
         # How many examples a user has is not public, and shapes follow from public figures alone:
         # without a bound on them the size is that for one example a user, which fits more as well.
         expected *= self.config.training.examples_per_user or 1
@@ -223,8 +225,18 @@ class Workbench:
         else:
             gradients.close()
 
-    def encoder(self, settings: Settings, number: int) -> EncodeFor:
+    def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
+        separation = settings.stated.separation
+        if separation is not None:
+            batch = cyclic_batch(
+                client_id,
+                self.sizes[client_id],
+                separation=separation,
+                round=number,
+                seed=self.config.lora.seed,
+            )
+            return cyclic_step(self._per_example(), batch)
         if settings.one_step:
             most = self.config.training.examples_per_user
             return dp_sgd_step(self._per_example(), examples_per_user=most)

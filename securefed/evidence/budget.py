@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from securefed.errors import BudgetExceeded, ConfigError, LocalProtocolError
@@ -20,7 +20,9 @@ class ClientBudget:
         ledger: the client's own ledger, kept by the client; ``privacy`` in its first record holds
             the figures that every charge is priced by.
         event: the figures that ``epsilon_after`` prices; every charge must show the same.
-        epsilon_after: accounted epsilon after that many charges of ``event``.
+        epsilon_after: accounted epsilon after that many charges of ``event``.  Where units take
+            part by a schedule (``event["separation"]``), after as many rounds as
+            :func:`rounds_of_schedule` counts.
         limit: largest epsilon this client will spend; None for no limit.
 
     Raises:
@@ -61,6 +63,14 @@ class ClientBudget:
         """Masked inputs charged so far."""
         return len(self._charged())
 
+    def _after(self, *further: int) -> float:
+        """Epsilon once rounds of these numbers are charged as well."""
+        separation = self._event.get("separation")
+        if not isinstance(separation, int):
+            return self._epsilon_after(self.charges + len(further))
+        numbers = [int(record.body["round"]) for record in self._charged()]
+        return self._epsilon_after(rounds_of_schedule([*numbers, *further], separation))
+
     def _charged(self) -> list[Record]:
         return [record for record in self._ledger.records if record.kind == CHARGE]
 
@@ -72,13 +82,16 @@ class ClientBudget:
         """Whether ``more`` further charges stay within the limit."""
         if self._limit is None:
             return True
-        return self._epsilon_after(self.charges + more) <= self._limit
+        charged = self._charged()
+        last = int(charged[-1].body.get("round", 0)) if charged else 0
+        return self._after(*range(last + 1, last + 1 + more)) <= self._limit
 
     def charge(self, event: Mapping[str, object]) -> None:
         """Record one masked input that is about to leave.
 
         Args:
-            event: what is spent: the account's figures, and ``session``, which names the attempt.
+            event: what is spent: the account's figures, and ``session``, which names the attempt;
+                ``round`` too where units take part by a schedule.
 
         Raises:
             LocalProtocolError: a figure is missing or is not the one that the account prices, or
@@ -96,14 +109,42 @@ class ClientBudget:
             raise LocalProtocolError("session: missing; a charge names its attempt")
         if event["session"] in {record.body["session"] for record in self._charged()}:
             raise LocalProtocolError("session: it was charged before; an attempt needs a new one")
-        if not self.affords():
-            after = self._epsilon_after(self.charges + 1)
+        named = event.get("round")
+        number = named if isinstance(named, int) else 0
+        if self._event.get("separation") is not None and number < 1:
+            raise LocalProtocolError(f"round = {named!r}: must be an int >= 1")
+        if self._limit is not None and (after := self._after(number)) > self._limit:
             shown = epsilon_text(after) if math.isfinite(after) else "unbounded"
             raise BudgetExceeded(
                 f"budget.epsilon = {self._limit:g}: the next round would raise epsilon to "
                 f"{shown}; nothing was sent"
             )
         self._ledger.append(CHARGE, dict(event))
+
+
+def rounds_of_schedule(numbers: Sequence[int], separation: int) -> int:
+    """How many rounds of one run cost what the charged ones cost, where units come in turn.
+
+    A round that was missed moves the schedule on as well.  A number that does not rise is a round
+    tried again or of another run: the schedule begins anew, with a whole cycle.
+
+    Args:
+        numbers: of the rounds charged, in that order, each >= 1.
+        separation: B >= 1, rounds from one participation of a unit to its next.
+
+    Guarantees:
+        - No unit of the client took part in more rounds than ceil(result / B).
+
+    Example:
+        >>> rounds_of_schedule([1, 2, 9], separation=6), rounds_of_schedule([1, 2, 2], separation=6)
+        (9, 8)
+    """
+    before = last = 0
+    for number in numbers:
+        if number <= last:
+            before += -(-last // separation) * separation
+        last = number
+    return before + last
 
 
 def read_charges(path: Path) -> list[Record]:

@@ -46,6 +46,11 @@ def open_account(
     """
     priced = session.priced()
     against = accounted_adversary(session.policy)
+    strategy = session.policy.strategy
+
+    def settled(charges: int) -> int:
+        return charges if strategy is None else strategy.settled(charges)
+
     if path.exists():
         ledger = Ledger.open(path, clock=clock)
     else:
@@ -59,7 +64,7 @@ def open_account(
             ledger,
             event=priced,
             epsilon_after=functools.lru_cache(maxsize=None)(
-                lambda charges: session.guarantee(against, rounds=charges).epsilon
+                lambda charges: session.guarantee(against, rounds=settled(charges)).epsilon
             ),
             limit=limit,
         )

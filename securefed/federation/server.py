@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from securefed.config import Stage
 from securefed.crypto.prg import NoiseGenerator
+from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
+from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.secagg.aggregator import AggregationServer
 from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
 from securefed.secagg.plaintext import PlaintextServer
@@ -24,6 +26,11 @@ class ServerRound:
         remove_masks: how a pairwise round's masks are removed; on one core by default, on several
             with ``engines.parallel.ParallelMasks``.
         generator: cryptographic source of the noise that a trusted server adds.
+        correlated: with noise correlated over rounds, the run's state, the same in all its rounds.
+
+    Raises:
+        ConfigError: the policy asks for such noise and there is no state, or the other way round;
+            or the state is for another matrix, scale or ring.
     """
 
     def __init__(
@@ -32,8 +39,23 @@ class ServerRound:
         *,
         remove_masks: MaskRemoval = apply_masks,
         generator: NoiseGenerator | None = None,
+        correlated: CorrelatedRelease | None = None,
     ) -> None:
+        if (session.policy.strategy is None) != (correlated is None):
+            raise ConfigError(
+                f"separation = {session.policy.separation}: the noise is "
+                f"{'not ' * (correlated is not None)}correlated over rounds, so the server "
+                f"{'must not' if correlated is not None else 'must'} be given the state of a run"
+            )
+        if correlated is not None and (
+            (correlated.strategy, correlated.plan) != (session.policy.strategy, session.plan)
+        ):
+            raise ConfigError(
+                f"round = {session.round}: noise correlated over rounds needs one matrix, scale "
+                "and ring in all of them; the state given was made for others"
+            )
         self._session = session
+        self._correlated = correlated
         self._generator = NoiseGenerator() if generator is None else generator
         self._half: AggregationServer = (
             PlaintextServer(session.context)
@@ -74,4 +96,7 @@ class ServerRound:
         With ``mechanism="central"`` the server's noise is drawn once, when it is first asked for.
         """
         codec = self._session.codec
+        if self._correlated is not None:
+            total, number = self._half.result.total, self._session.round
+            return codec.decode_grid(self._correlated.release(total, round=number))
         return codec.decode(codec.add_server_noise(self._half.result.total, self._generator))

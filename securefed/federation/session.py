@@ -101,8 +101,15 @@ class RoundSession:
 
     @cached_property
     def codec(self) -> UpdateCodec:
-        """Between updates and ring vectors; the rotation's signs follow from the context."""
+        """Between updates and ring vectors; the rotation's signs follow from the context.
+
+        With noise correlated over rounds they are the same in all rounds, or it would not cancel.
+        No guarantee rests on the signs.
+        """
         seed = hashlib.sha256(b"securefed/1/rotation" + self.context.digest).digest()
+        if self.policy.separation is not None:
+            run = rfc8785.dumps({"dimension": self.dimension, "policy": asdict(self.policy)})
+            seed = hashlib.sha256(b"securefed/1/rotation of a run" + run).digest()
         return UpdateCodec(self.policy, self.plan, seed)
 
     def guarantee(

@@ -115,7 +115,8 @@ class UpdateCodec:
 
         Args:
             rows: float[n, d], one row an example, or one row a user, n <= ``plan.max_examples``;
-                a sampled row that is not finite counts as zeros.
+                a sampled row that is not finite counts as zeros.  With a ``policy.separation``:
+                the rows of this round's batch, which are all kept.
             generator: also decides which rows are sampled.
             on_zeroed: called if a sampled row counts as zeros; keep what it says on this machine.
 
@@ -190,8 +191,11 @@ class UpdateCodec:
 
     def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
         """From the ring sum to float64[d]: the noised sum of clipped contributions."""
-        integers = from_ring(total, self.plan.bits).astype(np.float64)
-        return self._rotation.inverse(integers * self.plan.resolution)
+        return self.decode_grid(from_ring(total, self.plan.bits).astype(np.float64))
+
+    def decode_grid(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From float64[plan.padded] in grid units to float64[d]."""
+        return self._rotation.inverse(values * self.plan.resolution)
 
     def _round_and_noise(
         self, clipped: NDArray[np.float64], generator: NoiseGenerator

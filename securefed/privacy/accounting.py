@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from securefed.errors import ConfigError
+from securefed.privacy.correlated_release import correlated_epsilon
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
@@ -205,6 +206,12 @@ def accounted_adversary(policy: PrivacyPolicy) -> Adversary:
 
 def _sampling(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
     """Q that this adversary does not see through, and how it comes about."""
+    if policy.separation is not None:
+        return 1.0, (
+            f"none, and none credited: each client's examples are divided into {policy.separation} "
+            f"batches that come in turn, so that an example takes part in every "
+            f"{policy.separation}th round"
+        )
     if policy.unit == "client" and against != "release":
         return 1.0, "none credited: this adversary knows who takes part"
     if not policy.sample_is_secret:
@@ -226,7 +233,13 @@ _REDRAWN = (
 def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
     scale = f"noise_multiplier {policy.noise_multiplier:g} over clip_norm {policy.clip_norm:g}"
     if policy.mechanism == "central":
-        return f"central discrete Gaussian, {scale}, added to the sum by the server"
+        kind = "central discrete Gaussian"
+        if policy.separation is not None:
+            kind += (
+                f" with {policy.bands} bands of correlation over rounds (DP-FTRL; there is no "
+                "distributed form of it)"
+            )
+        return f"{kind}, {scale}, added to the sum by the server"
     if policy.remove_excess_noise:
         honest = (
             "from the honest survivors, however many: noise beyond that is removed once the "
@@ -244,6 +257,12 @@ def _accountant(policy: PrivacyPolicy) -> str:
     else:
         ideal = "Gaussian privacy loss distribution (dp_accounting, pessimistic)"
         added = ["the distance of the noise from a rounded Gaussian"]
+    if policy.separation is not None:
+        ideal = (
+            "one Gaussian mechanism over all rounds, by its privacy loss distribution "
+            "(dp_accounting, pessimistic), the matrix's exact sensitivity for participations "
+            f"{policy.separation} rounds apart,"
+        )
     if policy.rounding == "unconditional":
         added.append("the failure of the rounding bound")
     return f"{ideal} plus {' and '.join(added)}, in delta"
@@ -286,7 +305,8 @@ def guarantee(
         against: ``"server"``: noise of the honest survivors only.  ``"release"``: noise of all
             survivors.  ``"fellow_client"``: all survivors but that client.  With ``"central"``
             noise, all of it is the server's: nothing holds against the server.
-        rounds: attempts charged; default ``policy.rounds``.
+        rounds: attempts charged; default ``policy.rounds``.  With a ``policy.separation`` all
+            rounds so far, those that a client missed too: the schedule moves on in them.
         plaintext: sums are formed without masking; then nothing holds against the server.
         ring_sigma: security exponent of a sparse masking graph; None for a complete one.
 
@@ -318,6 +338,8 @@ def guarantee(
     q, sampling = _sampling(policy, against)
     if against == "server" and (plaintext or central):
         epsilon = math.inf
+    elif policy.strategy is not None:
+        epsilon = correlated_epsilon(plan, policy.strategy, rounds=count, delta=policy.delta)
     else:
         epsilon_of = skellam_epsilon if policy.noise == "skellam" else distributed_epsilon
         epsilon = epsilon_of(
@@ -332,6 +354,13 @@ def guarantee(
             "the server draws its noise as this code does, once for each sum",
             "clients sample and clip as this code does",
         ]
+        if policy.separation is not None:
+            assumptions[1:] = [
+                f"it keeps the last {policy.bands - 1} sums before noise in memory, and shows them "
+                "to nobody",
+                "clients clip as this code does and keep to the batches that they made once, so "
+                f"that {policy.separation} rounds lie between two uses of an example",
+            ]
     else:
         enforced = "the server sees to it" if plaintext else "clients refuse to unmask fewer"
         assumptions = [

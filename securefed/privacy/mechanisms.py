@@ -112,7 +112,8 @@ class RoundPlan:
         sum_bound: the largest |coordinate| that a sum can have, noise tail included.
         wrap_probability: bound on the probability, per round, that any coordinate of the sum leaves
             the ring; p (2^-102 + n 2^-100) for the noise of n clients, its tail beyond 12 std and
-            the sampler's distance (that of every layer).  0 without noise.
+            the sampler's distance (that of every layer).  0 without noise, and with noise
+            correlated over rounds, which is added to the sum and not in the ring.
         bits: ring width on the wire, 20..32.
         max_examples: most rows, examples or users, in one client's sum (1 for ``unit="client"``).
         removable_stds: std of the layers of a client's noise that can be removed, 1..T; none
@@ -191,6 +192,9 @@ def plan_round(
     value, so ``cohort_size (max_examples K + 1)`` plus twelve standard deviations of the noise
     bounds the sum, whatever the data.  Noise beyond that (``RoundPlan.wrap_probability``) would
     wrap around: a wrong value, never a loss of privacy, since wrapping is post-processing.
+    With noise correlated over rounds a quarter of the ring must hold the sum, not half of it: the
+    server folds what lies beyond (:func:`~securefed.encoding.fixed_point.fold_ring`), since noise
+    comes on top of the integers there and not in the ring.
 
     Args:
         policy: the privacy settings; ``max_examples`` defaults to 1.
@@ -227,7 +231,8 @@ def plan_round(
         wanted = _UNPROTECTED_CLIP_UNITS
     width = 32 if bits == "auto" else bits
     per_unit = cohort_size * examples + _NOISE_TAIL * z * math.sqrt(draws) / root_h
-    room = 2.0 ** (width - 1) - 2.0 - cohort_size
+    spare = 0 if policy.separation is None else 1
+    room = 2.0 ** (width - 1 - spare) - 2.0 - cohort_size
     clip_units = min(wanted, room / per_unit)
     std = z * clip_units / root_h
     if clip_units < 1.0 or (noised and std < _SMALLEST_STD):
@@ -267,10 +272,10 @@ def plan_round(
         sum_bound=sum_bound,
         wrap_probability=(
             padded * (_BEYOND_TAIL + draws * (1 + len(layers)) * STATISTICAL_DISTANCE)
-            if noised
+            if noised and policy.separation is None
             else 0.0
         ),
-        bits=bits_needed(sum_bound) if bits == "auto" else width,
+        bits=bits_needed(sum_bound << spare) if bits == "auto" else width,
         max_examples=examples,
         removable_stds=layers,
     )

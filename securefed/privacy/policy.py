@@ -8,6 +8,7 @@ from typing import get_args
 
 from securefed.config import Mechanism, Noise, Rounding, Unit, share_of, why_not_conditional
 from securefed.errors import ConfigError
+from securefed.privacy.correlated import BandedToeplitz, banded_square_root
 
 MAX_COUNT = 2**31
 """Bound on rounds, steps and rows: far above use, and exact in every encoding."""
@@ -26,7 +27,8 @@ class PrivacyPolicy:
         clip_norm: L2 bound C on one unit's contribution to a round, in [1e-100, 1e100]: scaling
             to grid units is then exact to the last bits, far from float64's ends.
         noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm`` (of the
-            server's noise with ``"central"``); > 0 unless ``mechanism`` is ``"none"``.
+            server's noise with ``"central"``, before it is correlated over rounds); > 0 unless
+            ``mechanism`` is ``"none"``.
         delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
         unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
             ``"user"``: all of a client's data under one user key is one unit, and gives one row.
@@ -44,6 +46,12 @@ class PrivacyPolicy:
         sampling_probability: q in (0, 1].  For ``"example"`` and ``"user"`` each client keeps each
             row independently with probability q, in secret, every round.  For ``"client"`` it says
             how the cohort itself was drawn, and is credited against the release only.
+        separation: B >= 1, for ``"central"`` noise and ``"example"`` only: nothing is sampled; each
+            client's rows are divided into B batches that come in turn
+            (:mod:`securefed.privacy.cyclic`), and what is passed on as a client's rows of a round
+            is its batch.  None for the sample above.
+        bands: b in 1..B, with ``separation``: how many rounds' sums the server's noise is
+            correlated over (:mod:`securefed.privacy.correlated`); 1 is independent noise.
         sample_is_secret: whether nobody but its drawer learns of a sample, not by response times,
             per-client seconds or batch sizes either.  False where a deployment shows any of these:
             every statement then counts with q = 1.
@@ -69,6 +77,8 @@ class PrivacyPolicy:
     noise: Noise = "discrete_gaussian"
     rounding: Rounding = "unconditional"
     sampling_probability: float = 1.0
+    separation: int | None = None
+    bands: int = 1
     sample_is_secret: bool = True
     rounds: int = 1
     corrupt_fraction: float = 0.1
@@ -175,6 +185,23 @@ class PrivacyPolicy:
                 self.noise,
                 "'discrete_gaussian' with remove_excess_noise = True",
             )
+        if self.separation is not None:
+            _require(
+                (self.mechanism, self.unit) == ("central", "example"),
+                "separation",
+                self.separation,
+                f"None with mechanism = {self.mechanism!r}, unit = {self.unit!r}; noise correlated "
+                "over rounds is there for 'central' noise and 'example' only",
+            )
+            _require(
+                self.sampling_probability == 1,
+                "sampling_probability",
+                self.sampling_probability,
+                "1 with a separation: nothing is sampled",
+            )
+            banded_square_root(self.bands, self.separation)  # checks both
+        else:
+            _require(self.bands == 1, "bands", self.bands, "1 without a separation")
         if self.mechanism == "local":
             _require(
                 self.unit != "client",
@@ -194,6 +221,18 @@ class PrivacyPolicy:
             corrupt_fraction=self.corrupt_fraction,
             dropout_fraction=self.dropout_fraction,
         )
+
+    @property
+    def strategy(self) -> BandedToeplitz | None:
+        """How the server's noise is correlated over rounds; None where each round is by itself."""
+        if self.separation is None:
+            return None
+        return banded_square_root(self.bands, self.separation)
+
+    @property
+    def expected_share(self) -> float:
+        """The share of all units that is expected in a round."""
+        return self.sampling_probability if self.separation is None else 1.0 / self.separation
 
     @property
     def credited_probability(self) -> float:

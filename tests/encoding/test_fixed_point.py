@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from securefed.encoding import fixed_point
-from securefed.encoding.fixed_point import bits_needed, from_ring, to_ring
+from securefed.encoding.fixed_point import bits_needed, fold_ring, from_ring, to_ring
 from securefed.errors import ConfigError, OverflowBoundError
 
 
@@ -93,3 +93,22 @@ def test_the_documented_example_holds():
     result = doctest.testmod(fixed_point)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+@given(st.integers(20, 32), st.integers(0, 2**32 - 1), st.integers(-(2**33), 2**33))
+def test_folding_never_stretches_a_difference_and_centring_does_at_the_edge(bits, value, change):
+    pair = np.array([value, (value + change) % 2**32], dtype=np.uint32)
+    folded = fold_ring(pair, bits)
+    assert abs(int(folded[1] - folded[0])) <= abs(change)
+    assert np.abs(folded).max() <= 2 ** (bits - 2)
+    edge = np.array([2 ** (bits - 1) - 1, 2 ** (bits - 1)], dtype=np.uint32)
+    assert np.ptp(fold_ring(edge, bits)) == 1
+    assert np.ptp(from_ring(edge, bits)) == 2**bits - 1
+
+
+@given(st.integers(20, 32), st.data())
+def test_folding_keeps_what_is_within_a_quarter_of_the_ring(bits, data):
+    quarter = 2 ** (bits - 2)
+    value = data.draw(st.integers(-quarter, quarter))
+    ring = to_ring(np.array([value], dtype=np.int64))
+    assert fold_ring(ring, bits).tolist() == [value]

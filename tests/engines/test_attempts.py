@@ -131,10 +131,10 @@ def test_a_resumed_run_charges_everybody_for_an_attempt_without_an_end(tmp_path,
     path = write_run(tmp_path, training={"rounds": 2})
     encoder = Workbench.encoder
 
-    def killed(self, settings, number):
+    def killed(self, settings, number, client_id):
         if number == 2:
             raise KeyboardInterrupt
-        return encoder(self, settings, number)
+        return encoder(self, settings, number, client_id)
 
     monkeypatch.setattr(Workbench, "encoder", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -251,8 +251,8 @@ def watched_contributions(monkeypatch):
     sizes, calls = [], []
     encoder, clipped_sum = Workbench.encoder, PerExampleGradients.clipped_sum
 
-    def watched_encoder(self, settings, number):
-        encode = encoder(self, settings, number)
+    def watched_encoder(self, settings, number, client_id):
+        encode = encoder(self, settings, number, client_id)
 
         def watched(examples, codec, generator):
             called = []

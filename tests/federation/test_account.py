@@ -60,12 +60,14 @@ OTHERS = [
     ("bits", {"aggregation": PairwiseAggregation(bits=32)}),
     ("aggregation", {"aggregation": PlaintextAggregation()}),
 ]
+CORRELATED = {"separation", "bands"}  # in test_correlated_rounds.py: for another mechanism
 # ring_sigma in test_session.py: it takes 200 clients; rounding below: it takes unit = "client".
-WITH_A_TEST_OF_ITS_OWN = {"ring_sigma", "rounding"}
+WITH_A_TEST_OF_ITS_OWN = {"ring_sigma", "rounding"} | CORRELATED
 
 
 def test_every_figure_of_the_policy_but_the_number_of_rounds_is_tried():
-    assert {"rounds", "rounding", *OTHER} == {field.name for field in fields(PrivacyPolicy)}
+    named = {"rounds", "rounding", *OTHER} | CORRELATED
+    assert named == {field.name for field in fields(PrivacyPolicy)}
     assert session_of(policy=replace(POLICY, rounds=9)).priced() == session_of().priced()
     tried = {name for name, _ in OTHERS} | WITH_A_TEST_OF_ITS_OWN
     assert tried == set(session_of().priced())

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from securefed.config import Mechanism, RunConfig, dump_config
+from securefed.config import Mechanism, RunConfig
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.attempts import (
     CLOSED,
     EVALUATED,
     EVALUATION_OPENED,
-    ROSTER,
-    ROUND_ABANDONED,
     ROUND_APPLIED,
     ROUND_FAILED,
     ROUND_OPENED,
     ROUND_SUMMED,
-    SOFTWARE,
-    History,
-    check_accounts,
-    differing,
-    read_history,
-    told_on_resume,
 )
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.in_process import carry
+from securefed.engines.opening import Opening
 from securefed.engines.results import (
     RunResult,
     costs,
@@ -47,16 +39,13 @@ from securefed.engines.results import (
 )
 from securefed.engines.run_folder import RunFolder, write_whole
 from securefed.engines.settings import Settings
-from securefed.engines.verify import check_config, released_files, software
+from securefed.engines.verify import released_files
 from securefed.engines.workbench import Workbench
 from securefed.errors import (
     BudgetExceeded,
-    ConfigError,
     LedgerError,
-    LedgerTampered,
     SecureFedError,
 )
-from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.floors import ClientFloors
@@ -120,133 +109,28 @@ class Run:
                 f"budget.epsilon = {limit:g}: the first round alone costs "
                 f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run"
             )
+        opening = Opening(
+            self.config,
+            self.folder,
+            self.bench,
+            self.settings,
+            self.optimizer,
+            self.observer,
+            self.clock,
+        )
         if not resume:
-            self._begin()
+            opening.begin()
         try:
             with ExitStack() as held:
-                ledger, done = self._open(held)
-                return self._rounds(ledger, done)
+                opened = opening.open(held)
+                self.clients = opened.clients
+                self._shown = read_shown(self.folder.shown)
+                return self._rounds(opened.ledger, opened.history.applied)
         except (OSError, SafetensorError) as error:
             raise LedgerError(
                 f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
                 f"is held{', and the run can be resumed' * self.config.privacy.resumable}"
             ) from error
-
-    # -- beginning and resuming ------------------------------------------------------------
-
-    def _genesis(self) -> dict[str, Any]:
-        text = dump_config(self.config)
-        return self._prepared() | {
-            "software": software(),
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }
-
-    def _prepared(self) -> dict[str, Any]:
-        """What a run stands on besides its settings; a resumed one must find it again."""
-        return {
-            "model": self.bench.model_name,
-            "model_fingerprint": self.bench.fingerprint,
-            "adapter_sha256": self.bench.adapter_hash().hex(),
-            "cohort": list(self.cohort),
-            "client_sizes": {name: self.bench.sizes[name] for name in self.cohort},
-            "privacy": self.settings.record(),
-        }
-
-    def _begin(self) -> None:
-        """Make the whole run folder beside its place, then move it there: all of it or nothing."""
-        with self.folder.being_made(dump_config(self.config)) as partial:
-            self.bench.save_initial(partial.initial)
-            partial.save_checkpoint(0, self.optimizer.state())
-            Ledger.create(partial.ledger, self._genesis(), clock=self.clock).close()
-            for name in self.cohort:
-                account = {"client": name, "privacy": self.settings.record()}
-                Ledger.create(partial.budget(name), account, clock=self.clock).close()
-
-    def _open(self, held: ExitStack) -> tuple[Ledger, int]:
-        """Where a run stands: its ledger, and how many rounds were applied.
-
-        Whatever is opened here is closed by ``held``.
-        """
-        self.bench.load_initial(self.folder.initial)
-        ledger = held.enter_context(Ledger.open(self.folder.ledger, clock=self.clock))
-        genesis = ledger.records[0].body
-        check_config(self.folder.path, genesis)
-        history = read_history(self.folder.ledger, ledger.records, self.settings)
-        self._check_prepared(genesis, history)
-        state = self.folder.load_checkpoint(history.applied)
-        if state is None:
-            raise LedgerTampered(
-                f"{self.folder.checkpoints}: no state after round {history.applied}"
-            )
-        self.optimizer.restore(state)
-        self.bench.load_flat(self.optimizer.parameters)
-        if self.bench.adapter_hash().hex() != history.adapter:
-            raise LedgerTampered(
-                f"{self.folder.checkpoints}: the state after round {history.applied} is not the "
-                "one that the ledger names"
-            )
-        check_accounts(self.folder.path, genesis, history)
-        accounts = {}
-        for name in self.cohort:
-            accounts[name] = Ledger.open(self.folder.budget(name), clock=self.clock)
-            held.callback(accounts[name].close)
-            budget = ClientBudget(
-                accounts[name],
-                event=self.settings.event(),
-                epsilon_after=self.settings.epsilon_after,
-                limit=self.config.budget.epsilon,
-            )
-            self.clients[name] = SimulatedClient(name, self.bench.clients[name], budget)
-        self.observer.begun(self.folder.path)
-        if len(ledger.records) > 1:
-            paid = [_sessions(account) for account in accounts.values()]
-            self.observer.message(told_on_resume(history, paid))
-        if history.software != software():
-            ledger.append(SOFTWARE, {"software": software()})
-        self._abandon(ledger, history, accounts)
-        self._shown = read_shown(self.folder.shown)
-        roster = {name: client.identity.public.raw.hex() for name, client in self.clients.items()}
-        ledger.append(ROSTER, {"keys": roster})
-        return ledger, history.applied
-
-    def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
-        """Refuse to go on with another model, cohort or plan; another version may go on."""
-        for key, value in self._prepared().items():
-            found, expected = genesis[key], json.loads(json.dumps(value))
-            if key == "privacy":
-                keys = differing(found, expected)
-                if not keys:
-                    continue
-                key, found, expected = f"privacy.{keys[0]}", found.get(keys[0]), expected[keys[0]]
-            if found == expected:
-                continue
-            if history.software != software():
-                raise ConfigError(
-                    f"--resume: {key} is {found!r} in {self.folder.ledger}, written by "
-                    f"{history.software}, and {expected!r} for {software()}; a run goes on with "
-                    "what it began with: resume it with that version"
-                )
-            raise LedgerTampered(
-                f"{self.folder.ledger}: {key} is {found!r}, this run has {expected!r}"
-            )
-
-    def _abandon(self, ledger: Ledger, history: History, accounts: dict[str, Ledger]) -> None:
-        """Charge an attempt without an end to every client that may not have recorded it."""
-        attempt = history.open
-        if attempt is None:
-            return
-        owing = [n for n in self.cohort if attempt.session not in _sessions(accounts[n])]
-        for name in owing:
-            self.clients[name].budget.charge(attempt.event)
-        size = len(self.cohort)
-        self.observer.message(
-            f"an attempt at round {attempt.round} was begun and not ended: {size - len(owing)} of "
-            f"{size} clients had charged it, and it counts as spent by all"
-        )
-        ledger.append(
-            ROUND_ABANDONED,
-            {"round": attempt.round, "session": attempt.session, "charged": list(self.cohort)},
-        )
 
     # -- rounds ----------------------------------------------------------------------------
 
@@ -465,11 +349,6 @@ class Run:
         if self.config.evaluation.show_clients and self.bench.saw_non_finite:
             self.bench.saw_non_finite = False
             self.observer.message(NON_FINITE)
-
-
-def _sessions(account: Ledger) -> set[str]:
-    """The attempts that a client's account holds charges for."""
-    return {str(record.body["session"]) for record in account.records if record.kind == CHARGE}
 
 
 def _encode_figures(

@@ -1,0 +1,202 @@
+"""How a run begins, and where one that was stopped goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from securefed.config import RunConfig, dump_config
+from securefed.engines.attempts import (
+    ROSTER,
+    ROUND_ABANDONED,
+    SOFTWARE,
+    History,
+    check_accounts,
+    differing,
+    read_history,
+    told_on_resume,
+)
+from securefed.engines.cohort import SimulatedClient
+from securefed.engines.events import Observer
+from securefed.engines.run_folder import RunFolder
+from securefed.engines.settings import Settings
+from securefed.engines.verify import check_config, software
+from securefed.engines.workbench import Workbench
+from securefed.errors import ConfigError, LedgerTampered
+from securefed.evidence.budget import CHARGE, ClientBudget
+from securefed.evidence.ledger import Ledger
+from securefed.federation.server_optimizer import ServerOptimizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run that can go on.
+
+    Attributes:
+        ledger: the run's, open for writing.
+        history: the run so far.
+        clients: the cohort, each with its own account.
+    """
+
+    ledger: Ledger
+    history: History
+    clients: dict[str, SimulatedClient]
+
+
+class Opening:
+    """Makes a run folder, or takes one up again.
+
+    Args:
+        config: the run file.
+        folder: where the run is kept.
+        bench: model and clients' data.
+        settings: what the run file means for the cohort.
+        optimizer: the server's, set to where the run stands.
+        observer: told what is found.
+        clock: gives RFC 3339 text for ledger records.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        bench: Workbench,
+        settings: Settings,
+        optimizer: ServerOptimizer,
+        observer: Observer,
+        clock: Callable[[], str],
+    ) -> None:
+        self._config = config
+        self._folder, self._bench, self._settings = folder, bench, settings
+        self._optimizer, self._observer, self._clock = optimizer, observer, clock
+        self._cohort = tuple(sorted(bench.clients))
+
+    def _genesis(self) -> dict[str, Any]:
+        text = dump_config(self._config)
+        return self._prepared() | {
+            "software": software(),
+            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+
+    def _prepared(self) -> dict[str, Any]:
+        """What a run stands on besides its settings; a resumed one must find it again."""
+        return {
+            "model": self._bench.model_name,
+            "model_fingerprint": self._bench.fingerprint,
+            "adapter_sha256": self._bench.adapter_hash().hex(),
+            "cohort": list(self._cohort),
+            "client_sizes": {name: self._bench.sizes[name] for name in self._cohort},
+            "privacy": self._settings.record(),
+        }
+
+    def begin(self) -> None:
+        """Make the whole run folder beside its place, then move it there: all of it or nothing."""
+        with self._folder.being_made(dump_config(self._config)) as partial:
+            self._bench.save_initial(partial.initial)
+            partial.save_checkpoint(0, self._optimizer.state())
+            Ledger.create(partial.ledger, self._genesis(), clock=self._clock).close()
+            for name in self._cohort:
+                account = {"client": name, "privacy": self._settings.record()}
+                Ledger.create(partial.budget(name), account, clock=self._clock).close()
+
+    def open(self, held: ExitStack) -> Opened:
+        """Where a run stands.  Whatever is opened here is closed by ``held``.
+
+        Raises:
+            ConfigError: the run was begun by another version that plans otherwise.
+            LedgerTampered: folder, ledger and accounts do not fit each other.
+        """
+        self._bench.load_initial(self._folder.initial)
+        ledger = held.enter_context(Ledger.open(self._folder.ledger, clock=self._clock))
+        genesis = ledger.records[0].body
+        check_config(self._folder.path, genesis)
+        history = read_history(self._folder.ledger, ledger.records, self._settings)
+        self._check_prepared(genesis, history)
+        state = self._folder.load_checkpoint(history.applied)
+        if state is None:
+            raise LedgerTampered(
+                f"{self._folder.checkpoints}: no state after round {history.applied}"
+            )
+        self._optimizer.restore(state)
+        self._bench.load_flat(self._optimizer.parameters)
+        if self._bench.adapter_hash().hex() != history.adapter:
+            raise LedgerTampered(
+                f"{self._folder.checkpoints}: the state after round {history.applied} is not the "
+                "one that the ledger names"
+            )
+        check_accounts(self._folder.path, genesis, history)
+        accounts, clients = {}, {}
+        for name in self._cohort:
+            accounts[name] = Ledger.open(self._folder.budget(name), clock=self._clock)
+            held.callback(accounts[name].close)
+            budget = ClientBudget(
+                accounts[name],
+                event=self._settings.event(),
+                epsilon_after=self._settings.epsilon_after,
+                limit=self._config.budget.epsilon,
+            )
+            clients[name] = SimulatedClient(name, self._bench.clients[name], budget)
+        self._observer.begun(self._folder.path)
+        if len(ledger.records) > 1:
+            paid = [_sessions(account) for account in accounts.values()]
+            self._observer.message(told_on_resume(history, paid))
+        if history.software != software():
+            ledger.append(SOFTWARE, {"software": software()})
+        self._abandon(ledger, history, accounts, clients)
+        roster = {name: client.identity.public.raw.hex() for name, client in clients.items()}
+        ledger.append(ROSTER, {"keys": roster})
+        return Opened(ledger, history, clients)
+
+    def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
+        """Refuse to go on with another model, cohort or plan; another version may go on."""
+        for key, value in self._prepared().items():
+            found, expected = genesis[key], json.loads(json.dumps(value))
+            if key == "privacy":
+                keys = differing(found, expected)
+                if not keys:
+                    continue
+                key, found, expected = f"privacy.{keys[0]}", found.get(keys[0]), expected[keys[0]]
+            if found == expected:
+                continue
+            if history.software != software():
+                raise ConfigError(
+                    f"--resume: {key} is {found!r} in {self._folder.ledger}, written by "
+                    f"{history.software}, and {expected!r} for {software()}; a run goes on with "
+                    "what it began with: resume it with that version"
+                )
+            raise LedgerTampered(
+                f"{self._folder.ledger}: {key} is {found!r}, this run has {expected!r}"
+            )
+
+    def _abandon(
+        self,
+        ledger: Ledger,
+        history: History,
+        accounts: dict[str, Ledger],
+        clients: dict[str, SimulatedClient],
+    ) -> None:
+        """Charge an attempt without an end to every client that may not have recorded it."""
+        attempt = history.open
+        if attempt is None:
+            return
+        owing = [n for n in self._cohort if attempt.session not in _sessions(accounts[n])]
+        for name in owing:
+            clients[name].budget.charge(attempt.event)
+        size = len(self._cohort)
+        self._observer.message(
+            f"an attempt at round {attempt.round} was begun and not ended: {size - len(owing)} of "
+            f"{size} clients had charged it, and it counts as spent by all"
+        )
+        ledger.append(
+            ROUND_ABANDONED,
+            {"round": attempt.round, "session": attempt.session, "charged": list(self._cohort)},
+        )
+
+
+def _sessions(account: Ledger) -> set[str]:
+    """The attempts that a client's account holds charges for."""
+    return {str(record.body["session"]) for record in account.records if record.kind == CHARGE}

@@ -123,6 +123,22 @@ class TrainingSection(Section):
     threads: Annotated[int, Field(ge=1)] | None = None
 
 
+class AdaptiveClipSection(Section):
+    """A clip that follows the units' norms (1905.03871); ``privacy.clip_norm`` is the first one.
+
+    ``target_quantile`` of the units are to lie within the clip.  Each unit's bit travels beside its
+    vector with ``count_weight``, in the same noised sum, and every party moves the clip itself by
+    the noised fraction, between ``min_clip_norm`` and ``max_clip_norm`` (by default a thousandth
+    and a thousandfold of ``privacy.clip_norm``).
+    """
+
+    target_quantile: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    learning_rate: Annotated[float, Field(ge=1e-3, le=2.0)] = 0.2
+    count_weight: Annotated[float, Field(ge=1e-3, le=2.0)] = 0.2
+    min_clip_norm: Positive | None = None
+    max_clip_norm: Positive | None = None
+
+
 DEFAULT_NOISE = {"noise_multiplier": 0.6}
 
 
@@ -169,6 +185,10 @@ class PrivacySection(Section):
     ``noise_bands - 1`` before it, so that most of it cancels over rounds.  ``noise_bands`` is at
     most the number of batches; 1 is independent noise; without it, the number up to 64 with the
     least error is taken.  Such a run cannot be resumed.
+
+    With a table ``adaptive_clip`` the clip adapts from round to round at the same epsilon;
+    ``noise_multiplier`` is then over the bound of a unit's vector and bit together.  Not with
+    ``sampling = "cyclic"``.
     """
 
     unit: Unit = "example"
@@ -176,6 +196,7 @@ class PrivacySection(Section):
     noise: Noise = "discrete_gaussian"
     rounding: Rounding = "unconditional"
     clip_norm: Positive = 0.5
+    adaptive_clip: AdaptiveClipSection | None = None
     noise_multiplier: NonNegative | None = None
     target_epsilon: Positive | None = None
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
@@ -193,6 +214,29 @@ class PrivacySection(Section):
     def _noise_has_a_default(cls, values: Any) -> Any:
         given = isinstance(values, dict) and {"noise_multiplier", "target_epsilon"} & set(values)
         return values if given or not isinstance(values, dict) else values | DEFAULT_NOISE
+
+    @model_validator(mode="after")
+    def _clip_can_adapt(self) -> Self:
+        adaptive = self.adaptive_clip
+        if adaptive is None:
+            return self
+        if self.mechanism == "local":
+            raise ValueError(
+                "adaptive_clip with mechanism = 'local': each client's own training clips there, "
+                "and nothing of it is counted; must be left out"
+            )
+        if self.sampling == "cyclic":
+            raise ValueError(
+                "adaptive_clip with sampling = 'cyclic': noise that is correlated over rounds needs "
+                "one clip for all of them; must be left out"
+            )
+        least, most = adaptive.min_clip_norm or 0.0, adaptive.max_clip_norm or math.inf
+        if not least <= self.clip_norm <= most:
+            raise ValueError(
+                f"clip_norm = {self.clip_norm:g}: must be in [{least:g}, {most:g}], between "
+                "adaptive_clip.min_clip_norm and adaptive_clip.max_clip_norm"
+            )
+        return self
 
     @model_validator(mode="after")
     def _mechanism_has_noise(self) -> Self:

@@ -155,5 +155,7 @@ def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
 
 
 def _title(config: RunConfig, result: RunResult) -> str:
-    noise, clip = result.noise_multiplier, config.privacy.clip_norm
-    return f"{config.output.name}: noise multiplier {noise:.4g}, clip {clip:g}"
+    noise, clip = result.noise_multiplier, f"{config.privacy.clip_norm:g}"
+    if config.privacy.adaptive_clip is not None:
+        clip = f"from {clip}, adaptive"
+    return f"{config.output.name}: noise multiplier {noise:.4g}, clip {clip}"

@@ -76,6 +76,9 @@ def round_line(event: RoundEvent) -> str:
             if event.epsilon is None
             else f"epsilon {epsilon_text(event.epsilon)} ({event.against})"
         )
+    if event.clip_norm is not None and event.unclipped_fraction is not None:
+        within = 100.0 * event.unclipped_fraction
+        parts.append(f"clip {event.clip_norm:g}, {within:.0f} % within it (noised)")
     if event.perplexity is not None:
         parts.append(f"held-out perplexity {event.perplexity:.1f} (no guarantee)")
     if event.accuracy is not None:

@@ -27,10 +27,10 @@ from typing import Any, NoReturn
 
 from securefed.engines.figures import Figures
 from securefed.engines.settings import Settings
-from securefed.errors import LedgerTampered
+from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE
 from securefed.evidence.ledger import RECOVERED, Record, read_ledger
-from securefed.privacy.policy import CohortBounds
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 
 ROUND_OPENED = "round_opened"
 ROUND_SUMMED = "round_summed"
@@ -77,6 +77,7 @@ class History:
         attempts: in the order in which they were opened; only the last can be without an end.
         applied: how many rounds were applied to the adapter.
         adapter: SHA-256 of the adapter after them, hexadecimal.
+        policy: of the next round; its clip follows from the fractions of the rounds applied.
         unnoised: sums without noise that were begun, by session; the value says if it was opened.
         software: name and version that wrote the last records.
         closed: the closing record's body; None for a run that is not finished.
@@ -84,6 +85,7 @@ class History:
 
     applied: int
     adapter: str
+    policy: PrivacyPolicy
     software: str
     attempts: dict[str, Attempt] = field(default_factory=dict)
     unnoised: dict[str, bool] = field(default_factory=dict)
@@ -112,9 +114,13 @@ class _Reader:
         self._floor = CohortBounds.of(settings.sum_policy, len(self._cohort)).survivor_floor
         self._rounds_of: dict[str, int] = {}
         self._summed: str | None = None
+        self._following = settings.sum_policy
         self._line = 1
         self.history = History(
-            applied=0, adapter=str(genesis["adapter_sha256"]), software=str(genesis["software"])
+            applied=0,
+            adapter=str(genesis["adapter_sha256"]),
+            policy=settings.sum_policy,
+            software=str(genesis["software"]),
         )
         self._kinds: dict[str, Callable[[Mapping[str, Any]], None]] = {
             ROUND_OPENED: self._round_opened,
@@ -157,7 +163,7 @@ class _Reader:
             self._refuse(f"is of round {body['round']}; its session was opened for round {opened}")
 
     def _round_opened(self, body: Mapping[str, Any]) -> None:
-        event = self._settings.event()
+        event = self._settings.round_event(self.history.policy)
         where = f"{self._path}: line {self._line}: round {body['round']}"
         require_same({key: body[key] for key in event}, event, where)
         self._new_session(body)
@@ -199,6 +205,10 @@ class _Reader:
         for name in ("bytes_up", "bytes_down", "refused", "silent"):
             if not isinstance(counts[name], int) or counts[name] < 0:
                 self._refuse(f"{name} = {counts[name]!r}: must be a count")
+        try:
+            self._following = self.history.policy.after(body.get("unclipped_fraction"))
+        except (ConfigError, TypeError) as error:
+            self._refuse(str(error))
         self._summed = str(body["session"])
         self.history.attempts[self._summed].charges = int(body["charges"])
 
@@ -207,7 +217,13 @@ class _Reader:
             self._refuse(f"applies round {body['round']} without a sum of its own")
         if body["round"] != self.history.attempts[self._summed].round:
             self._refuse(f"applies round {body['round']} from the sum of another one")
+        next_clip = body.get("next_clip_norm")
+        if next_clip != next_clip_norm(self._following):
+            self._refuse(
+                f"next_clip_norm = {next_clip!r}, recomputed {next_clip_norm(self._following)!r}"
+            )
         self._summed = None
+        self.history.policy = self._following
         self.history.applied = int(body["round"])
         self.history.adapter = str(body["adapter_sha256"])
 
@@ -267,7 +283,8 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
         LedgerTampered: names the line, and what in it no run would have written.
 
     Guarantees:
-        - Each round was opened under the run's privacy event, in turn, under a fresh session, and
+        - Each round was opened under the run's privacy event, with the clip that follows from the
+          fractions on record before, in turn, under a fresh session, and
           has at most one end; at most one sum a session; only a sum was applied, once.
         - Survivors are distinct clients of the cohort, at least as many as the survivor floor.
         - A closing record is the last one and names the rounds that were applied.
@@ -276,6 +293,11 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
     for record in records[1:]:
         reader.take(record)
     return reader.history
+
+
+def next_clip_norm(policy: PrivacyPolicy) -> float | None:
+    """The clip of the next round, as a round's record holds it; None where it never changes."""
+    return None if policy.adaptive_clip is None else policy.clip_norm
 
 
 def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
@@ -291,7 +313,7 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
 
     Raises:
         LedgerTampered: an account is missing, is another client's, charges what was never opened,
-            or lacks a charge that the ledger names.
+            at another price, or lacks a charge that the ledger names.
     """
     accounts = folder / "clients"
     names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
@@ -309,9 +331,13 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
         own = read_ledger(path)
         expected = {"client": name, "privacy": genesis["privacy"]}
         require_same(own[0].body, expected, f"{path}: first record")
-        sessions = [str(record.body["session"]) for record in own if record.kind == CHARGE]
+        charges = [record.body for record in own if record.kind == CHARGE]
+        sessions = [str(charge["session"]) for charge in charges]
         if len(set(sessions)) != len(sessions) or not set(sessions) <= set(history.attempts):
             raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
+        for charge in charges:
+            attempt = history.attempts[str(charge["session"])]
+            require_same(charge, attempt.event, f"{path}: charge for round {attempt.round}")
         charged[name] = set(sessions)
     so_far: set[str] = set()
     for attempt in history.attempts.values():

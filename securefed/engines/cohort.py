@@ -23,11 +23,16 @@ from securefed.training.users import clipped_sum_of_users, sampled_users
 
 @dataclass
 class SimulatedClient:
-    """What belongs to one client and to nobody else."""
+    """What belongs to one client and to nobody else.
+
+    ``policy`` is that of the next round, as the client itself computes it
+    (``PrivacyPolicy.after``).
+    """
 
     client_id: str
     data: ClientData = field(repr=False)
     budget: ClientBudget
+    policy: PrivacyPolicy
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
     seconds: float = 0.0
 
@@ -74,14 +79,15 @@ def clipped_sum_of_sample(
         examples_per_user: most examples of a user in the step; all of them without it.
 
     Returns:
-        float64[d]; zeros without a call of the model for an empty sample.
+        float64[d], followed by the bits' sum under adaptive clipping; zeros without a call of the
+        model for an empty sample.
     """
     q = policy.sampling_probability
     if policy.unit == "user":
         drawn = sampled_users(examples, q, generator, most=examples_per_user)
-        return clipped_sum_of_users(gradients, drawn, policy.clip_norm)
+        return clipped_sum_of_users(gradients, drawn, policy.clip_norm, policy.count_weight)
     kept = poisson_sample(len(examples), q, generator)
-    return gradients.clipped_sum(examples.take(kept), policy.clip_norm)
+    return gradients.clipped_sum(examples.take(kept), policy.clip_norm, policy.count_weight)
 
 
 def dp_sgd_step(

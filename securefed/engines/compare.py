@@ -49,10 +49,12 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
         optimizer = ServerOptimizer(
             initial, kind=training.server_optimizer, learning_rate=training.server_learning_rate
         )
+        policy = settings.sum_policy
         for number in range(1, training.rounds + 1):
             bench.load_flat(optimizer.parameters)
-            own = bench.contribution(settings, name, number, generator)
+            own, count = bench.contribution(settings, policy, name, number, generator)
             optimizer.step(settings.gradient(own, (name,)))
+            policy = policy.after(settings.unclipped_fraction(count, (name,)))
         bench.load_flat(optimizer.parameters)
         shown[name] = bench.figures(name)
         total += shown[name]

@@ -28,6 +28,8 @@ class RoundEvent:
         bytes_down: mean bytes a client was sent, the adapter included.
         client_seconds: mean seconds a simulated client worked.
         seconds: wall-clock time of the round.
+        clip_norm: the round's clip under adaptive clipping; None where it never changes.
+        unclipped_fraction: noised share of units within it, from which the next one follows.
         note: what was out of the ordinary.
     """
 
@@ -45,6 +47,8 @@ class RoundEvent:
     client_seconds: float
     seconds: float
     silent: int = 0
+    clip_norm: float | None = None
+    unclipped_fraction: float | None = None
     note: str = ""
 
     def to_record(self) -> dict[str, Any]:

@@ -106,6 +106,8 @@ class SecureRoundResult:
         transcript: ``transcript[stage][client id]``: every byte the server received; a client that
             was silent in a stage is absent there.
         resolution: size of one grid step in the units of the updates.
+        unclipped_fraction: noised share of units within the clip, for ``PrivacyPolicy.after``; None
+            without adaptive clipping.
     """
 
     sum: NDArray[np.float64]
@@ -115,6 +117,7 @@ class SecureRoundResult:
     bytes_down: dict[Hashable, int]
     transcript: dict[Stage, dict[Hashable, bytes]]
     resolution: float
+    unclipped_fraction: float | None
     session: RoundSession = field(repr=False)
 
     @cached_property
@@ -224,7 +227,7 @@ def secure_round(
         for name in cohort
     }
     carried = carry(server, clients, drop=dropped)
-    total = server.sum
+    total, rule = server.sum, privacy.adaptive_clip
     survivors = server.survivors
     if privacy.unit != "client":
         rows = sum(len(arrays[name]) for name in survivors)
@@ -242,6 +245,9 @@ def secure_round(
             for stage, received in carried.transcript.items()
         },
         resolution=session.plan.resolution,
+        unclipped_fraction=None
+        if rule is None or server.count is None
+        else rule.fraction(server.count, divisor),
         session=session,
     )
 

@@ -139,7 +139,7 @@ class Opening:
                 epsilon_after=self._settings.epsilon_after,
                 limit=self._config.budget.epsilon,
             )
-            clients[name] = SimulatedClient(name, self._bench.clients[name], budget)
+            clients[name] = SimulatedClient(name, self._bench.clients[name], budget, history.policy)
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
             paid = [_sessions(account) for account in accounts.values()]

@@ -11,7 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from securefed.engines.attempts import CLOSED, EVALUATED, ROUND_APPLIED, ROUND_SUMMED
+from securefed.engines.attempts import (
+    CLOSED,
+    EVALUATED,
+    ROUND_APPLIED,
+    ROUND_OPENED,
+    ROUND_SUMMED,
+)
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.settings import Settings
@@ -56,11 +62,15 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         settings: what the run file means for the cohort.
     """
     summed: Mapping[str, Any] = {}
+    clip_norm = None
     for record in records:
         if record.kind == ROUND_APPLIED and record.body["round"] == number:
             session = record.body["session"]
             sums = (r.body for r in records if r.kind == ROUND_SUMMED)
             summed = next(body for body in sums if body["session"] == session)
+            if settings.stated.adaptive_clip is not None:
+                opened = (r.body for r in records if r.kind == ROUND_OPENED)
+                clip_norm = next(b["clip_norm"] for b in opened if b["session"] == session)
     size = settings.cohort_size
     survivors = len(summed["survivors"]) if summed else size
     notes = [f"{size - survivors} dropped out"] if survivors < size else []
@@ -87,6 +97,8 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         client_seconds=0.0,
         seconds=0.0,
         silent=silent,
+        clip_norm=clip_norm,
+        unclipped_fraction=summed.get("unclipped_fraction"),
         note="; ".join(notes),
     )
 

@@ -24,6 +24,7 @@ from securefed.engines.attempts import (
     ROUND_FAILED,
     ROUND_OPENED,
     ROUND_SUMMED,
+    next_clip_norm,
 )
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
@@ -92,6 +93,7 @@ class Run:
             allow_ring=True,
         )
         self.clients: dict[str, SimulatedClient] = {}
+        self._policy = settings.sum_policy  # the server's own, of the next round
         self.events: list[RoundEvent] = []
         self._shown: dict[str, float] = {}
         self._correlated = settings.correlated_release()
@@ -123,7 +125,7 @@ class Run:
         try:
             with ExitStack() as held:
                 opened = opening.open(held)
-                self.clients = opened.clients
+                self.clients, self._policy = opened.clients, opened.history.policy
                 self._shown = read_shown(self.folder.shown)
                 return self._rounds(opened.ledger, opened.history.applied)
         except (OSError, SafetensorError) as error:
@@ -205,16 +207,20 @@ class Run:
 
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
-        session = self._session(number, self.settings.sum_policy, self.bench.layout.size)
-        name_of = {"round": number, "session": session.session.hex()}
-        event = self.settings.event() | name_of
-        ledger.append(ROUND_OPENED, event)
+        name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.layout.size
+        # Every party describes the round by its own policy; equal descriptions are made once.
+        sessions = {
+            policy: self._session(name, number, policy, dimension)
+            for policy in (self._policy, *(client.policy for client in self.clients.values()))
+        }
+        name_of = {"round": number, "session": name.hex()}
+        ledger.append(ROUND_OPENED, self.settings.round_event(self._policy) | name_of)
         drop = {
             item.client: item.stage
             for item in self.config.cohort.simulated_dropouts
             if item.round == number
         }
-        server = ServerRound(session, correlated=self._correlated)
+        server = ServerRound(sessions[self._policy], correlated=self._correlated)
         charged: list[str] = []
         finished = 0
 
@@ -229,11 +235,11 @@ class Run:
                 return encoded
 
             def charge() -> None:
-                client.budget.charge(event)
+                client.budget.charge(self.settings.round_event(client.policy) | name_of)
                 charged.append(client.client_id)
 
             return ClientRound(
-                session,
+                sessions[client.policy],
                 client.client_id,
                 client.identity,
                 counted,
@@ -256,9 +262,11 @@ class Run:
         survivors = server.survivors
         if self._correlated is not None:
             # The schedule moves on for those as well who were not heard of.
-            for name in sorted(set(self.cohort) - set(charged)):
-                self.clients[name].budget.charge(event)
-                charged.append(name)
+            for silent in sorted(set(self.cohort) - set(charged)):
+                client = self.clients[silent]
+                client.budget.charge(self.settings.round_event(client.policy) | name_of)
+                charged.append(silent)
+        fraction = self.settings.unclipped_fraction(server.count, survivors)
         # Written and flushed before the sum is used for anything.
         ledger.append(
             ROUND_SUMMED,
@@ -271,16 +279,25 @@ class Run:
                 "bytes_down": sum(carried.bytes_down.values()),
                 "refused": len(carried.refusals),
                 "silent": len(set(survivors) - carried.last - set(carried.refusals)),
-            },
+            }
+            | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
         parameters = self.optimizer.step(self.settings.gradient(server.sum, survivors))
         self.bench.load_flat(parameters)
         self.folder.save_checkpoint(number, self.optimizer.state())
-        ledger.append(ROUND_APPLIED, name_of | {"adapter_sha256": self.bench.adapter_hash().hex()})
+        self._policy = self._policy.after(fraction)
+        applied: dict[str, object] = {"adapter_sha256": self.bench.adapter_hash().hex()}
+        if (clip := next_clip_norm(self._policy)) is not None:
+            applied["next_clip_norm"] = clip
+        ledger.append(ROUND_APPLIED, name_of | applied)
+        for client in self.clients.values():
+            client.policy = client.policy.after(fraction)
 
-    def _session(self, number: int, policy: PrivacyPolicy, dimension: int) -> RoundSession:
+    def _session(
+        self, name: bytes, number: int, policy: PrivacyPolicy, dimension: int
+    ) -> RoundSession:
         return RoundSession(
-            session=secrets.token_bytes(SESSION_BYTES),
+            session=name,
             round=number,
             cohort=self.cohort,
             roster={name: client.identity.public for name, client in self.clients.items()},
@@ -295,7 +312,9 @@ class Run:
     def _evaluate(self, ledger: Ledger, number: int) -> Figures:
         """Each client measures its own held-out text; only the sum over clients is opened."""
         policy = figures_policy(self.settings.sum_policy)
-        session = self._session(number + 1, policy, Figures.DIMENSION)
+        session = self._session(
+            secrets.token_bytes(SESSION_BYTES), number + 1, policy, Figures.DIMENSION
+        )
         name_of = {"round": number, "session": session.session.hex(), "guaranteed": False}
         own: dict[str, NDArray[np.float64]] = {}
         for done, name in enumerate(self.cohort):

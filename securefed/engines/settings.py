@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from securefed.privacy.accounting import (
     epsilon_text,
     guarantee,
 )
+from securefed.privacy.adaptive_clip import AdaptiveClip
 from securefed.privacy.calibration import calibrated_policy
 from securefed.privacy.correlated import best_bands
 from securefed.privacy.correlated_release import CorrelatedRelease
@@ -35,6 +36,7 @@ from securefed.secagg.aggregator import (
 )
 
 _OVERFULL = 2.0**-64
+_CLIP_RANGE = 1000.0
 
 
 def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
@@ -73,7 +75,8 @@ class Settings:
 
     ``stated`` is the policy that guarantees are computed from; ``sum_policy`` is the one under
     which vectors are summed.  They are one and the same for distributed noise.  With local DP-SGD
-    the sum adds no noise of its own: it carries deltas that are private already.
+    the sum adds no noise of its own: it carries deltas that are private already.  Under adaptive
+    clipping both are those of the first round; plan and epsilon are the same for every later one.
 
     Args:
         config: the run file.
@@ -137,12 +140,15 @@ class Settings:
             rounds=config.training.rounds,
             corrupt_fraction=privacy.corrupt_fraction,
             dropout_fraction=privacy.dropout_fraction,
+            adaptive_clip=_adaptive_clip(config),
         )
         if chosen is None:
             self.stated = self._calibrated(dimension)
         self.sum_policy = (
             self.stated
-            if privacy.mechanism in ("distributed", "central") or self.one_step
+            if privacy.mechanism in ("distributed", "central")
+            or self.one_step
+            or self.stated.adaptive_clip is not None
             else self.stated.without_noise(privacy.update_clip_norm)
         )
         bits = config.aggregation.bits
@@ -237,10 +243,26 @@ class Settings:
         For distributed DP-SGD the sum over the expected batch (public sizes times q; the batch
         that was really drawn stays secret); else minus the mean delta.
         """
+        mean = total / self._units(survivors)
+        return mean if self.one_step else -mean
+
+    def _units(self, survivors: tuple[str, ...]) -> float:
+        """How many units a sum holds: clients, or the examples that are expected in it."""
         if self.one_step:
-            expected = self.stated.expected_share * sum(self.sizes[s] for s in survivors)
-            return total / expected
-        return -total / len(survivors)
+            return self.stated.expected_share * sum(self.sizes[s] for s in survivors)
+        return float(len(survivors))
+
+    def unclipped_fraction(self, count: float | None, survivors: tuple[str, ...]) -> float | None:
+        """The noised share of units within the clip, as a round's record holds it.
+
+        Args:
+            count: noised sum of b - 1/2, from the opened sum; None without adaptive clipping.
+            survivors: clients inside the sum.
+        """
+        rule = self.stated.adaptive_clip
+        if rule is None or count is None:
+            return None
+        return rule.fraction(count, self._units(survivors))
 
     def correlated_release(self) -> CorrelatedRelease | None:
         """A trusted server's state for one whole run; None where its rounds need none."""
@@ -249,14 +271,23 @@ class Settings:
         return CorrelatedRelease(self.stated.strategy, self.plan)
 
     def event(self) -> dict[str, Any]:
-        """The privacy event of one round, as ledgers hold it."""
-        return {
+        """The figures that every round is priced by.
+
+        Under adaptive clipping ``clip_norm`` is not among them: noise and sensitivity are in
+        proportion to it.
+        """
+        rule = self.stated.adaptive_clip
+        clip = (
+            {"clip_norm": self.stated.clip_norm}
+            if rule is None
+            else {"adaptive_clip": asdict(rule)}
+        )
+        return clip | {
             "mechanism": self.stated.mechanism,
             "unit": self.stated.unit,
             "noise": self.stated.noise,
             "rounding": self.stated.rounding,
             "noise_multiplier": self.stated.noise_multiplier,
-            "clip_norm": self.stated.clip_norm,
             "sampling_probability": self.stated.sampling_probability,
             "separation": self.stated.separation,
             "bands": self.stated.bands,
@@ -265,9 +296,19 @@ class Settings:
             "local_steps": self.stated.local_steps,
         }
 
+    def round_event(self, policy: PrivacyPolicy) -> dict[str, Any]:
+        """The privacy event of one round, as ledgers hold it.
+
+        Args:
+            policy: under which that round's vectors are summed; only its clip can differ from the
+                first round's.
+        """
+        adaptive = policy.adaptive_clip is not None
+        return self.event() | ({"clip_norm": policy.clip_norm} if adaptive else {})
+
     def record(self) -> dict[str, Any]:
         """Policy and plan, for the genesis record."""
-        return self.event() | {
+        return self.round_event(self.sum_policy) | {
             "delta": self.stated.delta,
             "corrupt_fraction": self.stated.corrupt_fraction,
             "dropout_fraction": self.stated.dropout_fraction,
@@ -284,6 +325,19 @@ class Settings:
             "wrap_probability": self.plan.wrap_probability,
             "max_examples": self.plan.max_examples,
         }
+
+
+def _adaptive_clip(config: RunConfig) -> AdaptiveClip | None:
+    section, first = config.privacy.adaptive_clip, config.privacy.clip_norm
+    if section is None:
+        return None
+    return AdaptiveClip(
+        target_quantile=section.target_quantile,
+        learning_rate=section.learning_rate,
+        count_weight=section.count_weight,
+        min_clip_norm=section.min_clip_norm or first / _CLIP_RANGE,
+        max_clip_norm=section.max_clip_norm or first * _CLIP_RANGE,
+    )
 
 
 def _room_for(units: int, q: float) -> int:

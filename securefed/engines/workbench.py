@@ -36,6 +36,7 @@ from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.cyclic import cyclic_batch
+from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
@@ -243,20 +244,36 @@ class Workbench:
         return local_delta(lambda examples: self._delta(settings, examples, number))
 
     def contribution(
-        self, settings: Settings, name: str, number: int, generator: NoiseGenerator
-    ) -> NDArray[np.float64]:
-        """One client's clipped contribution in the clear, for a client that trains alone."""
-        examples = self.clients[name].train
-        if settings.one_step:
-            return clipped_sum_of_sample(
-                self._per_example(),
-                examples,
-                settings.stated,
-                generator,
-                examples_per_user=self.config.training.examples_per_user,
-            )
-        delta = self._delta(settings, examples, number)
-        return L2Clip(settings.sum_policy.clip_norm).clip(delta)
+        self,
+        settings: Settings,
+        policy: PrivacyPolicy,
+        name: str,
+        number: int,
+        generator: NoiseGenerator,
+    ) -> tuple[NDArray[np.float64], float | None]:
+        """One client's clipped contribution in the clear, for a client that trains alone.
+
+        Args:
+            settings: of the run.
+            policy: of round ``number``.
+            name: the client.
+            number: the round.
+            generator: draws the sample.
+
+        Returns:
+            float64[d], and the sum of b - 1/2 over units (None without adaptive clipping).
+        """
+        examples, clip = self.clients[name].train, L2Clip(policy.clip_norm, policy.count_weight)
+        if not settings.one_step:
+            return clip.split(clip.unit(self._delta(settings, examples, number)))
+        total = clipped_sum_of_sample(
+            self._per_example(),
+            examples,
+            policy,
+            generator,
+            examples_per_user=self.config.training.examples_per_user,
+        )
+        return clip.split(total)
 
     def _per_example(self) -> PerExampleGradients:
         if self._gradients is None:

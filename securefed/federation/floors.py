@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from securefed.config import Mechanism, Unit
+from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.errors import ConfigError, LocalProtocolError
 from securefed.federation.session import RoundSession
 
@@ -22,10 +23,14 @@ class ClientFloors:
         min_clients: least cohort and least number of survivors, >= 2.
         min_threshold: least threshold of secret sharing, >= 2.
         min_noise_multiplier: least noise std of the honest survivors over clip_norm, >= 0.
-        max_clip_norm: largest bound on what one unit may contribute, > 0.
+        max_clip_norm: largest clip of one unit's vector, > 0; with adaptive clipping the largest
+            that the rule can lead to in any later round.
         max_delta: largest delta of the statement, > 0.
         min_corrupt_fraction: least share of the cohort that noise and thresholds are sized
             against, in [0, 1).
+        max_dropout_fraction: largest share of the cohort that may be missing from an opened sum,
+            in [0, 1].
+        min_bits: least width of the ring, 20..32: a narrow one makes noise and values coarse.
         mechanisms: those that are accepted; ``"none"`` only where it is listed.
         units: those that are accepted; an owner who wants all records of a person at this client
             protected as one leaves ``"example"`` out.
@@ -43,6 +48,8 @@ class ClientFloors:
     max_clip_norm: float = math.inf
     max_delta: float = 1.0
     min_corrupt_fraction: float = 0.0
+    max_dropout_fraction: float = 1.0
+    min_bits: int = MIN_BITS
     mechanisms: tuple[Mechanism, ...] = ("distributed", "local")
     units: tuple[Unit, ...] = get_args(Unit)
     allow_plaintext: bool = False
@@ -57,6 +64,8 @@ class ClientFloors:
             ("max_clip_norm", self.max_clip_norm > 0, "> 0"),
             ("max_delta", self.max_delta > 0, "> 0"),
             ("min_corrupt_fraction", 0 <= self.min_corrupt_fraction < 1, "in [0, 1)"),
+            ("max_dropout_fraction", 0 <= self.max_dropout_fraction <= 1, "in [0, 1]"),
+            ("min_bits", MIN_BITS <= self.min_bits <= MAX_BITS, f"in {MIN_BITS}..{MAX_BITS}"),
             (
                 "mechanisms",
                 bool(self.mechanisms) and set(self.mechanisms) <= known,
@@ -105,6 +114,7 @@ class ClientFloors:
             ("threshold", session.context.parameters.threshold, self.min_threshold),
             ("noise_multiplier", policy.noise_multiplier, self.min_noise_multiplier),
             ("corrupt_fraction", policy.corrupt_fraction, self.min_corrupt_fraction),
+            ("bits", session.plan.bits, self.min_bits),
         )
         for name, found, least in at_least:
             if found < least:
@@ -112,7 +122,8 @@ class ClientFloors:
                     f"{name} = {found}: this client takes part from {least} on (min_{name})"
                 )
         at_most = (
-            ("clip_norm", policy.clip_norm, self.max_clip_norm),
+            ("clip_norm", policy.largest_clip_norm, self.max_clip_norm),
+            ("dropout_fraction", policy.dropout_fraction, self.max_dropout_fraction),
             ("delta", policy.delta, self.max_delta),
         )
         for name, found, most in at_most:

@@ -89,14 +89,24 @@ class ServerRound:
         """Clients whose contributions are inside the sum, sorted."""
         return self._half.result.survivors
 
-    @cached_property
+    @property
     def sum(self) -> NDArray[np.float64]:
         """float64[d]: the noised sum of the survivors' clipped contributions.
 
         With ``mechanism="central"`` the server's noise is drawn once, when it is first asked for.
         """
+        return self._decoded[0]
+
+    @property
+    def count(self) -> float | None:
+        """Noised sum of b - 1/2 over units, b = 1 within the clip; None if it is not adaptive."""
+        return self._decoded[1]
+
+    @cached_property
+    def _decoded(self) -> tuple[NDArray[np.float64], float | None]:
         codec = self._session.codec
         if self._correlated is not None:
             total, number = self._half.result.total, self._session.round
-            return codec.decode_grid(self._correlated.release(total, round=number))
-        return codec.decode(codec.add_server_noise(self._half.result.total, self._generator))
+            return codec.decode_grid(self._correlated.release(total, round=number)), None
+        noised = codec.add_server_noise(self._half.result.total, self._generator)
+        return codec.decode_with_count(noised)

@@ -133,10 +133,13 @@ class RoundSession:
     def priced(self) -> dict[str, object]:
         """All figures that the accounted epsilon follows from, as JSON values.
 
-        ``policy.rounds`` is not one of them: an account counts its own charges.
+        ``policy.rounds`` is not one of them: an account counts its own charges.  Nor is
+        ``clip_norm`` where it adapts: noise and sensitivity are in proportion to it.
         """
         figures: dict[str, object] = asdict(self.policy)
         del figures["rounds"]
+        if self.policy.adaptive_clip is not None:
+            del figures["clip_norm"]
         return figures | {
             "aggregation": type(self.aggregation).__name__,
             "bits": self.aggregation.bits,
@@ -147,7 +150,11 @@ class RoundSession:
 
     def event(self) -> dict[str, object]:
         """What a client charges to its account for this attempt."""
-        return self.priced() | {"round": self.round, "session": self.session.hex()}
+        return self.priced() | {
+            "clip_norm": self.policy.clip_norm,
+            "round": self.round,
+            "session": self.session.hex(),
+        }
 
     @property
     def plaintext(self) -> bool:

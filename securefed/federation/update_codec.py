@@ -1,7 +1,9 @@
 """The whole path of an update, on one page: nothing leaves a client around it.
 
-    clip -> rotate -> scale and round -> add this client's noise -> ring          (client)
+    clip [-> append the bit of adaptive clipping]                                     (client)
+        -> rotate -> scale and round -> add this client's noise -> ring
     ring sum [-> add the noise of a trusted server] -> centre -> scale -> un-rotate   (server)
+        [-> split off the count of bits]
 
 Masking or encryption happens on the ring vector afterwards, in ``securefed.secagg``; there too
 layers of noise that are more than the survivors' number asks for leave the ring sum.
@@ -69,8 +71,8 @@ class UpdateCodec:
         self.plan = plan
         self._layers = layers
         self._rotation_seed = rotation_seed
-        self._clip = L2Clip(policy.clip_norm)
-        self._rotation = Rotation(plan.dimension, rotation_seed)
+        self._clip = L2Clip(policy.clip_norm, policy.count_weight)
+        self._rotation = Rotation(plan.summed, rotation_seed)
 
     def with_layers(self, layers: NoiseLayers | None) -> UpdateCodec:
         """This codec for one client and one contribution of it."""
@@ -102,7 +104,7 @@ class UpdateCodec:
         if not np.isfinite(update).all():
             _tell(on_zeroed, "the update is not finite: it counts as zeros")
             update = np.zeros(self.plan.dimension)
-        return self._round_and_noise(self._clip.clip(update), generator)
+        return self._round_and_noise(self._clip.unit(update), generator)
 
     def encode_examples(
         self,
@@ -148,13 +150,14 @@ class UpdateCodec:
         """A sum of units that were sampled and clipped one by one already (streaming form).
 
         Pre-conditions: ``total`` is a sum of vectors of L2 norm <= ``policy.clip_norm``, one an
-        example for ``unit = "example"``, one a user for ``"user"``, and of no more than 2
-        ``plan.max_examples`` + 1 of them but once in 2^128 (the float slack of the sensitivity).
-        Such a sum is finite.  One that is not was not clipped, and no bound holds for it; it counts
-        as zeros because silence would show more, and its owner should look why.
+        example for ``unit = "example"``, one a user for ``"user"``, each followed by its bit under
+        adaptive clipping (``L2Clip.clip_rows``), and of no more than 2 ``plan.max_examples`` + 1 of
+        them but once in 2^128 (the float slack of the sensitivity).  Such a sum is finite.  One
+        that is not was not clipped, and no bound holds for it; it counts as zeros because silence
+        would show more, and its owner should look why.
 
         Args:
-            total: float64[d].
+            total: float64[plan.summed].
             generator: cryptographic source of rounding and noise.
             on_zeroed: called if zeros took its place; keep what it says on this machine.
 
@@ -163,11 +166,11 @@ class UpdateCodec:
                 of norm <= C, not a sum of them.
         """
         self._check_unit("example", "user")
-        self._check_shape(total.shape, (self.plan.dimension,))
+        self._check_shape(total.shape, (self.plan.summed,))
         if not np.isfinite(total).all():
             unit = self.policy.unit
             _tell(on_zeroed, f"the clipped sum is not finite: it counts as zeros; clip each {unit}")
-            total = np.zeros(self.plan.dimension)
+            total = np.zeros(self.plan.summed)
         return self._round_and_noise(total.astype(np.float64), generator)
 
     def add_server_noise(
@@ -191,10 +194,21 @@ class UpdateCodec:
 
     def decode(self, total: NDArray[np.uint32]) -> NDArray[np.float64]:
         """From the ring sum to float64[d]: the noised sum of clipped contributions."""
-        return self.decode_grid(from_ring(total, self.plan.bits).astype(np.float64))
+        return self.decode_with_count(total)[0]
+
+    def decode_with_count(
+        self, total: NDArray[np.uint32]
+    ) -> tuple[NDArray[np.float64], float | None]:
+        """As ``decode``, and the noised sum of b - 1/2 over units (None without adaptive clipping).
+
+        b is 1 for a unit whose norm was within the clip; its noise has std
+        ``AdaptiveClip.count_noise`` with the noise that ``noise_multiplier`` speaks of.
+        """
+        integers = from_ring(total, self.plan.bits).astype(np.float64)
+        return self._clip.split(self.decode_grid(integers))
 
     def decode_grid(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """From float64[plan.padded] in grid units to float64[d]."""
+        """From float64[plan.padded] in grid units to float64[plan.summed]."""
         return self._rotation.inverse(values * self.plan.resolution)
 
     def _round_and_noise(

@@ -1,4 +1,8 @@
-"""Clipping to an L2 ball, and the sensitivity that follows from it."""
+"""Clipping to an L2 ball, and the sensitivity that follows from it.
+
+Under adaptive clipping (:mod:`securefed.privacy.adaptive_clip`) a unit's vector is followed by one
+more coordinate, which says whether it was clipped.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +30,69 @@ class L2Clip:
           keeps its direction, however large it is.
         - A row that is not finite is replaced by zeros by ``clip_rows``: its norm is 0, so the
           bound holds, and the round does not stop on one example.
+        - With a ``count_weight`` the exact norm of a unit's vector and bit together is at most
+          ``clip_norm sqrt(1 + rho^2 / 4)``.  A vector of zeros has no bit: it counts as absent,
+          so one that is not finite does too, and neither pulls the clip towards 0.
 
     Args:
         clip_norm: C, finite, > 0.
+        count_weight: rho, in [0, 2]: each unit's vector is followed by ``rho C (b - 1/2)``, with
+            b = 1 where it was short enough to be left alone.  0: nothing follows.
 
     Raises:
-        ConfigError: ``clip_norm`` is outside that (a NaN would clip nothing).
+        ConfigError: an argument is outside that (a NaN would clip nothing).
 
     Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", Algorithm 1.
     """
 
     clip_norm: float
+    count_weight: float = 0.0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.clip_norm) and self.clip_norm > 0.0):
             raise ConfigError(f"clip_norm = {self.clip_norm}: must be finite, > 0")
+        if not 0.0 <= self.count_weight <= 2.0:
+            raise ConfigError(f"count_weight = {self.count_weight}: must be in [0, 2]")
+
+    @property
+    def bits(self) -> int:
+        """Coordinates that follow a unit's vector: 1, or 0 without a ``count_weight``."""
+        return 1 if self.count_weight else 0
+
+    def unit(self, vector: NDArray[np.floating]) -> NDArray[np.float64]:
+        """What one unit contributes: its clipped vector, followed by its bit.
+
+        Args:
+            vector: float[d], finite.
+
+        Returns:
+            float64[d + bits], a fresh array.
+
+        Raises:
+            ConfigError: as :meth:`clip`.
+        """
+        exact = np.array(vector, dtype=np.float64)
+        clipped = self.clip(exact)
+        if not self.bits:
+            return clipped
+        bit = 0.0
+        if clipped.any():
+            # The comparison with what was given says the same as the norm's own comparison.
+            bit = 0.5 if np.array_equal(clipped, exact) else -0.5
+        return np.append(clipped, bit * self.count_weight * self.clip_norm * _INSIDE)
+
+    def split(self, total: NDArray[np.float64]) -> tuple[NDArray[np.float64], float | None]:
+        """A sum of units' contributions: the vectors' sum, and the sum of b - 1/2.
+
+        Args:
+            total: float64[d + bits].
+
+        Returns:
+            float64[d], and None where there is no ``count_weight``.
+        """
+        if not self.bits:
+            return total, None
+        return total[:-1], float(total[-1]) / (self.count_weight * self.clip_norm * _INSIDE)
 
     def clip(self, vector: NDArray[np.floating]) -> NDArray[np.float64]:
         """Clip one vector.
@@ -69,19 +121,19 @@ class L2Clip:
         return exact
 
     def clip_rows(self, rows: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Sum of the rows, each clipped by itself.
+        """Sum of what the rows contribute, each clipped by itself.
 
         Args:
-            rows: float[b, d], one row an example.
+            rows: float[b, d], one row a unit.
 
         Returns:
-            float64[d]: the sum; zeros for b = 0.
+            float64[d + bits]: the sum; zeros for b = 0.
         """
-        total = np.zeros(rows.shape[1], dtype=np.float64)
+        total = np.zeros(rows.shape[1] + self.bits, dtype=np.float64)
         for row in rows:
             exact = row.astype(np.float64)
             if np.isfinite(exact).all():
-                total += self.clip(exact)
+                total += self.unit(exact)
         return total
 
     def float_slack(self, summands: int, block: int) -> float:

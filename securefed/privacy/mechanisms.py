@@ -1,6 +1,7 @@
 """Noise on a sum of integers: scale, ring and sensitivity of one round.
 
-How one contribution becomes ring elements, with K = clip_norm / resolution:
+How one contribution becomes ring elements, with K = C / resolution, C the bound on all that one
+unit contributes (``policy.unit_bound``: clip_norm, or that with a bit under adaptive clipping):
 
     x  in R^d, |x| <= C (a clipped update), or a sum of b such rows, one an example or one a user
     y  = Rotation(x) / resolution                      in R^p, p the padded dimension
@@ -98,9 +99,10 @@ class RoundPlan:
 
     Attributes:
         dimension: d, length of an update.
+        summed: length of what is summed: d, and one more for the bit under adaptive clipping.
         padded: p, length after rotation, what is masked and sent.
         resolution: float units of one grid step.
-        clip_units: K = clip_norm / resolution.
+        clip_units: K = unit_bound / resolution.
         local_std: each client's noise std in grid units, all layers together (0 unless the noise
             is distributed).
         server_std: std of what a trusted server adds to the sum (0 unless the noise is central).
@@ -121,6 +123,7 @@ class RoundPlan:
     """
 
     dimension: int
+    summed: int
     padded: int
     resolution: float
     clip_units: float
@@ -211,7 +214,9 @@ def plan_round(
     if dimension < 1:
         raise OverflowBoundError(f"dimension = {dimension}: must be >= 1")
     bounds = CohortBounds.of(policy, cohort_size)
-    padded = padded_dimension(dimension)
+    clip = L2Clip(policy.clip_norm, policy.count_weight)
+    summed = dimension + clip.bits
+    padded = padded_dimension(summed)
     examples = 1 if policy.unit == "client" else policy.max_examples or 1
     central = policy.mechanism == "central"
     noised = central or policy.mechanism == "distributed"
@@ -253,13 +258,14 @@ def plan_round(
         )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
     summands = 1 if policy.unit == "client" else 2 * examples + 1
-    slack = L2Clip(policy.clip_norm).float_slack(summands, BLOCK)
+    slack = clip.float_slack(summands, BLOCK)
     longest_unit = clip_units * (1.0 + slack) + 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
     conditional = policy.rounding == "conditional"
     return RoundPlan(
         dimension=dimension,
+        summed=summed,
         padded=padded,
-        resolution=policy.clip_norm / clip_units,
+        resolution=policy.unit_bound / clip_units,
         clip_units=clip_units,
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,

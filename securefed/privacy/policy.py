@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from securefed.config import Mechanism, Noise, Rounding, Unit, share_of, why_not_conditional
 from securefed.errors import ConfigError
+from securefed.privacy.adaptive_clip import AdaptiveClip
 from securefed.privacy.correlated import BandedToeplitz, banded_square_root
 
 MAX_COUNT = 2**31
@@ -25,10 +26,14 @@ class PrivacyPolicy:
 
     Args:
         clip_norm: L2 bound C on one unit's contribution to a round, in [1e-100, 1e100]: scaling
-            to grid units is then exact to the last bits, far from float64's ends.
+            to grid units is then exact to the last bits, far from float64's ends.  Under adaptive
+            clipping the bound of this round.
+        adaptive_clip: the rule by which the clip of the next round follows from this one's sum;
+            None for the same clip in all rounds.
         noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm`` (of the
             server's noise with ``"central"``, before it is correlated over rounds); > 0 unless
-            ``mechanism`` is ``"none"``.
+            ``mechanism`` is ``"none"``.  Under adaptive clipping over the bound of a unit's vector
+            and bit together (``unit_bound``).
         delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
         unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
             ``"user"``: all of a client's data under one user key is one unit, and gives one row.
@@ -86,6 +91,7 @@ class PrivacyPolicy:
     max_examples: int | None = None
     local_steps: int = 1
     remove_excess_noise: bool = False
+    adaptive_clip: AdaptiveClip | None = None
 
     def __post_init__(self) -> None:
         finite = math.isfinite
@@ -209,6 +215,67 @@ class PrivacyPolicy:
                 self.unit,
                 "'example' or 'user' with mechanism = 'local'",
             )
+
+        rule = self.adaptive_clip
+        if rule is not None:
+            _require(
+                self.separation is None,
+                "adaptive_clip",
+                rule,
+                "None with a separation: correlated noise needs one clip for all rounds",
+            )
+            _require(
+                self.mechanism != "local", "adaptive_clip", rule, "None with mechanism 'local'"
+            )
+            _require(
+                rule.min_clip_norm <= self.clip_norm <= rule.max_clip_norm,
+                "clip_norm",
+                self.clip_norm,
+                f"in [min_clip_norm, max_clip_norm] = [{rule.min_clip_norm:g}, "
+                f"{rule.max_clip_norm:g}] of adaptive_clip",
+            )
+
+    @property
+    def count_weight(self) -> float:
+        """Weight of a unit's bit beside its vector; 0 without adaptive clipping."""
+        return 0.0 if self.adaptive_clip is None else self.adaptive_clip.count_weight
+
+    @property
+    def unit_bound(self) -> float:
+        """L2 bound on all that one unit contributes: ``clip_norm``, or that with its bit."""
+        rule = self.adaptive_clip
+        return self.clip_norm if rule is None else rule.unit_bound(self.clip_norm)
+
+    @property
+    def largest_clip_norm(self) -> float:
+        """The largest clip of this and all later rounds."""
+        return self.clip_norm if self.adaptive_clip is None else self.adaptive_clip.max_clip_norm
+
+    def after(self, unclipped_fraction: float | None) -> PrivacyPolicy:
+        """The policy of the next round.
+
+        Run by: every party for itself, from the fraction that it was shown.  Who was shown another
+        one has another clip and so another digest: it is in no sum with the rest.
+
+        Args:
+            unclipped_fraction: noised share of units within the clip, in [-1, 2], as a round's
+                record holds it; None exactly where clipping is not adaptive.
+
+        Raises:
+            ConfigError: the fraction is outside that.
+        """
+        if self.adaptive_clip is None:
+            _require(
+                unclipped_fraction is None,
+                "unclipped_fraction",
+                unclipped_fraction,
+                "None without adaptive_clip",
+            )
+            return self
+        if unclipped_fraction is None:
+            raise ConfigError("unclipped_fraction = None: must be in [-1, 2] with adaptive_clip")
+        clip_norm = self.adaptive_clip.next_clip_norm(self.clip_norm, unclipped_fraction)
+        return replace(self, clip_norm=clip_norm)
 
     def without_noise(self, clip_norm: float) -> PrivacyPolicy:
         """The same cohort's thresholds for a sum of whole vectors that carries no noise."""

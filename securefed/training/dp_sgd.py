@@ -114,15 +114,19 @@ class PerExampleGradients:
         self._hooks.cleanup()
         self._forget()
 
-    def clipped_sum(self, examples: Examples, clip_norm: float) -> NDArray[np.float64]:
+    def clipped_sum(
+        self, examples: Examples, clip_norm: float, count_weight: float = 0.0
+    ) -> NDArray[np.float64]:
         """Sum of the examples' gradients, each clipped by itself.
 
         Args:
             examples: the sampled examples; none are fine.
             clip_norm: C > 0.
+            count_weight: of each example's bit under adaptive clipping (``L2Clip``); 0 for none.
 
         Returns:
-            float64[d]; zeros without calling the model for no examples.
+            float64[d], followed by the bits' sum where there are any; zeros without calling the
+            model for no examples.
 
         Raises:
             ConfigError: ``clip_norm`` is not a finite number > 0.
@@ -138,8 +142,8 @@ class PerExampleGradients:
         """
         if not (math.isfinite(clip_norm) and clip_norm > 0.0):
             raise ConfigError(f"clip_norm = {clip_norm}; it must be finite and > 0")
-        clip = L2Clip(clip_norm)
-        total = np.zeros(self._layout.size, dtype=np.float64)
+        clip = L2Clip(clip_norm, count_weight)
+        total = np.zeros(self._layout.size + clip.bits, dtype=np.float64)
         for rows in self.flat_rows(examples):
             total += clip.clip_rows(rows)
         return total

@@ -54,7 +54,10 @@ def sampled_users(
 
 
 def clipped_sum_of_users(
-    gradients: PerExampleGradients, examples: Examples, clip_norm: float
+    gradients: PerExampleGradients,
+    examples: Examples,
+    clip_norm: float,
+    count_weight: float = 0.0,
 ) -> NDArray[np.float64]:
     """Sum of the users' mean gradients, each clipped as one.
 
@@ -64,9 +67,11 @@ def clipped_sum_of_users(
         gradients: of the model.
         examples: of the users drawn, a user's together (:func:`sampled_users`); none are fine.
         clip_norm: C > 0.
+        count_weight: of each user's bit under adaptive clipping (``L2Clip``); 0 for none.
 
     Returns:
-        float64[d]; zeros without calling the model for no examples.
+        float64[d], followed by the bits' sum where there are any; zeros without calling the model
+        for no examples.
 
     Raises:
         ConfigError: users are not told apart, or ``clip_norm`` is not a finite number > 0.
@@ -78,8 +83,8 @@ def clipped_sum_of_users(
         - A user with an example whose gradient holds NaN or infinity contributes zeros, as an
           example with one does.
     """
-    clip = L2Clip(clip_norm)
-    total = np.zeros(gradients.dimension, dtype=np.float64)
+    clip = L2Clip(clip_norm, count_weight)
+    total = np.zeros(gradients.dimension + clip.bits, dtype=np.float64)
     for mean in user_means(gradients.flat_rows(examples), examples.users):
         total += clip.clip_rows(mean[None])
     return total

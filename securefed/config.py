@@ -409,8 +409,11 @@ def _meant(where: tuple[int | str, ...]) -> str:
     """The keys that are allowed at an unknown key's place, the likeliest one first."""
     fields: Any = RunConfig.model_fields
     for part in where[:-1]:
-        section = fields[part].annotation if part in fields else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        annotation = fields[part].annotation if part in fields else None
+        # A table that may be left out is annotated as itself or None.
+        kinds = [k for k in (annotation, *get_args(annotation)) if isinstance(k, type)]
+        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
+        if section is None:
             return ""
         fields = section.model_fields
     close = difflib.get_close_matches(str(where[-1]), fields, n=1)

@@ -235,11 +235,11 @@ def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
     scale = f"noise_multiplier {z:g} over clip_norm {policy.clip_norm:g}"
     if rule is not None:
         scale = (
-            f"noise_multiplier {z:g} over the bound of a unit's vector and bit together; adaptive "
-            f"clipping between clip_norm {rule.min_clip_norm:g} and {rule.max_clip_norm:g} towards "
-            f"quantile {rule.target_quantile:g}: each unit's bit, within the clip or not, is summed "
-            "and noised with its vector and paid for in this epsilon (z_Delta = "
-            f"{rule.update_noise(z):.4g}, sigma_b = {rule.count_noise(z):.4g}); noise"
+            f"noise_multiplier {z:g} over the bound of a unit's vector and bit together (adaptive "
+            f"clipping between clip_norm {rule.min_clip_norm:g} and {rule.max_clip_norm:g}, "
+            f"towards quantile {rule.target_quantile:g}: each unit's bit, within the clip or not, "
+            "is summed and noised with its vector and paid for in this epsilon; z_Delta = "
+            f"{rule.update_noise(z):.4g}, sigma_b = {rule.count_noise(z):.4g}),"
         )
     if policy.mechanism == "central":
         kind = "central discrete Gaussian"

@@ -15,6 +15,7 @@ from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
+from securefed.privacy.adaptive_clip import AdaptiveClip
 
 NAMES = ("ann", "bob", "cyd", "dee", "eve")
 KEYS = {name: IdentityKey.generate() for name in (*NAMES, "fay")}
@@ -52,6 +53,7 @@ OTHER = {
     "dropout_fraction": {"dropout_fraction": 0.1},
     "max_examples": {"max_examples": 6},
     "local_steps": {"local_steps": 2},
+    "adaptive_clip": {"adaptive_clip": AdaptiveClip(min_clip_norm=0.1, max_clip_norm=10.0)},
 }
 OTHERS = [
     *((name, {"policy": replace(POLICY, **change)}) for name, change in OTHER.items()),
@@ -183,3 +185,20 @@ def test_the_account_of_a_client_holds_its_round_before_its_input_leaves(tmp_pat
         account.close()
     assert list(held.values()) == [1] * 5
     assert read_charges(tmp_path / "ann.jsonl")[0].body == told.event()
+
+
+def test_one_account_prices_every_clip_of_an_adaptive_policy_and_no_other_rule(tmp_path):
+    rule = AdaptiveClip(min_clip_norm=0.1, max_clip_norm=10.0)
+    policy = replace(POLICY, adaptive_clip=rule)
+    path = tmp_path / "account.jsonl"
+    for number, fraction in ((1, 0.9), (2, 0.2)):
+        session = session_of(number, policy=policy)
+        account = open_account(path, session, "ann")
+        account.charge(session.event())
+        account.close()
+        policy = policy.after(fraction)
+    clips = [record.body["clip_norm"] for record in read_charges(path)]
+    assert clips == [1.0, 0.923116]
+    for other in (None, replace(rule, count_weight=1.0), replace(rule, max_clip_norm=11.0)):
+        with pytest.raises(ConfigError, match="^adaptive_clip|^clip_norm"):
+            open_account(path, session_of(3, policy=replace(POLICY, adaptive_clip=other)), "ann")

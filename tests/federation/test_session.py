@@ -20,6 +20,7 @@ from securefed.federation.client import ClientRound
 from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
+from securefed.privacy.adaptive_clip import AdaptiveClip
 from securefed.privacy.mechanisms import plan_round
 
 NAMES = ("ann", "bob", "cyd", "dee", "eve")
@@ -78,6 +79,7 @@ OTHER_POLICY = {
     "dropout_fraction": {"dropout_fraction": 0.26},
     "max_examples": {"max_examples": 6},
     "local_steps": {"local_steps": 2},
+    "adaptive_clip": {"adaptive_clip": AdaptiveClip(min_clip_norm=0.1, max_clip_norm=10.0)},
 }
 
 
@@ -248,6 +250,40 @@ def test_a_client_refuses_what_the_others_said_in_another_round():
         mistaken.handle(server.advance()["cyd"])
 
 
+# Adaptive clipping: every party computes the clip from the fractions that it was shown
+
+ADAPTIVE = replace(QUIET, adaptive_clip=AdaptiveClip(min_clip_norm=0.1, max_clip_norm=10.0))
+
+
+@pytest.mark.parametrize("kind", [PairwiseAggregation, PlaintextAggregation])
+def test_a_client_that_was_shown_another_fraction_is_not_in_the_sum(kind):
+    told = session_of(policy=ADAPTIVE.after(0.7), aggregation=kind())
+    lied = session_of(policy=ADAPTIVE.after(0.700006), aggregation=kind())
+    server = ServerRound(told)
+    carried = carry(server, clients_of(dict.fromkeys(NAMES, told) | {"cyd": lied}))
+    assert list(carried.refusals) == ["cyd"]
+    assert server.survivors == ("ann", "bob", "dee", "eve")
+    assert server.count == pytest.approx(2.0, abs=1e-3)
+
+
+def test_a_server_that_shows_clients_different_fractions_gets_no_sum():
+    told, lied = (session_of(policy=ADAPTIVE.after(shown)) for shown in (0.7, 0.4))
+    for own in (told, lied):
+        server = ServerRound(own)
+        with pytest.raises(ThresholdNotMet):
+            carry(server, clients_of({n: told if i < 3 else lied for i, n in enumerate(NAMES)}))
+        with pytest.raises(LocalProtocolError):
+            _ = server.count
+
+
+def test_a_clients_largest_clip_bounds_what_the_rule_can_lead_to():
+    """Refused in the first round, before anything was paid for rounds that end in a refusal."""
+    told = session_of(policy=ADAPTIVE)
+    with pytest.raises(LocalProtocolError, match=r"clip_norm = 10\.0: .* up to 9\.9"):
+        client_of("ann", told, floors=floors_of(max_clip_norm=9.9))
+    client_of("ann", told, floors=floors_of(max_clip_norm=10.0))
+
+
 # The client's own half
 
 
@@ -263,6 +299,8 @@ BELOW = {
     "min_noise_multiplier": (1.1, {}, r"noise_multiplier = 1\.0: .* 1\.1 on"),
     "min_corrupt_fraction": (0.2, {}, r"corrupt_fraction = 0\.1: .* 0\.2 on"),
     "max_clip_norm": (0.9, {}, r"clip_norm = 1\.0: .* up to 0\.9"),
+    "max_dropout_fraction": (0.2, {}, r"dropout_fraction = 0\.25: .* up to 0\.2"),
+    "min_bits": (32, {"aggregation": PairwiseAggregation(bits=24)}, r"bits = 24: .* 32 on"),
     "max_delta": (1e-6, {}, r"delta = 1e-05: .* up to 1e-06"),
     "mechanisms": (("local",), {}, r"mechanism = 'distributed': .* \('local',\)"),
     "units": (("user", "example"), {}, r"unit = 'client': .* \('user', 'example'\) \(units\)"),
@@ -342,6 +380,10 @@ def test_floors_that_are_not_loosened_refuse_rounds_without_noise_or_masks(chang
         ("max_delta", math.nan),
         ("min_corrupt_fraction", 1.0),
         ("min_corrupt_fraction", math.nan),
+        ("max_dropout_fraction", -0.1),
+        ("max_dropout_fraction", math.nan),
+        ("min_bits", 19),
+        ("min_bits", 33),
         ("mechanisms", ()),
         ("mechanisms", ("laplace",)),
         ("units", ()),

@@ -200,5 +200,5 @@ def test_one_account_prices_every_clip_of_an_adaptive_policy_and_no_other_rule(t
     clips = [record.body["clip_norm"] for record in read_charges(path)]
     assert clips == [1.0, 0.923116]
     for other in (None, replace(rule, count_weight=1.0), replace(rule, max_clip_norm=11.0)):
-        with pytest.raises(ConfigError, match="^adaptive_clip|^clip_norm"):
+        with pytest.raises(ConfigError, match=r"^adaptive_clip|^clip_norm"):
             open_account(path, session_of(3, policy=replace(POLICY, adaptive_clip=other)), "ann")

@@ -18,12 +18,14 @@ from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger
 
-FAR = {"example": 5.0, "client": 0.01}
+FAR = {"example": 5.0, "user": 5.0, "client": 0.01}
+BATCH = {"example": 60, "user": 6, "client": 60}
 ADAPTIVE = {"learning_rate": 1.0, "target_quantile": 0.6}
 
 
 def run_file(base: Path, unit: str = "example", **sections) -> Path:
-    privacy = {"unit": unit, "clip_norm": FAR[unit], "adaptive_clip": ADAPTIVE}
+    privacy = {"unit": unit, "clip_norm": FAR[unit], "expected_batch": BATCH[unit]}
+    privacy |= {"adaptive_clip": ADAPTIVE, "remove_excess_noise": unit == "user"}
     return write_run(base, privacy=privacy, **sections)
 
 
@@ -42,7 +44,7 @@ def rewrite(path: Path, kind: str, which: int, change) -> None:
             ledger.append(found, body)
 
 
-@pytest.fixture(scope="module", params=["example", "client"])
+@pytest.fixture(scope="module", params=["example", "user", "client"])
 def finished(request, tmp_path_factory):
     base = tmp_path_factory.mktemp(f"adaptive-{request.param}")
     return Federation.from_config(run_file(base, request.param)).run(base / "out")

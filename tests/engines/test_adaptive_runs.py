@@ -198,6 +198,10 @@ def test_what_it_is_compared_with_adapts_too(tmp_path, unit):
         ({"adaptive_clip": {"min_clip_norm": 2.0}}, r"clip_norm = 0\.5: .* \[2, inf\]"),
         ({"adaptive_clip": {"target_quantile": 1.0}}, r"adaptive_clip\.target_quantile"),
         ({"adaptive_clip": {"count_weight": 9.0}}, r"adaptive_clip\.count_weight"),
+        (
+            {"mechanism": "central", "sampling": "cyclic", "adaptive_clip": {}},
+            r"adaptive_clip with sampling = 'cyclic'",
+        ),
         ({"adaptive_clip": {"quantile": 0.5}}, "did you mean target_quantile"),
     ],
 )

@@ -334,4 +334,6 @@ def test_a_policy_refuses_a_rule_that_cannot_apply():
         replace(CLIENTS, clip_norm=2000)
     with pytest.raises(ConfigError, match=r"adaptive_clip.*None with mechanism 'local'"):
         replace(CLIENTS, unit="example", mechanism="local")
+    with pytest.raises(ConfigError, match=r"adaptive_clip.*correlated noise needs one clip"):
+        replace(EXAMPLES, mechanism="central", sampling_probability=1.0, separation=4)
     assert CLIENTS.without_noise(3.0).adaptive_clip is None

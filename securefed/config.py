@@ -227,7 +227,7 @@ class PrivacySection(Section):
             )
         if self.sampling == "cyclic":
             raise ValueError(
-                "adaptive_clip with sampling = 'cyclic': noise that is correlated over rounds needs "
+                "adaptive_clip with sampling = 'cyclic': noise correlated over rounds needs "
                 "one clip for all of them; must be left out"
             )
         least, most = adaptive.min_clip_norm or 0.0, adaptive.max_clip_norm or math.inf

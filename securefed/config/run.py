@@ -1,0 +1,209 @@
+"""The other sections of the run file, and the whole of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from securefed.config.base import Positive, Section
+from securefed.config.privacy import PrivacySection
+
+Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
+# "graph" is there in sparse rounds (200 clients and more) only.
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+class ModelSection(Section):
+    """Which language model is adapted.
+
+    ``source`` is a folder, a hub name, or ``builtin:smollm2-135m-instruct`` /
+    ``builtin:minilm-l6-v2``.  ``fingerprint`` pins the weights: the SHA-256 that
+    ``securefed.training.models.weights_fingerprint`` gives; without it the fingerprint that is
+    found is recorded and bound into every round.
+    """
+
+    source: str = "builtin:smollm2-135m-instruct"
+    task: Literal["causal-lm", "sequence-classification"] = "causal-lm"
+    labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    revision: str | None = None
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="after")
+    def _labels_fit_the_task(self) -> Self:
+        if (self.task == "sequence-classification") != (self.labels is not None):
+            raise ValueError("labels must be given exactly when task = 'sequence-classification'")
+        return self
+
+
+class DataSection(Section):
+    """Each client's own data, and how it is cut into examples.
+
+    ``source`` is a folder (one file or one sub-folder a client), or a built-in corpus.
+    For causal language modelling an example is one non-overlapping window of ``window_tokens``
+    tokens; for classification it is one record, cut off at ``window_tokens``.
+
+    ``user_field`` names the field of a JSONL or CSV record that says whose record it is (a
+    patient, a sender); it goes with ``privacy.unit = "user"``.  Without it each document is a user
+    of its own there.  A user is held out whole or not at all.
+    """
+
+    source: str = "builtin:state-of-the-union"
+    format: Literal["auto", "jsonl", "csv", "text"] = "auto"
+    text_field: str = "text"
+    label_field: str = "label"
+    user_field: Annotated[str, Field(min_length=1)] | None = None
+    window_tokens: Annotated[int, Field(ge=4, le=8192)] = 32
+    clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
+    min_examples: Annotated[int, Field(ge=1)] = 1
+    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+
+
+class LoraSection(Section):
+    """The low-rank adapter.  ``ffa``: A is made once and frozen, only B travels (2403.12313)."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 4
+    alpha: Positive = 8.0
+    target_modules: list[str] = Field(default=["v_proj"], min_length=1)
+    modules_to_save: list[str] = Field(default=[])
+    sharing: Literal["ffa"] = "ffa"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 20260101
+
+
+class TrainingSection(Section):
+    """How clients compute an update and how the server applies the sum.
+
+    ``batch_size`` and ``local_steps`` are for updates made of several local steps
+    (``unit = "client"``, ``mechanism = "local"`` and ``"none"``); under distributed DP-SGD a round
+    is one step and ``privacy.expected_batch`` says how large it is.  ``examples_per_user`` bounds
+    how many of a drawn user's examples a step computes (all of them without it); which ones is
+    drawn anew, in secret, for every step.
+    """
+
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
+    local_steps: Annotated[int, Field(ge=1)] = 4
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    local_learning_rate: Positive = 1e-3
+    micro_batch: Annotated[int, Field(ge=1)] = 16
+    examples_per_user: Annotated[int, Field(ge=1)] | None = None
+    server_optimizer: Literal["adam", "sgd"] = "adam"
+    server_learning_rate: Positive = 1e-2
+    trainer: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="a LocalTrainer of your own, as module:Class; refused under distributed DP-SGD",
+    )
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class AggregationSection(Section):
+    """How the sum is formed.  ``plaintext`` is an insecure baseline and every output says so."""
+
+    kind: Literal["pairwise", "plaintext"] = "pairwise"
+    bits: Literal["auto"] | Annotated[int, Field(ge=20, le=32)] = "auto"
+
+
+class SimulatedDropout(Section):
+    """A client that falls silent from ``stage`` on, in one round of a simulation."""
+
+    round: Annotated[int, Field(ge=1)]
+    client: str
+    stage: Stage
+
+
+class CohortSection(Section):
+    """Who takes part.  ``min_clients`` is each client's own floor."""
+
+    min_clients: Annotated[int, Field(ge=2)] = 3
+    simulated_dropouts: list[SimulatedDropout] = Field(default=[])
+
+
+class EvaluationSection(Section):
+    """Held-out figures; they travel through the same secure sum, outside the guarantee.
+
+    ``every``: a round count between evaluations (0: only before the first and after the last
+    round).  ``max_windows`` bounds each client's held-out examples, of ``window_tokens`` tokens
+    each (default: ``data.window_tokens``).  ``show_clients`` lets a simulation, which owns every
+    client, print the worst one.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 0
+    max_windows: Annotated[int, Field(ge=1)] = 64
+    window_tokens: Annotated[int, Field(ge=4, le=8192)] | None = None
+    show_clients: bool = False
+
+
+class BudgetSection(Section):
+    """The run stops before a round that would exceed ``epsilon`` against the server.
+
+    With ``privacy.mechanism = "central"``, where nothing holds against the server: against the
+    release.
+    """
+
+    epsilon: Positive | None = None
+
+
+class OutputSection(Section):
+    """What a run is called and whether it draws a picture."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")] = "run"
+    picture: bool = True
+
+
+class RunConfig(Section):
+    """A whole run file."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    privacy: PrivacySection = PrivacySection()
+    aggregation: AggregationSection = AggregationSection()
+    cohort: CohortSection = CohortSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    budget: BudgetSection = BudgetSection()
+    output: OutputSection = OutputSection()
+
+    @model_validator(mode="after")
+    def _sections_fit_each_other(self) -> Self:
+        if self.privacy.target_epsilon is not None and (
+            self.aggregation.kind == "plaintext" and self.privacy.mechanism == "distributed"
+        ):
+            raise ValueError(
+                "privacy.target_epsilon cannot be met with aggregation.kind = 'plaintext': nothing "
+                "holds against a server that gets contributions in the clear; use 'pairwise', or "
+                "privacy.mechanism = 'central'"
+            )
+        if self.privacy.remove_excess_noise and self.aggregation.kind == "plaintext":
+            raise ValueError(
+                "privacy.remove_excess_noise needs aggregation.kind = 'pairwise': seeds of noise "
+                "are revealed in a masked round"
+            )
+        unit = self.privacy.unit
+        if unit != "client" and self.training.trainer is not None:
+            raise ValueError(
+                f"training.trainer cannot be used with privacy.unit = {unit!r}: the guarantee of "
+                f"(distributed) DP-SGD needs each {unit}'s own clipped gradient, which a trainer "
+                "of your own does not show, and a client that keeps state across rounds (optimiser "
+                "moments, error feedback, control variates) would carry what was drawn once into "
+                "rounds for which it was not drawn, which sampling is credited for; use "
+                "privacy.unit = 'client'"
+            )
+        for field, value in (
+            ("data.user_field", self.data.user_field),
+            ("training.examples_per_user", self.training.examples_per_user),
+        ):
+            if value is not None and unit != "user":
+                raise ValueError(
+                    f"{field} = {value!r} with privacy.unit = {unit!r}: it would look as if users "
+                    "were protected as one; use privacy.unit = 'user', or leave it out"
+                )
+        for drop in self.cohort.simulated_dropouts:
+            if drop.round > self.training.rounds:
+                raise ValueError(
+                    f"cohort.simulated_dropouts names round {drop.round}, but training.rounds = "
+                    f"{self.training.rounds}"
+                )
+        return self

@@ -223,11 +223,13 @@ def _docstrings(module: Path) -> str:
     return "\n\n".join(text for text in found if text)
 
 
-def mail_clients(folder: Path) -> tuple[dict[str, list[Document]], list[str]]:
+def mail_clients(
+    folder: Path, *, least_wanted: int = _MIN_HAM_MAILS
+) -> tuple[dict[str, list[Document]], list[str]]:
     """Mails to be told apart as wanted (label 0) and spam (label 1).
 
-    A client is a sender of at least ten wanted mails, named by a hash of the address; a user is
-    one mail (with ``privacy.unit = "user"``).  Of the
+    A client is a sender of at least ``least_wanted`` mails, named by a hash of the address; a user
+    is one mail (with ``privacy.unit = "user"``).  Of the
     headers only the subject is kept; HTML is reduced to its text.  A mail whose body, apart from
     white space, came before is removed before anything else, as is one without a body.  Spam has
     no natural client: ordered by the hash of its body it is dealt out evenly.
@@ -235,6 +237,7 @@ def mail_clients(folder: Path) -> tuple[dict[str, list[Document]], list[str]]:
     Args:
         folder: the unpacked asset ``spam-assassin``: one sub-folder a class, its name with
             ``ham`` or ``spam`` in it.
+        least_wanted: wanted mails that make a sender a client, >= 1; the built-in corpus takes ten.
 
     Returns:
         The clients (``held_out`` is None throughout), and notes.
@@ -259,7 +262,7 @@ def mail_clients(folder: Path) -> tuple[dict[str, list[Document]], list[str]]:
             address = parseaddr(_header(mail, "from"))[1].lower()
             sender = hashlib.sha256(address.encode("utf-8")).hexdigest()[:12]
             ham[f"sender-{sender}"].append(Document(text, 0, key, None))
-    clients = {name: ham[name] for name in sorted(ham) if len(ham[name]) >= _MIN_HAM_MAILS}
+    clients = {name: ham[name] for name in sorted(ham) if len(ham[name]) >= least_wanted}
     kept = sum(map(len, clients.values()))
     names = list(clients)
     for place, (_, document) in enumerate(sorted(spam, key=lambda mail: mail[0])):
@@ -268,7 +271,7 @@ def mail_clients(folder: Path) -> tuple[dict[str, list[Document]], list[str]]:
     return clients, [
         f"{removed['duplicate']} mails with the body of another and {removed['empty']} without a "
         "body were removed before any split",
-        f"{len(clients)} senders of at least {_MIN_HAM_MAILS} wanted mails are clients ({kept} "
+        f"{len(clients)} senders of at least {least_wanted} wanted mails are clients ({kept} "
         f"mails); {len(ham) - len(clients)} smaller senders are left out",
         f"{len(spam)} spam mails have no natural client: they are dealt out evenly, in the order "
         "of a hash of the body, so only the wanted mails differ between clients by nature",

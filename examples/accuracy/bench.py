@@ -22,6 +22,7 @@ from torch import nn
 
 from securefed.config import LoraSection, ModelSection
 from securefed.crypto.identity import IdentityKey
+from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.in_process import carry
 from securefed.errors import DataError, ProtocolError
 from securefed.federation.client import ClientRound
@@ -232,11 +233,15 @@ class Cohort:
 def plain_sum(
     session: RoundSession, encoded: Mapping[str, NDArray[np.uint32]]
 ) -> NDArray[np.float64]:
-    """The decoded sum of the same vectors without masks: what the protocol gives, to the bit."""
+    """The decoded sum of the same vectors without masks: what the protocol gives, to the bit.
+
+    With ``mechanism="central"`` the server's noise is in it.
+    """
     total = np.zeros(session.plan.padded, dtype=np.uint32)
     for vector in encoded.values():
         total += vector
-    return session.codec.decode(total & np.uint32((1 << session.plan.bits) - 1))
+    total &= np.uint32((1 << session.plan.bits) - 1)
+    return session.codec.decode(session.codec.add_server_noise(total, NoiseGenerator()))
 
 
 def joined(parts: list[Examples]) -> Examples:

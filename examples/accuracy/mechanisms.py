@@ -3,7 +3,7 @@
 The arms differ in nothing but where the noise comes from:
 
     none          no noise: what there is to reach
-    central       one trusted holder of all mails adds the whole noise to the sum, once
+    central       mechanism = "central": a server trusted with the sum adds the noise to it, once
     distributed   each of the 80 clients adds its share; no one is trusted with a sum without noise
     local_sum     each client adds the whole noise to its own sum: it trusts no one at all
     local         mechanism = "local" of the run file: DP-SGD within each client, deltas averaged
@@ -48,7 +48,6 @@ from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import ProtocolError
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
-from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.layout import AdapterLayout
 from securefed.privacy.calibration import calibrated_policy, gaussian_noise_multiplier
 from securefed.privacy.clipping import L2Clip
@@ -191,8 +190,13 @@ class Experiment:
                 delta=design.delta,
             )
             return replace(policy, mechanism="local", noise_multiplier=noise)
+        central = arm == "central"
         policy = calibrated_policy(
-            policy, design.epsilon, cohort_size=size, dimension=self.dimension
+            replace(policy, mechanism="central") if central else policy,
+            design.epsilon,
+            cohort_size=size,
+            dimension=self.dimension,
+            against="release" if central else "server",
         )
         if arm == "local_sum":
             # Every client's noise alone is what "distributed" asks of the honest floor together.
@@ -291,8 +295,6 @@ class Experiment:
         sums = {name: np.zeros(layout.size) for name in drawn}
         for name, row in rows_by_owner(gradients, drawn, layout):
             sums[name] += clip.clip(row)
-        if arm == "central":
-            return whole_noise(session, sum(sums.values(), np.zeros(self.dimension)))
         encoded = {
             name: session.codec.encode_clipped_sum(own, NoiseGenerator())
             for name, own in sums.items()
@@ -307,12 +309,7 @@ class Experiment:
     ) -> NDArray[np.float32]:
         """DP-SGD within each client, a step a round; the mean of the deltas is taken as it is."""
         design, policy = self.design, self.policy(arm)
-        summing = PrivacyPolicy(
-            clip_norm=design.update_clip_norm,
-            mechanism="none",
-            corrupt_fraction=policy.corrupt_fraction,
-            dropout_fraction=policy.dropout_fraction,
-        )
+        summing = policy.without_noise(design.update_clip_norm)
         optimizer = ServerOptimizer(model.initial, kind="sgd", learning_rate=1.0)
         for number in range(1, design.rounds + 1):
             before = optimizer.parameters
@@ -341,16 +338,6 @@ class Experiment:
 
 
 Tell = Callable[[str], None] | None
-
-
-def whole_noise(session: RoundSession, total: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The central mechanism: the honest floor's noise on a sum in the clear, added once.
-
-    Same grid, rotation, rounding and sampler as for the distributed sum; one party holds it all.
-    """
-    plan = session.plan
-    holder = UpdateCodec(session.policy, replace(plan, local_std=plan.honest_std), bytes(32))
-    return holder.decode(holder.encode_clipped_sum(total, NoiseGenerator()))
 
 
 def run_all(

@@ -62,17 +62,18 @@ class Design:
 
     The server's learning rate is the best of 0.02, 0.04, 0.08 and 0.16 without noise, on the
     validation senders and seed 0, which is no seed of the runs.  ``clip_norm`` was not tuned: it is
-    near the median norm of the clients' first gradients on that seed (0.47).
+    near the median norm of the clients' first gradients on that seed (0.47).  The level 0.03 was
+    added when a seed had shown that 0.1 still beats guessing.
     """
 
-    epsilons: tuple[float | None, ...] = (None, 10.0, 3.0, 1.0, 0.3, 0.1)
+    epsilons: tuple[float | None, ...] = (None, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03)
     delta: float = 1e-5
     rounds: int = 10
     clip_norm: float = 0.5
     corrupt_fraction: float = 0.1
     dropout_fraction: float = 0.1
     learning_rate: float = 0.08
-    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    seeds: tuple[int, ...] = (1, 2, 3)
     most_wanted: int = 8
     model: ModelSection = MODEL
     lora: LoraSection = LORA

@@ -14,10 +14,10 @@ from securefed.errors import ConfigError
 from securefed.privacy.accounting import Adversary, epsilon_text
 
 # From the palette of Okabe and Ito, told apart in every common colour blindness and in grey.
-_BLUE = "#0072B2"
-_VERMILION = "#D55E00"
-_INK = "#222222"
-_GREY = "#6b6b6b"
+BLUE = "#0072B2"
+VERMILION = "#D55E00"
+INK = "#222222"
+GREY = "#6b6b6b"
 _FAINT = "#dddddd"
 
 _WIDTH = 7.2  # inches, as everything below
@@ -40,10 +40,10 @@ _LOST_NOTE = "Grey bars between the panels: rounds that lost clients (survivors 
 _SILENT_NOTE = "Rings: how many clients fell silent after their masked input; they are in the sum."
 _HELD_OUT_NOTE = "Held-out perplexity: outside the guarantee."
 
-_STYLE = {
+STYLE = {
     "font.size": 9.0,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -52,12 +52,12 @@ _STYLE = {
     "axes.axisbelow": True,
     "grid.color": _FAINT,
     "grid.linewidth": 0.6,
-    "text.color": _INK,
+    "text.color": INK,
     "text.parse_math": False,
-    "xtick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.color": _GREY,
-    "ytick.labelcolor": _INK,
+    "xtick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.color": GREY,
+    "ytick.labelcolor": INK,
     # Element ids are hashed from this instead of from chance: the same run, the same file.
     "svg.hashsalt": "securefed",
     "svg.fonttype": "path",
@@ -141,7 +141,7 @@ def draw_run(
     top = middle + strip + _PANEL_HEIGHT + _HEADING_HEIGHT
     height = top + _TITLE_LINE * len(title_lines) + 0.15
     metadata = {"Title": title, "Date": None} if path.suffix == ".svg" else {"Software": None}
-    with style.context("default"), mpl.rc_context(_STYLE):
+    with style.context("default"), mpl.rc_context(STYLE):
         figure = Figure(figsize=(_WIDTH, height), dpi=200)
 
         def axes(bottom: float, tall: float, shared: Any = None) -> Any:
@@ -155,9 +155,9 @@ def draw_run(
         upper = axes(middle + strip, _PANEL_HEIGHT, lower)
         _share_rounds(upper, lower, rounds)
         heading = _draw_perplexity(upper, rounds)
-        write(top - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_BLUE)
+        write(top - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=BLUE)
         heading = _draw_epsilon(lower, rounds, unit, delta, against)
-        write(middle - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=_VERMILION)
+        write(middle - _HEADING_HEIGHT + 0.1, heading, weight="bold", color=VERMILION)
         if strip:
             between = axes(middle, strip, lower)
             between.set_axis_off()
@@ -168,7 +168,7 @@ def draw_run(
             write(height - 0.1 - _TITLE_LINE * row, line, weight="bold", size=11, va="top")
         for row, line in enumerate(note_lines):
             low = foot - _AXIS_FOOT + 0.1 - _NOTE_LINE * row
-            write(low, line, size=7.5, color=_GREY, va="top")
+            write(low, line, size=7.5, color=GREY, va="top")
         try:
             figure.savefig(path, metadata=metadata)
         except OSError as error:
@@ -234,10 +234,8 @@ def _draw_perplexity(axes: Any, rounds: Sequence[RoundPoint]) -> str:
         return heading
     numbers, values = zip(*measured, strict=True)
     start, last = values[0], values[-1]
-    axes.axhline(start, color=_GREY, linewidth=1.0, linestyle=(0, (5, 3)))
-    axes.plot(
-        numbers, values, color=_BLUE, linewidth=1.6, marker="o", markersize=4.5, clip_on=False
-    )
+    axes.axhline(start, color=GREY, linewidth=1.0, linestyle=(0, (5, 3)))
+    axes.plot(numbers, values, color=BLUE, linewidth=1.6, marker="o", markersize=4.5, clip_on=False)
     if max(values) > _LOG_SCALE_FROM * min(values):
         axes.set_yscale("log")
         axes.yaxis.get_major_locator().set_params(subs=(1.0, 2.0, 5.0))
@@ -254,11 +252,11 @@ def _draw_perplexity(axes: Any, rounds: Sequence[RoundPoint]) -> str:
         textcoords="offset points",
         ha="right",
         va="top" if risen else "bottom",
-        color=_GREY,
+        color=GREY,
         size=8,
     )
     if len(values) > 1:
-        _name_last(axes, numbers[-1], last, f"{last:.4g}", _BLUE)
+        _name_last(axes, numbers[-1], last, f"{last:.4g}", BLUE)
     return heading
 
 
@@ -279,9 +277,9 @@ def _draw_epsilon(
         spent.insert(0, (rounds[0].round - 0.5, 0.0))  # nothing is spent before the first round
     spent.append((spent[-1][0] + 0.5, final))
     numbers, values = zip(*spent, strict=True)
-    axes.step(numbers, values, where="post", color=_VERMILION, linewidth=1.6, clip_on=False)
+    axes.step(numbers, values, where="post", color=VERMILION, linewidth=1.6, clip_on=False)
     axes.set_ylim(0.0, 1.12 * final or 1.0)
-    _name_last(axes, numbers[-1], final, f"ε = {epsilon_text(final)}", _VERMILION)
+    _name_last(axes, numbers[-1], final, f"ε = {epsilon_text(final)}", VERMILION)
     terms = [
         "unit not given" if unit is None else f"per {unit}",
         "δ not given" if delta is None else f"at δ = {delta:g}",
@@ -300,13 +298,13 @@ def _draw_losses(axes: Any, rounds: Sequence[RoundPoint]) -> None:
     numbers = [point.round for point in short]
     most = max(shares)
     tall = [share / (2.6 * most) for share in shares]
-    axes.vlines(numbers, 0.0, tall, color=_GREY, linewidth=min(9.0, 0.6 * 72 * inches))
+    axes.vlines(numbers, 0.0, tall, color=GREY, linewidth=min(9.0, 0.6 * 72 * inches))
     gap = min((after - before for before, after in pairwise(numbers)), default=_MOST_TICKS)
     room = gap * inches >= _LABEL_WIDTH
     for point, share, height in zip(short, shares, tall, strict=True):
         if room or share == most:
             text = f"{point.survivors} of {point.cohort}"
-            axes.text(point.round, height, text, size=7, color=_GREY, ha="center", va="bottom")
+            axes.text(point.round, height, text, size=7, color=GREY, ha="center", va="bottom")
         if share == most and not room:
             break  # one worst round stands for all
 
@@ -315,7 +313,7 @@ def _draw_silences(axes: Any, rounds: Sequence[RoundPoint]) -> None:
     """A ring where clients fell silent after they had sent, with their number beside it."""
     for point in rounds:
         if point.silent:
-            ring = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": _INK}
+            ring = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": INK}
             axes.plot([point.round], [0.12], marker="o", linestyle="", clip_on=False, **ring)
             axes.annotate(
                 str(point.silent),
@@ -323,6 +321,6 @@ def _draw_silences(axes: Any, rounds: Sequence[RoundPoint]) -> None:
                 (6, 0),
                 textcoords="offset points",
                 size=7,
-                color=_GREY,
+                color=GREY,
                 va="center",
             )

@@ -286,6 +286,14 @@ def test_senders_are_clients_and_spam_is_dealt_out_evenly(tmp_path: Path) -> Non
     assert "no natural client" in notes[2]
 
 
+def test_smaller_senders_are_clients_too_where_that_is_asked_for(tmp_path: Path) -> None:
+    clients, notes = mail_clients(write_mails(tmp_path), least_wanted=9)
+    wanted = [sum(d.label == 0 for d in documents) for documents in clients.values()]
+    assert sorted(wanted) == [9, 12, 12]
+    assert "3 senders of at least 9 wanted mails" in notes[1]
+    assert "0 smaller senders are left out" in notes[1]
+
+
 def test_of_the_headers_only_the_subject_is_kept(tmp_path: Path) -> None:
     clients, _ = mail_clients(write_mails(tmp_path))
     texts = [document.text for mails in clients.values() for document in mails]

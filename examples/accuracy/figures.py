@@ -68,20 +68,19 @@ def _points(value: tuple[float, float], sign: str = "") -> str:
 
 
 def mechanisms_table(runs: Sequence[Run]) -> str:
-    """Markdown: the arms, and what each is short of the central one."""
+    """Markdown: the arms, and how far distributed noise is ahead of each, paired by seed."""
     lines = [
-        "| who adds the noise | noise on the sum / C | seeds | accuracy, % | balanced, % "
-        "| AUC, % | accuracy less central's, points |",
+        "| who adds the noise | noise on the sum / C | seeds | accuracy, % | balanced, % | AUC, % "
+        "| distributed's accuracy less this arm's, points |",
         "|---|---|---|---|---|---|---|",
     ]
     for arm in ARMS:
         own = [run for run in runs if run["arm"] == arm]
         columns = [interval([run[f] for run in own]) for f in _FIGURES]
         paired = "-"
-        if arm != "central":
-            paired = _points(
-                interval(list(differences(runs, arm, "central", "accuracy").values())), "+"
-            )
+        if arm != "distributed":
+            found = differences(runs, "distributed", arm, "accuracy")
+            paired = _points(interval(list(found.values())), "+")
         lines.append(
             f"| {NAMES[arm]} | {own[0]['noise_on_the_sum']:.2f} | {len(own)} | "
             + " | ".join(_points(column) for column in columns)

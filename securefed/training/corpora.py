@@ -229,10 +229,10 @@ def mail_clients(
     """Mails to be told apart as wanted (label 0) and spam (label 1).
 
     A client is a sender of at least ``least_wanted`` mails, named by a hash of the address; a user
-    is one mail (with ``privacy.unit = "user"``).  Of the
-    headers only the subject is kept; HTML is reduced to its text.  A mail whose body, apart from
-    white space, came before is removed before anything else, as is one without a body.  Spam has
-    no natural client: ordered by the hash of its body it is dealt out evenly.
+    is one mail (with ``privacy.unit = "user"``).  Of the headers only the subject is kept; HTML is
+    reduced to its text.  A mail whose body, apart from white space, came before is removed before
+    anything else, as is one without a body.  Spam has no natural client: ordered by the hash of its
+    body it is dealt out evenly.
 
     Args:
         folder: the unpacked asset ``spam-assassin``: one sub-folder a class, its name with

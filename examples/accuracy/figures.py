@@ -172,7 +172,7 @@ def draw_mechanisms(runs: Sequence[Run], path: Path) -> None:
             color=VERMILION,
             weight="bold",
         )
-        lower.set_xlim(-0.5, len(found) + 1.2)
+        lower.set_xlim(-0.5, 1.22 * len(found) + 0.3)
         lower.set_xticks(range(len(found) + 1), [*map(str, found), "mean"])
         lower.set_xlabel("seed; last: mean and 95 % interval")
         lower.set_ylabel("points")

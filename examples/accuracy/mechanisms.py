@@ -1,6 +1,6 @@
 """Who adds the noise: distributed, central and local DP-SGD at the same epsilon, on real mails.
 
-The arms differ in nothing but where the noise comes from:
+The arms differ in where the noise comes from:
 
     none          no noise: what there is to reach
     central       mechanism = "central": a server trusted with the sum adds the noise to it, once
@@ -209,7 +209,13 @@ class Experiment:
     # -- one run ---------------------------------------------------------------------------
 
     def run(
-        self, arm: str, seed: int, *, on: Examples, masked: bool = False, tell: Tell = None
+        self,
+        arm: str,
+        seed: int,
+        *,
+        on: Examples,
+        masked: bool = False,
+        tell: Callable[[str], None] = lambda line: None,
     ) -> dict[str, object]:
         """Train one arm and measure it.
 
@@ -224,9 +230,10 @@ class Experiment:
             ProtocolError: a masked sum differs from the plain one.
         """
         model = self.model(seed)
-        train = self._train_local if arm == "local" else self._train_sums
-        parameters = train(model, arm, masked, tell or (lambda line: None))
-        model.load(parameters)
+        if arm == "local":
+            model.load(self._train_local(model, tell))
+        else:
+            model.load(self._train_sums(model, arm, masked, tell))
         policy, size = self.policy(arm), len(self.cohort.names)
         # What hides one mail from whom the arm is about: for local_sum one client's noise alone.
         share = CohortBounds.of(policy, size).honest_floor if arm == "local_sum" else 1
@@ -274,7 +281,7 @@ class Experiment:
             for number in range(1, design.rounds + 1):
                 model.load(optimizer.parameters)
                 session = self.cohort.session(number, self.policy(arm), self.dimension)
-                total = self._sum(session, gradients, model.layout, arm, masked)
+                total = self._sum(session, gradients, model.layout, masked)
                 optimizer.step(total / design.expected_batch)
                 tell(f"round {number}")
         finally:
@@ -286,7 +293,6 @@ class Experiment:
         session: RoundSession,
         gradients: PerExampleGradients,
         layout: AdapterLayout,
-        arm: str,
         masked: bool,
     ) -> NDArray[np.float64]:
         drawn = {
@@ -310,11 +316,9 @@ class Experiment:
             raise ProtocolError(f"round {session.round}: the masked sum is not the plain one")
         return total
 
-    def _train_local(
-        self, model: Model, arm: str, masked: bool, tell: Callable[[str], None]
-    ) -> NDArray[np.float32]:
+    def _train_local(self, model: Model, tell: Callable[[str], None]) -> NDArray[np.float32]:
         """DP-SGD within each client, a step a round; the mean of the deltas is taken as it is."""
-        design, policy = self.design, self.policy(arm)
+        design, policy = self.design, self.policy("local")
         summing = policy.without_noise(design.update_clip_norm)
         optimizer = ServerOptimizer(model.initial, kind="sgd", learning_rate=1.0)
         for number in range(1, design.rounds + 1):
@@ -343,12 +347,7 @@ class Experiment:
         return optimizer.parameters
 
 
-Tell = Callable[[str], None] | None
-
-
-def run_all(
-    experiment: Experiment, results: Results, console: Console, *, masked: bool = True
-) -> None:
+def run_all(experiment: Experiment, results: Results, console: Console) -> None:
     """Every arm on every seed of it that is not there yet, seed by seed."""
     design = experiment.design
     for seed in design.seeds:
@@ -357,14 +356,14 @@ def run_all(
                 continue
             if results.has(arm=arm, seed=seed):
                 continue
-            real = masked and arm == "distributed" and seed == design.masked_seed
+            masked = arm == "distributed" and seed == design.masked_seed
             started = time.monotonic()
             with console.status(f"seed {seed}, {arm}") as status:
                 run = experiment.run(
                     arm,
                     seed,
                     on=experiment.mails.test,
-                    masked=real,
+                    masked=masked,
                     tell=lambda line, at=f"seed {seed}, {arm}": status.update(f"{at}: {line}"),
                 )
             results.add(run)

@@ -1,8 +1,9 @@
 """Pseudorandom streams from AES-256 in counter mode: masks, noise and public signs.
 
-One primitive serves three uses that must not share a key: the keystream that masks an update
-(:func:`add_keystream`), the secret words behind privacy noise (:class:`NoiseGenerator`) and the
-public signs of the random rotation (:func:`expand_signs`).  The nonce is always zero, so every key
+One primitive serves uses that must not share a key: the keystream that masks an update
+(:func:`add_keystream`, or :func:`uniform_below` for another modulus than 2^32), the secret words
+behind privacy noise (:class:`NoiseGenerator`) and the public signs of the random rotation
+(:func:`expand_signs`).  The nonce is always zero, so every key
 is used for one stream only; :func:`securefed.crypto.keys.derive` makes such keys.
 """
 
@@ -150,6 +151,37 @@ def expand_signs(seed: bytes, count: int) -> NDArray[np.int8]:
     packed = np.frombuffer(stream.update(bytes((_checked_count(count) + 7) // 8)), dtype=np.uint8)
     bits = np.unpackbits(packed, count=count, bitorder="little").view(np.int8)
     return np.int8(1) - 2 * bits
+
+
+def uniform_below(key: bytes, bound: int, count: int) -> NDArray[np.uint64]:
+    """Values uniform on 0..bound-1 from the keystream of ``key``.
+
+    The keystream is read as little-endian 64-bit words, cut to the bit length of ``bound - 1``;
+    words that are not below ``bound`` are skipped, so there is no bias.
+
+    Args:
+        key: 32 secret bytes, used for no other stream.
+        bound: 2 <= bound <= 2^63.
+        count: how many values, >= 0.
+
+    Returns:
+        uint64[count]; the first ``m`` do not depend on ``count``.
+
+    Raises:
+        ConfigError: an argument is outside that.
+    """
+    stream = _stream(key, "key")
+    if not 2 <= bound <= 1 << 63:
+        raise ConfigError(f"bound = {bound}; it must satisfy 2 <= bound <= 2^63")
+    out = np.empty(_checked_count(count), dtype=np.uint64)
+    mask, filled = np.uint64((1 << (bound - 1).bit_length()) - 1), 0
+    while filled < count:
+        words = min(count - filled, _CHUNK_BYTES // 8)
+        drawn = np.frombuffer(stream.update(_ZEROS[: 8 * words]), dtype="<u8") & mask
+        kept = drawn[drawn < bound]
+        out[filled : filled + kept.size] = kept
+        filled += kept.size
+    return out
 
 
 class SecretHolder:

@@ -115,7 +115,7 @@ class _Seal:
         members = level + struct.pack("<BQQQdQ", ntt, polynomials, degree, primes, scale, 1)
         return self._object(members + self._array(words))
 
-    def public_context(self, key: NDArray[np.uint64], secret: NDArray[np.uint64] | None) -> Any:
+    def with_keys(self, key: NDArray[np.uint64], secret: NDArray[np.uint64] | None) -> Any:
         """A context with these keys: uint64[2, key primes, N] and uint64[key primes, N]."""
         level = self.parameters.key_id
         proto = self._empty + _field(2, _field(1, self._ciphertext(level, True, 1.0, key)))
@@ -161,7 +161,7 @@ def _decoded_public_key(parameters: RlweParameters, key: bytes) -> NDArray[np.ui
 class _Encryptor:
     def __init__(self, parameters: _Parameters, public_key: bytes) -> None:
         key = _decoded_public_key(parameters, public_key)
-        self._context = _Seal(parameters).public_context(key, None)
+        self._context = _Seal(parameters).with_keys(key, None)
 
     def _encoded(self, vector: Any, parameters: RlweParameters) -> bytes:
         (ciphertext,) = vector.ciphertext()
@@ -264,7 +264,7 @@ class _SecretKey(SecretHolder):
         primes = parameters.key_primes
         (secret,) = decode_words(data[size:], primes, parameters.degree, 1, field="secret key")
         seal = _Seal(parameters)
-        return cls(seal, seal.public_context(key, secret))
+        return cls(seal, seal.with_keys(key, secret))
 
     def public_key(self) -> bytes:
         """The public key, for the encryptors."""

@@ -26,7 +26,7 @@ What is proven to fit before anything is packed (``SlotPacking.of``) is one of
   sums alone, so it costs accuracy and no privacy.
 
 Why clients do not cut at H / clients.  n such values always fit.  But noise adds like sqrt(n):
-where sum_bound just fits H, H / clients is only one or two std of a client's own noise, and cutting
+where sum_bound just fits H, H / clients is only a few std of a client's own noise, and cutting
 there would take away noise that the guarantee counts on.  ``bounds_of_plan`` cuts 12 std beyond the
 largest coordinate that data can have: that happens with probability below 2^-100 a coordinate and
 client (for unit "example", provided the sample fits the planned room, which fails with probability

@@ -16,6 +16,7 @@ from securefed.crypto.prg import (
     draw,
     expand_signs,
     system_random,
+    uniform_below,
 )
 from securefed.errors import ConfigError, LocalProtocolError
 
@@ -204,3 +205,28 @@ def test_a_random_source_that_returns_too_little_is_refused():
     with pytest.raises(LocalProtocolError, match="returned 3 bytes; 32 are needed"):
         draw(lambda count: b"abc", 32)
     assert len(draw(system_random, 32)) == 32
+
+
+@pytest.mark.parametrize("bound", [2, 3, 2**16 + 1, 2**60 - 2**14 + 1, 2**62 + 1, 2**63])
+@pytest.mark.parametrize("count", [0, 1, 1000])
+def test_values_below_a_bound_are_the_accepted_words_of_the_keystream(bound, count, oracle):
+    key = os.urandom(KEY_BYTES)
+    words = np.frombuffer(oracle.keystream(key, 8 * 4096), dtype="<u8")
+    mask = (1 << (bound - 1).bit_length()) - 1
+    accepted = [word & mask for word in words.tolist() if word & mask < bound]
+    assert uniform_below(key, bound, count).tolist() == accepted[:count]
+
+
+def test_values_below_a_bound_do_not_depend_on_how_many_are_asked_for():
+    key, bound = os.urandom(KEY_BYTES), 2**20 + 1  # half of the words are skipped
+    long = uniform_below(key, bound, 70_000)
+    assert np.array_equal(long[:333], uniform_below(key, bound, 333))
+    # Uniform: the mean of 70,000 values has a std of 0.0011 bounds.
+    assert abs(long.mean() / bound - 0.5) < 0.01
+    assert int(long.max()) < bound
+
+
+@pytest.mark.parametrize("bound", [0, 1, 2**63 + 1])
+def test_a_bound_out_of_range_is_refused(bound):
+    with pytest.raises(ConfigError, match="bound"):
+        uniform_below(os.urandom(KEY_BYTES), bound, 1)

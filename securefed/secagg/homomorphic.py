@@ -7,8 +7,9 @@ decrypting.  Sums are formed in :mod:`securefed.secagg.ciphertexts`, parameters 
 Bytes from another party never reach SEAL's or TenSEAL's decoders.  Parameters are not read from
 the peer at all; keys and ciphertexts come as coefficients, each checked against its prime, and are
 put into an uncompressed SEAL object made here: level, form, size and scale are ours.  So a
-ciphertext of three polynomials, of other parameters or in the wrong form cannot be expressed.  (It
-is smaller too: SEAL's own compressed form takes 15 % more.)
+ciphertext of three polynomials, of other parameters or in the wrong form cannot be expressed.
+(TenSEAL 0.3.18 takes ciphertexts of three polynomials, and believes the sender how many values one
+holds: it reads past the end of its buffer.  SEAL's own compressed form is 15 % larger, too.)
 
 The *check slot* is the last slot of every ciphertext.  A client writes 1 + 2^20 (position of the
 ciphertext) there; n summands must decrypt to n times that.  It shows another number of summands or

@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import tenseal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -436,6 +437,22 @@ def test_hostile_ckks_sums_are_refused(ckks, kind):
     blob = encode_words(words * np.uint64(kind == "uniform"), parameters.primes)
     with pytest.raises(RemoteProtocolError, match="check slot"):
         secret.decrypt([blob], length=3, summands=1, noise_std=1.0)
+
+
+def test_ckks_sums_that_are_not_near_integers_are_refused(ckks):
+    """A contribution that a hostile client made of fractions; its check slot is right."""
+    parameters, secret, encryptor = ckks
+    for fraction, refused in ((0.4, True), (0.1, False)):
+        vector = tenseal.ckks_vector(
+            encryptor._context, [fraction] * 2047 + [1.0], 2.0**parameters.scale_bits
+        )
+        blob = encryptor._encoded(vector, parameters)
+        if refused:
+            with pytest.raises(RemoteProtocolError, match="more noise"):
+                secret.decrypt([blob], length=3, summands=1, noise_std=1.0)
+        else:
+            found = secret.decrypt([blob], length=3, summands=1, noise_std=1.0)
+            assert found.tolist() == [0, 0, 0]
 
 
 def test_ckks_values_out_of_range_are_not_encrypted(ckks):

@@ -21,16 +21,17 @@ What is proven to fit before anything is packed (``SlotPacking.of``) is one of
 - *certain*: clients * value_bound <= H.  No contribution of clients that pack with this code can
   overflow, whatever its data.
 - *by the sum's bound*: sum_bound <= H, where ``RoundPlan.sum_bound`` holds for the sum except with
-  probability 2^-100 a coordinate.  The pairwise path has the same condition: beyond it a sum wraps
-  around.  Here it carries into the next field of its slot.  Either is computed from the integer
-  sums alone, so it costs accuracy and no privacy.
+  probability ``RoundPlan.wrap_probability`` a round.  The pairwise path has the same condition:
+  beyond it a sum wraps around.  Here it carries into the next field of its slot.  Either is
+  computed from the integer sums alone, so it costs accuracy and no privacy.
 
 Why clients do not cut at H / clients.  n such values always fit.  But noise adds like sqrt(n):
 where sum_bound just fits H, H / clients is only a few std of a client's own noise, and cutting
 there would take away noise that the guarantee counts on.  ``bounds_of_plan`` cuts 12 std beyond the
-largest coordinate that data can have: that happens with probability below 2^-100 a coordinate and
-client (for unit "example", provided the sample fits the planned room, which fails with probability
-2^-64), and by this much the outputs' distribution, hence delta, can move.
+largest coordinate that data can have: noise gets there with probability below 2^-99 a coordinate
+and client, the sampler's distance included (and data itself does not, provided a secret sample fits
+the planned room, which fails with probability 2^-64).  By this much the outputs' distribution,
+hence delta, can move.
 
 Masks under the encryption are uniform modulo t over whole slots: a mask in a field alone would
 carry into the next one.  Sums modulo t of masked slots and masks give back the slots above,
@@ -53,7 +54,7 @@ from securefed.errors import ConfigError, OverflowBoundError
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.secagg.rlwe_parameters import MAX_CLIENTS, PLAIN_MODULUS
 
-_NOISE_TAIL = 12.0  # as in RoundPlan.sum_bound: exceeded with probability < 2^-100
+_NOISE_TAIL = 12.0  # std, as in RoundPlan.sum_bound
 _FLOAT_SLACK = 2.0**-16  # far above L2Clip.float_slack for any plan that fits 32 bits
 
 

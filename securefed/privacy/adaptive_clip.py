@@ -131,13 +131,9 @@ class AdaptiveClip:
         moved = float(_SHORT.plus(_EXACT.multiply(Decimal(clip_norm), factor)))
         return min(max(moved, self.min_clip_norm), self.max_clip_norm)
 
-    def unit_bound(self, clip_norm: float) -> float:
-        """Norm of one unit's vector and bit together: C sqrt(1 + rho^2 / 4)."""
-        return clip_norm * math.sqrt(1.0 + self.count_weight**2 / 4.0)
-
     def update_noise(self, noise_multiplier: float) -> float:
         """z_Delta: std of the noise on the update alone, over C."""
-        return self.unit_bound(noise_multiplier)
+        return noise_multiplier * math.sqrt(1.0 + self.count_weight**2 / 4.0)
 
     def count_noise(self, noise_multiplier: float) -> float:
         """sigma_b: std of the noise on the count of bits, in units."""

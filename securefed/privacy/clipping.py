@@ -59,6 +59,22 @@ class L2Clip:
         """Coordinates that follow a unit's vector: 1, or 0 without a ``count_weight``."""
         return 1 if self.count_weight else 0
 
+    @property
+    def unit_bound(self) -> float:
+        """L2 norm that no unit's contribution exceeds: C, or C sqrt(1 + rho^2 / 4) with its bit."""
+        return self.clip_norm * math.sqrt(1.0 + self.count_weight**2 / 4.0)
+
+    def sensitivity(self, summands: int, block: int) -> float:
+        """L2 sensitivity of a computed, rotated sum before it is rounded, in the units of C.
+
+        Two sums that differ in one unit, which one of them has as zeros, differ by at most this.
+
+        Args:
+            summands: most units in one sum, >= 1.
+            block: length of a rotation block, a power of two.
+        """
+        return self.unit_bound * (1.0 + self.float_slack(summands, block))
+
     def unit(self, vector: NDArray[np.floating]) -> NDArray[np.float64]:
         """What one unit contributes: its clipped vector, followed by its bit.
 
@@ -137,7 +153,7 @@ class L2Clip:
         return total
 
     def float_slack(self, summands: int, block: int) -> float:
-        """How far float64 arithmetic can move a rotated sum, as a multiple of ``clip_norm``.
+        """How far float64 arithmetic can move a rotated sum, as a multiple of ``unit_bound``.
 
         Two neighbouring inputs differ in one summand; their computed rotated sums differ from the
         exact image of that summand by at most this much in L2.  Adding b vectors of norm <= C, in

@@ -1,7 +1,7 @@
 """Noise on a sum of integers: scale, ring and sensitivity of one round.
 
 How one contribution becomes ring elements, with K = C / resolution, C the bound on all that one
-unit contributes (``policy.unit_bound``: clip_norm, or that with a bit under adaptive clipping):
+unit contributes (``L2Clip.unit_bound``: clip_norm, or that with a bit under adaptive clipping):
 
     x  in R^d, |x| <= C (a clipped update), or a sum of b such rows, one an example or one a user
     y  = Rotation(x) / resolution                      in R^p, p the padded dimension
@@ -43,7 +43,7 @@ P(|D|^2 >= E|D|^2 + t) <= exp(-2 t^2 / sum_j (2 a_j + 1)^2), so that, except wit
 again (:mod:`securefed.privacy.conditional_rounding`), so it holds always and nothing is added.
 
 Floating point.  K is enlarged before it enters the bound: by what float64 may move the two computed
-images apart from v (``L2Clip.float_slack``: clipping, summation in any order, rotation, scaling),
+images apart from v (``L2Clip.sensitivity``: clipping, summation in any order, rotation, scaling),
 and by the grain of the coins; the bound itself, evaluated in float64, is enlarged by 2^-50.  The
 computed image y is rounded as a multiple y' of 2^-53 within 2^-53 of it (``stochastic_round``), so
 D is a rounding of a v' within 2^-52 of v in each coordinate, 2^-52 sqrt(p) in all.  A sum may hold
@@ -258,14 +258,16 @@ def plan_round(
         )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
     summands = 1 if policy.unit == "client" else 2 * examples + 1
-    slack = clip.float_slack(summands, BLOCK)
-    longest_unit = clip_units * (1.0 + slack) + 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
+    resolution = clip.unit_bound / clip_units
+    longest_unit = clip.sensitivity(
+        summands, BLOCK
+    ) / resolution + 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
     conditional = policy.rounding == "conditional"
     return RoundPlan(
         dimension=dimension,
         summed=summed,
         padded=padded,
-        resolution=policy.unit_bound / clip_units,
+        resolution=resolution,
         clip_units=clip_units,
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,

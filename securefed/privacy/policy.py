@@ -33,7 +33,7 @@ class PrivacyPolicy:
         noise_multiplier: std of the *honest survivors'* summed noise over ``clip_norm`` (of the
             server's noise with ``"central"``, before it is correlated over rounds); > 0 unless
             ``mechanism`` is ``"none"``.  Under adaptive clipping over the bound of a unit's vector
-            and bit together (``unit_bound``).
+            and bit together (``L2Clip.unit_bound``).
         delta: target delta of the (epsilon, delta) statement over all ``rounds``, in (0, 1).
         unit: ``"client"``: one update is one unit.  ``"example"``: one row is one unit.
             ``"user"``: all of a client's data under one user key is one unit, and gives one row.
@@ -239,12 +239,6 @@ class PrivacyPolicy:
     def count_weight(self) -> float:
         """Weight of a unit's bit beside its vector; 0 without adaptive clipping."""
         return 0.0 if self.adaptive_clip is None else self.adaptive_clip.count_weight
-
-    @property
-    def unit_bound(self) -> float:
-        """L2 bound on all that one unit contributes: ``clip_norm``, or that with its bit."""
-        rule = self.adaptive_clip
-        return self.clip_norm if rule is None else rule.unit_bound(self.clip_norm)
 
     @property
     def largest_clip_norm(self) -> float:

@@ -63,7 +63,16 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     return Figures.from_sum(total, len(bench.clients), keep)
 
 
+_OF_NOISE = {
+    "noise",
+    "noise_multiplier",
+    "target_epsilon",
+    "remove_excess_noise",
+    "sampling",
+    "noise_bands",
+}
+
+
 def _without_noise(privacy: dict[str, Any]) -> dict[str, Any]:
-    dropped = {"noise", "noise_multiplier", "target_epsilon", "sampling", "noise_bands"}
-    kept = {key: value for key, value in privacy.items() if key not in dropped}
+    kept = {key: value for key, value in privacy.items() if key not in _OF_NOISE}
     return kept | {"mechanism": "none"}

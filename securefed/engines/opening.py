@@ -137,7 +137,7 @@ class Opening:
                 accounts[name],
                 event=self._settings.event(),
                 epsilon_after=self._settings.epsilon_after,
-                limit=self._config.budget.epsilon,
+                limit=self._settings.limit[1] if self._settings.limit else None,
             )
             clients[name] = SimulatedClient(name, self._bench.clients[name], budget, history.policy)
         self._observer.begun(self._folder.path)

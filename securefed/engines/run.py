@@ -91,6 +91,7 @@ class Run:
             mechanisms=get_args(Mechanism),
             allow_plaintext=True,
             allow_ring=True,
+            allow_conditional_rounding=True,
         )
         self.clients: dict[str, SimulatedClient] = {}
         self._policy = settings.sum_policy  # the server's own, of the next round
@@ -105,10 +106,10 @@ class Run:
             BudgetExceeded: not even the first round fits; the run folder was not made.
             ThresholdNotMet, LedgerError, LedgerTampered: the run stopped; what was spent is held.
         """
-        limit = self.config.budget.epsilon
-        if not resume and limit is not None and self.settings.epsilon_after(1) > limit:
+        limit = self.settings.limit
+        if not resume and limit is not None and self.settings.epsilon_after(1) > limit[1]:
             raise BudgetExceeded(
-                f"budget.epsilon = {limit:g}: the first round alone costs "
+                f"{limit[0]} = {limit[1]:g}: the first round alone costs "
                 f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run"
             )
         opening = Opening(
@@ -142,10 +143,11 @@ class Run:
         self._catch_up(ledger, done)
         last = done
         for number in range(done + 1, total + 1):
-            if not all(client.budget.affords() for client in self.clients.values()):
+            limit = self.settings.limit
+            if limit and not all(client.budget.affords() for client in self.clients.values()):
                 stopped = (
-                    f"budget.epsilon = {self.config.budget.epsilon:g}: round {number} would exceed "
-                    "it, so the run ends here"
+                    f"{limit[0]} = {limit[1]:g}: round {number} would exceed it, so the run ends "
+                    "here"
                 )
                 self.observer.message(stopped)
                 break

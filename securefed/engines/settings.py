@@ -171,6 +171,19 @@ class Settings:
                 f"{privacy.target_epsilon:g}"
             )
 
+    @property
+    def limit(self) -> tuple[str, float] | None:
+        """The least epsilon that a run may reach, and the key that says so; None for no limit.
+
+        A target is one too: retries are charged, and would carry a run beyond it.
+        """
+        named = {
+            "budget.epsilon": self.config.budget.epsilon,
+            "privacy.target_epsilon": self.config.privacy.target_epsilon,
+        }
+        given = [(key, value) for key, value in named.items() if value is not None]
+        return min(given, key=lambda item: item[1], default=None)
+
     def _calibrated(self, dimension: int) -> PrivacyPolicy:
         """``stated`` with the least noise that keeps all rounds within ``target_epsilon``."""
         target = self.config.privacy.target_epsilon

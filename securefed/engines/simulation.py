@@ -15,7 +15,8 @@ from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, LedgerTampered
+from securefed.evidence.ledger import read_ledger
 from securefed.training.assets import cache_dir
 
 
@@ -114,21 +115,30 @@ class Federation:
                 )
         else:
             folder.check_new()
-        bench, settings = self.prepare()
+        bench, settings = self.prepare(_recorded_noise(folder) if resume else None)
         self._used = bench
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
 
-    def prepare(self) -> tuple[Workbench, Settings]:
-        """Load model and data and check everything that can be checked before a round."""
+    def prepare(self, noise_multiplier: float | None = None) -> tuple[Workbench, Settings]:
+        """Load model and data and check everything that can be checked before a round.
+
+        Args:
+            noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began.
+        """
         if self._loaded is not None:
             bench = self._loaded.again(self.config, self._observer)
         else:
             bench = Workbench(
                 self.config, cache=self._cache, offline=self._offline, observer=self._observer
             )
-        settings = Settings(self.config, sizes=bench.sizes, dimension=bench.layout.size)
+        settings = Settings(
+            self.config,
+            sizes=bench.sizes,
+            dimension=bench.layout.size,
+            noise_multiplier=noise_multiplier,
+        )
         if not bench.gradients_checked:
             bench.check_gradients(settings)
         return bench, settings
@@ -148,3 +158,13 @@ class Federation:
             clock=self._clock,
             loaded=None if local else self._used,
         )
+
+
+def _recorded_noise(folder: RunFolder) -> float:
+    """The noise multiplier that a run began with, by the first record of its ledger."""
+    try:
+        return float(read_ledger(folder.ledger)[0].body["privacy"]["noise_multiplier"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerTampered(
+            f"{folder.ledger}: the first record lacks what it must hold ({error})"
+        ) from None

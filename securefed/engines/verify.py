@@ -13,7 +13,7 @@ import securefed
 from securefed.config import load_config
 from securefed.engines.attempts import History, check_accounts, read_history, require_same
 from securefed.engines.settings import Settings, unit_name
-from securefed.errors import ConfigError, LedgerTampered
+from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
 from securefed.evidence.chain import head_path, read_records
 from securefed.evidence.ledger import Record, read_ledger
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
@@ -114,12 +114,16 @@ def verified_run(folder: Path) -> VerifiedRun:
 def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     ledger, genesis = folder / "ledger.jsonl", records[0].body
     check_config(folder, genesis)
-    settings = Settings(
-        load_config(folder / "config.toml"),
-        sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
-        dimension=int(genesis["privacy"]["dimension"]),
-        noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
-    )
+    config = load_config(folder / "config.toml")
+    try:
+        settings = Settings(
+            config,
+            sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
+            dimension=int(genesis["privacy"]["dimension"]),
+            noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
+        )
+    except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
+        raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
     charges = check_accounts(folder, genesis, history)

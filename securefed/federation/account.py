@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from securefed.errors import ConfigError
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.session import RoundSession
-from securefed.privacy.accounting import accounted_adversary
+from securefed.privacy.accounting import Adversary
 
 
 def _utc_minute() -> str:
@@ -25,6 +26,7 @@ def open_account(
     client_id: str,
     *,
     limit: float | None = None,
+    against: Adversary = "server",
     clock: Callable[[], str] = _utc_minute,
 ) -> ClientBudget:
     """Open a client's own account, or begin it, bound to the figures of rounds like this one.
@@ -35,18 +37,30 @@ def open_account(
         path: the account's ledger, kept by the client; its folder must be there.
         session: any round of the kind that the account prices.
         client_id: whose account it is.
-        limit: largest epsilon that this client will spend, against the server (against the release
-            where the server is trusted, ``mechanism="central"``); None for no limit.
+        limit: largest epsilon that this client will spend; None for no limit.
+        against: whom epsilon speaks of, the owner's choice and never a round's.  Against the server
+            nothing holds with ``mechanism="central"``: under a limit such a round is refused,
+            unless the owner trusts that server and says ``"release"``.
         clock: gives RFC 3339 text; whole minutes by default, as durations tell of a sample.
 
+    Guarantees:
+        - No sampling of clients is credited: an account counts the rounds that its client was
+          drawn for, and amplification is for a number of rounds that counts the others too.
+
     Raises:
-        ConfigError: the account is another client's, or prices rounds with other figures.
+        ConfigError: the account is another client's, speaks of another adversary, or prices rounds
+            with other figures.
         LedgerTampered: the account does not verify.
         LedgerError: it cannot be written, or another process holds it.
     """
-    priced = session.priced()
-    against = accounted_adversary(session.policy)
+    priced = session.priced() | {"against": against}
     strategy = session.policy.strategy
+    # The server may invite the same client to every round, whatever probability it names.
+    whole = (
+        replace(session, policy=replace(session.policy, sampling_probability=1.0))
+        if session.policy.unit == "client"
+        else session
+    )
 
     def settled(charges: int) -> int:
         return charges if strategy is None else strategy.settled(charges)
@@ -60,11 +74,16 @@ def open_account(
         owner = ledger.records[0].body.get("client")
         if owner != client_id:
             raise ConfigError(f"{path}: is the account of {owner!r}, not of {client_id!r}")
+        recorded = ledger.records[0].body["privacy"].get("against")
+        if recorded != against:
+            raise ConfigError(
+                f"against = {against!r}: the account {path} speaks of {recorded!r}; go on with that"
+            )
         account = ClientBudget(
             ledger,
-            event=priced,
+            event=session.priced(),
             epsilon_after=functools.lru_cache(maxsize=None)(
-                lambda charges: session.guarantee(against, rounds=settled(charges)).epsilon
+                lambda charges: whole.guarantee(against, rounds=settled(charges)).epsilon
             ),
             limit=limit,
         )

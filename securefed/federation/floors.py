@@ -37,6 +37,8 @@ class ClientFloors:
         allow_plaintext: whether contributions may reach the server unmasked.
         allow_ring: whether clients may mask with some neighbours on a ring, which assumes a server
             that is honest at set-up (SECURITY.md, G1).
+        allow_conditional_rounding: whether rounding may take a time that depends on the update; for
+            a client that calls ``prepare`` and starts at a fixed time, or whose time is not seen.
 
     Raises:
         ConfigError: a floor is out of its range; the message names it.
@@ -50,10 +52,11 @@ class ClientFloors:
     min_corrupt_fraction: float = 0.0
     max_dropout_fraction: float = 1.0
     min_bits: int = MIN_BITS
-    mechanisms: tuple[Mechanism, ...] = ("distributed", "local")
+    mechanisms: tuple[Mechanism, ...] = ("distributed",)
     units: tuple[Unit, ...] = get_args(Unit)
     allow_plaintext: bool = False
     allow_ring: bool = False
+    allow_conditional_rounding: bool = False
 
     def __post_init__(self) -> None:
         known, units = set(get_args(Mechanism)), set(get_args(Unit))
@@ -94,6 +97,11 @@ class ClientFloors:
             raise LocalProtocolError(
                 "aggregation = plaintext: this client takes part in masked rounds only "
                 "(allow_plaintext)"
+            )
+        if policy.rounding == "conditional" and not self.allow_conditional_rounding:
+            raise LocalProtocolError(
+                "rounding = 'conditional': how long it takes depends on the update "
+                "(allow_conditional_rounding)"
             )
         parameters = session.context.parameters
         if parameters.sparse and not self.allow_ring:

@@ -56,6 +56,11 @@ class RoundSession:
     model: bytes
 
     def __post_init__(self) -> None:
+        if self.policy.mechanism == "local":
+            raise ConfigError(
+                "mechanism = 'local': noise is added in each client's training, which a round does "
+                "not see and would send without any; sum such updates with mechanism = 'none'"
+            )
         if not 1 <= self.round < 2**32:
             raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
         if not 1 <= self.dimension <= MAX_DIMENSION:

@@ -315,7 +315,8 @@ def guarantee(
             survivors.  ``"fellow_client"``: all survivors but that client.  With ``"central"``
             noise, all of it is the server's: nothing holds against the server.
         rounds: attempts charged; default ``policy.rounds``.  With a ``policy.separation`` all
-            rounds so far, those that a client missed too: the schedule moves on in them.
+            rounds so far, those that a client missed too: the schedule moves on in them.  So too
+            where a sampling of clients is credited: those for which a client was not drawn count.
         plaintext: sums are formed without masking; then nothing holds against the server.
         ring_sigma: security exponent of a sparse masking graph; None for a complete one.
 

@@ -65,7 +65,7 @@ class L2Clip:
         return self.clip_norm * math.sqrt(1.0 + self.count_weight**2 / 4.0)
 
     def sensitivity(self, summands: int, block: int) -> float:
-        """L2 sensitivity of a computed, rotated sum before it is rounded, in the units of C.
+        """L2 sensitivity of a computed, rotated sum before rounding, over ``unit_bound``.
 
         Two sums that differ in one unit, which one of them has as zeros, differ by at most this.
 
@@ -73,7 +73,7 @@ class L2Clip:
             summands: most units in one sum, >= 1.
             block: length of a rotation block, a power of two.
         """
-        return self.unit_bound * (1.0 + self.float_slack(summands, block))
+        return 1.0 + self.float_slack(summands, block)
 
     def unit(self, vector: NDArray[np.floating]) -> NDArray[np.float64]:
         """What one unit contributes: its clipped vector, followed by its bit.

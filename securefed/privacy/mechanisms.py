@@ -258,16 +258,14 @@ def plan_round(
         )
     sum_bound = math.ceil(per_unit * clip_units) + cohort_size
     summands = 1 if policy.unit == "client" else 2 * examples + 1
-    resolution = clip.unit_bound / clip_units
-    longest_unit = clip.sensitivity(
-        summands, BLOCK
-    ) / resolution + 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
+    longest_unit = clip_units * clip.sensitivity(summands, BLOCK)
+    longest_unit += 2.0 * ROUNDING_GRAIN * math.sqrt(padded)
     conditional = policy.rounding == "conditional"
     return RoundPlan(
         dimension=dimension,
         summed=summed,
         padded=padded,
-        resolution=resolution,
+        resolution=clip.unit_bound / clip_units,
         clip_units=clip_units,
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,

@@ -82,13 +82,13 @@ class NoiseLayers(SecretHolder):
         random: source of the first seed.
     """
 
-    __slots__ = ("_added", "_context", "_index", "_seed")
+    __slots__ = ("_added", "_context", "_dealt", "_index", "_seed")
 
     def __init__(self, context: RoundContext, client_id: str, random: RandomBytes) -> None:
         self._context = context
         self._index = context.index(client_id)
         self._seed = draw(random, SECRET_BYTES)
-        self._added = False
+        self._added = self._dealt = False
 
     @property
     def stds(self) -> tuple[float, ...]:
@@ -122,5 +122,13 @@ class NoiseLayers(SecretHolder):
         return layers_commitment(self._seed, self._context.digest, self._index, count)
 
     def seeds(self) -> list[bytes]:
-        """Seeds 1..T."""
+        """Seeds 1..T, to be shared, handed out once.
+
+        Raises:
+            LocalProtocolError: asked for again: shared in two rounds, seeds of two numbers of
+                missing clients could be opened.
+        """
+        if self._dealt:
+            raise LocalProtocolError("seeds: these layers were shared in a round already")
+        self._dealt = True
         return chain(self._seed, self._context.digest, self._index, len(self.stds))

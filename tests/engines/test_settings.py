@@ -264,3 +264,12 @@ def test_a_small_sample_of_many_examples_does_not_widen_the_ring():
     rare = Settings(config, sizes=sizes, dimension=3000)
     whole = parse_config({"privacy": {"expected_batch": 12000}})
     assert rare.plan.bits <= Settings(whole, sizes=sizes, dimension=3000).plan.bits - 3
+
+
+def test_a_target_is_a_limit_too_and_the_smaller_of_two_holds():
+    assert settings_of().limit is None
+    assert settings_of(target_epsilon=2.0).limit == ("privacy.target_epsilon", 2.0)
+    for budget, which in ((1.0, "budget.epsilon"), (3.0, "privacy.target_epsilon")):
+        config = parse_config({"privacy": {"target_epsilon": 2.0}, "budget": {"epsilon": budget}})
+        found = Settings(config, sizes=SIZES, dimension=50, noise_multiplier=5.0)
+        assert found.limit == (which, min(budget, 2.0))

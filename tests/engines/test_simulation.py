@@ -226,6 +226,25 @@ def test_the_budget_stops_the_run_before_the_round_that_would_exceed_it(tmp_path
     assert verify_run(tmp_path / "out").finished
 
 
+def test_retries_do_not_carry_a_run_beyond_its_target(tmp_path):
+    drops = [{"round": 2, "client": f"site-{i}", "stage": "unmask"} for i in range(3)]
+    path = write_run(
+        tmp_path,
+        privacy={"noise_multiplier": None, "target_epsilon": 3.0},
+        cohort={"simulated_dropouts": drops},
+    )
+    with pytest.raises(ThresholdNotMet):
+        Federation.from_config(path).run(tmp_path / "out")
+    with pytest.raises(ThresholdNotMet):  # round 2 once more; two charges of three are gone
+        Federation.from_config(path).run(tmp_path / "out", resume=True)
+    result = Federation.from_config(path).run(tmp_path / "out", resume=True)
+    assert result.charges == 3
+    assert result.rounds == 1
+    assert "privacy.target_epsilon = 3: round 2 would exceed it" in result.stopped
+    assert result.guarantees["server"].epsilon <= 3.0
+    assert verify_run(tmp_path / "out").finished
+
+
 def test_a_budget_too_small_for_one_round_runs_nothing(tmp_path):
     path = write_run(tmp_path, budget={"epsilon": 0.001})
     with pytest.raises(BudgetExceeded, match="nothing was run"):
@@ -332,7 +351,11 @@ def test_clients_alone_and_unprotected_runs_are_comparable_and_leave_nothing(tmp
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    path = write_run(tmp_path, evaluation={"max_windows": 4, "window_tokens": 8})
+    path = write_run(
+        tmp_path,
+        evaluation={"max_windows": 4, "window_tokens": 8},
+        privacy={"remove_excess_noise": True},  # which nothing without noise can have
+    )
     federation = Federation.from_config(path)
     result = federation.run(tmp_path / "out")
     before = sorted(tmp_path.rglob("*"))

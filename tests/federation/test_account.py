@@ -44,7 +44,7 @@ OTHER = {
     "noise_multiplier": {"noise_multiplier": 0.3},
     "delta": {"delta": 1e-3},
     "unit": {"unit": "client"},
-    "mechanism": {"mechanism": "local"},
+    "mechanism": {"mechanism": "central"},
     "noise": {"noise": "skellam"},
     "sampling_probability": {"sampling_probability": 1.0},
     "sample_is_secret": {"sample_is_secret": False},
@@ -202,3 +202,36 @@ def test_one_account_prices_every_clip_of_an_adaptive_policy_and_no_other_rule(t
     for other in (None, replace(rule, count_weight=1.0), replace(rule, max_clip_norm=11.0)):
         with pytest.raises(ConfigError, match=r"^adaptive_clip|^clip_norm"):
             open_account(path, session_of(3, policy=replace(POLICY, adaptive_clip=other)), "ann")
+
+
+CLIENTS = PrivacyPolicy(clip_norm=1.0, noise_multiplier=1.0, sampling_probability=0.01)
+
+
+def test_an_account_credits_no_sampling_of_clients(tmp_path):
+    """The server may invite one client to every round, whatever probability it names."""
+    sampled = session_of(policy=replace(CLIENTS, mechanism="central"))
+    whole = session_of(policy=replace(CLIENTS, mechanism="central", sampling_probability=1.0))
+    one = whole.guarantee("release", rounds=1).epsilon
+    assert sampled.guarantee("release", rounds=1).epsilon < one / 3
+    account = open_account(
+        tmp_path / "ann.jsonl", sampled, "ann", limit=0.999 * one, against="release"
+    )
+    with pytest.raises(BudgetExceeded):
+        account.charge(sampled.event())
+    assert account.charges == 0
+    account.close()
+
+
+def test_a_server_cannot_make_a_limit_speak_of_somebody_else(tmp_path):
+    path = tmp_path / "ann.jsonl"
+    central = session_of(policy=replace(CLIENTS, mechanism="central"))
+    account = open_account(path, central, "ann", limit=100.0)
+    with pytest.raises(BudgetExceeded, match="nothing was sent"):
+        account.charge(central.event())  # against the server nothing holds
+    account.close()
+    with pytest.raises(ConfigError, match=r"against = 'release': .* speaks of 'server'"):
+        open_account(path, central, "ann", limit=100.0, against="release")
+    trusting = tmp_path / "trusting.jsonl"
+    account = open_account(trusting, central, "ann", limit=100.0, against="release")
+    account.charge(central.event())
+    account.close()

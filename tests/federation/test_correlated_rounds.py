@@ -129,7 +129,7 @@ def test_schedule_and_bands_are_agreed_on_and_priced(change, tmp_path):
     assert ours.context.digest != theirs.context.digest
     assert ours.context.digest == replace(ours, policy=replace(POLICY)).context.digest
     (name,) = change
-    account = open_account(tmp_path / "ann.jsonl", ours, "ann")
+    account = open_account(tmp_path / "ann.jsonl", ours, "ann", against="release")
     with pytest.raises(LocalProtocolError, match=f"^{name} = "):
         account.charge(theirs.event())
     account.charge(ours.event())
@@ -141,7 +141,9 @@ def test_an_account_counts_the_rounds_that_its_client_missed(tmp_path):
     session = session_of(1)
     one, two = (session.guarantee("release", rounds=t).epsilon for t in (6, 12))
     for limit, allowed in ((0.999 * two, False), (two, True)):
-        account = open_account(tmp_path / f"{allowed}.jsonl", session, "ann", limit=limit)
+        account = open_account(
+            tmp_path / f"{allowed}.jsonl", session, "ann", limit=limit, against="release"
+        )
         account.charge(session.event())
         assert account.affords()
         again = session_of(7)
@@ -161,7 +163,9 @@ def test_an_account_counts_a_second_run_and_a_second_try_as_new_cycles(tmp_path)
     session = session_of(1)
     two = session.guarantee("release", rounds=12).epsilon
     for numbers in ([1, 2, 1], [1, 2, 2]):
-        account = open_account(tmp_path / f"{numbers[2]}.jsonl", session, "ann", limit=0.999 * two)
+        account = open_account(
+            tmp_path / f"{numbers[2]}.jsonl", session, "ann", limit=0.999 * two, against="release"
+        )
         for number in numbers[:2]:
             account.charge(session_of(number).event())
         with pytest.raises(BudgetExceeded):
@@ -171,7 +175,7 @@ def test_an_account_counts_a_second_run_and_a_second_try_as_new_cycles(tmp_path)
 
 def test_an_account_asks_which_round_a_charge_is_for(tmp_path):
     session = session_of(1)
-    account = open_account(tmp_path / "ann.jsonl", session, "ann")
+    account = open_account(tmp_path / "ann.jsonl", session, "ann", against="release")
     for number in (None, 0, "2"):
         with pytest.raises(LocalProtocolError, match="round = "):
             account.charge(session.event() | {"round": number})
@@ -184,11 +188,13 @@ def test_one_charge_costs_all_that_is_ever_released_of_it(tmp_path):
     session = session_of(1)
     now, later = (session.guarantee("release", rounds=t).epsilon for t in (1, 6))
     assert now < 0.9 * later
-    short = open_account(tmp_path / "short.jsonl", session, "ann", limit=0.999 * later)
+    short = open_account(
+        tmp_path / "short.jsonl", session, "ann", limit=0.999 * later, against="release"
+    )
     with pytest.raises(BudgetExceeded):
         short.charge(session.event())
     short.close()
-    account = open_account(tmp_path / "ann.jsonl", session, "ann", limit=later)
+    account = open_account(tmp_path / "ann.jsonl", session, "ann", limit=later, against="release")
     for number in range(1, 7):  # the rest of the cycle costs nothing on top
         account.charge(session_of(number).event())
     with pytest.raises(BudgetExceeded):

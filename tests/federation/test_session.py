@@ -7,6 +7,7 @@ import pytest
 from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
+from securefed.encoding.fixed_point import from_ring
 from securefed.engines.in_process import carry
 from securefed.errors import (
     BudgetExceeded,
@@ -68,7 +69,7 @@ OTHER_POLICY = {
     "noise_multiplier": {"noise_multiplier": 1.0000001},
     "delta": {"delta": 1.1e-5},
     "unit": {"unit": "client"},
-    "mechanism": {"mechanism": "local"},
+    "mechanism": {"mechanism": "central"},
     "noise": {"noise": "skellam"},
     "sampling_probability": {"sampling_probability": 0.5},
     "rounding": {"rounding": "conditional"},
@@ -289,7 +290,11 @@ def test_a_clients_largest_clip_bounds_what_the_rule_can_lead_to():
 
 def floors_of(**changes) -> ClientFloors:
     """Floors that ask for nothing, but for what is changed."""
-    base = {"mechanisms": ("distributed", "local", "none"), "allow_plaintext": True}
+    base = {
+        "mechanisms": ("distributed", "none"),
+        "allow_plaintext": True,
+        "allow_conditional_rounding": True,
+    }
     return ClientFloors(**(base | changes))
 
 
@@ -302,7 +307,12 @@ BELOW = {
     "max_dropout_fraction": (0.2, {}, r"dropout_fraction = 0\.25: .* up to 0\.2"),
     "min_bits": (32, {"aggregation": PairwiseAggregation(bits=24)}, r"bits = 24: .* 32 on"),
     "max_delta": (1e-6, {}, r"delta = 1e-05: .* up to 1e-06"),
-    "mechanisms": (("local",), {}, r"mechanism = 'distributed': .* \('local',\)"),
+    "mechanisms": (("central",), {}, r"mechanism = 'distributed': .* \('central',\)"),
+    "allow_conditional_rounding": (
+        False,
+        {"policy": replace(POLICY, rounding="conditional")},
+        r"rounding = 'conditional': .*\(allow_conditional_rounding\)",
+    ),
     "units": (("user", "example"), {}, r"unit = 'client': .* \('user', 'example'\) \(units\)"),
     "allow_plaintext": (False, {"aggregation": PlaintextAggregation()}, r"plaintext"),
 }
@@ -643,3 +653,33 @@ def test_a_guarantee_says_where_it_rests_on_a_server_that_is_honest_at_set_up(si
     assert session.context.parameters.sparse == said
     assert ("honest until the order of the ring is known" in str(session.guarantee())) == said
     assert "ring" not in str(session.guarantee("release"))
+
+
+@pytest.mark.parametrize("unit", ["example", "user"])
+def test_a_round_that_would_be_stated_as_local_noise_and_send_none_cannot_be_agreed(unit):
+    """Such a session has no noise of its own, and its statement would be that of DP-SGD."""
+    local = replace(EXAMPLES, mechanism="local", unit=unit)
+    with pytest.raises(ConfigError, match=r"mechanism = 'local': .* would send without any"):
+        session_of(policy=local)
+    assert "local" not in ClientFloors().mechanisms
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        POLICY,
+        EXAMPLES,
+        replace(EXAMPLES, unit="user"),
+        replace(POLICY, noise="skellam"),
+        replace(POLICY, rounding="conditional"),
+    ],
+    ids=["client", "example", "user", "skellam", "conditional"],
+)
+def test_what_is_encoded_for_a_server_that_is_not_trusted_carries_noise(policy):
+    codec = session_of(policy=policy).codec
+    zeros = np.zeros(20 if policy.unit == "client" else (3, 20))
+    encode = codec.encode_update if policy.unit == "client" else codec.encode_examples
+    found = [encode(zeros, NoiseGenerator()) for _ in range(2)]
+    assert not np.array_equal(*found)
+    noise = from_ring(found[0], codec.plan.bits) / codec.plan.local_std
+    assert 0.5 < np.sqrt((noise**2).mean()) < 2.0

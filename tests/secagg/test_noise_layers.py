@@ -356,8 +356,11 @@ def test_layers_are_neither_pickled_nor_copied_nor_shown_nor_added_twice():
     assert not layers.added
     layers.noise()
     assert layers.added
-    with pytest.raises(LocalProtocolError, match="already"):
+    with pytest.raises(LocalProtocolError, match="added to a vector already"):
         layers.noise()
+    layers.seeds()
+    with pytest.raises(LocalProtocolError, match="shared in a round already"):
+        layers.seeds()
 
 
 def test_a_contribution_without_the_layers_noise_does_not_leave():

@@ -298,3 +298,21 @@ def test_a_blank_user_in_a_table_is_refused(tmp_path: Path) -> None:
 def test_a_text_file_has_no_users(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(SECRET)
     assert "a text file has no data.user_field" in refused(tmp_path, user_field="patient")
+
+
+def test_keys_that_look_alike_are_one_user(tmp_path: Path) -> None:
+    """One person under two keys would have less protection than is stated."""
+    keys = ["Jos\u00e9", "Jose\u0301", "jos\u00e9", "Jos\u00e9\u200b", "\ufeffJOS\u00c9 "]
+    lines = [json.dumps({"text": f"text {i}", "patient": key}) for i, key in enumerate(keys)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert len({document.user for document in read(tmp_path, user_field="patient")["a"]}) == 1
+
+
+def test_a_field_or_column_named_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "patient": "ann", "patient": "bob"}')
+    assert "a.jsonl:1: is not one JSON object, or names a field twice" in refused(
+        tmp_path, user_field="patient"
+    )
+    (tmp_path / "a.jsonl").unlink()
+    (tmp_path / "a.csv").write_text("patient,text,patient\nann,x,bob\n")
+    assert "a.csv:1: names a column twice" in refused(tmp_path, user_field="patient")

@@ -83,8 +83,8 @@ class Settings:
         sizes: public size of each client: how many training examples, or users for ``unit =
             "user"``, it has.
         dimension: length of an update.
-        noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began; it is
-            searched for without it, and checked against the target with it.
+        noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
+            ledger; checked against the target.  Without it, the noise is searched for.
 
     Raises:
         ConfigError: a setting does not fit the cohort.

@@ -12,6 +12,7 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.engines.in_process import carry
 from securefed.errors import BudgetExceeded, ConfigError, LocalProtocolError
+from securefed.evidence.budget import ClientBudget
 from securefed.federation.account import open_account
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
@@ -37,6 +38,10 @@ POLICY = PrivacyPolicy(
     rounds=12,
 )
 PLAN = plan_round(POLICY, cohort_size=4, dimension=DIMENSION)
+
+
+def account_of(path, session, **options) -> ClientBudget:
+    return open_account(path, session, "ann", against="release", **options)
 
 
 def session_of(number, policy=POLICY, aggregation=None):
@@ -129,7 +134,7 @@ def test_schedule_and_bands_are_agreed_on_and_priced(change, tmp_path):
     assert ours.context.digest != theirs.context.digest
     assert ours.context.digest == replace(ours, policy=replace(POLICY)).context.digest
     (name,) = change
-    account = open_account(tmp_path / "ann.jsonl", ours, "ann", against="release")
+    account = account_of(tmp_path / "ann.jsonl", ours)
     with pytest.raises(LocalProtocolError, match=f"^{name} = "):
         account.charge(theirs.event())
     account.charge(ours.event())
@@ -141,9 +146,7 @@ def test_an_account_counts_the_rounds_that_its_client_missed(tmp_path):
     session = session_of(1)
     one, two = (session.guarantee("release", rounds=t).epsilon for t in (6, 12))
     for limit, allowed in ((0.999 * two, False), (two, True)):
-        account = open_account(
-            tmp_path / f"{allowed}.jsonl", session, "ann", limit=limit, against="release"
-        )
+        account = account_of(tmp_path / f"{allowed}.jsonl", session, limit=limit)
         account.charge(session.event())
         assert account.affords()
         again = session_of(7)
@@ -163,9 +166,7 @@ def test_an_account_counts_a_second_run_and_a_second_try_as_new_cycles(tmp_path)
     session = session_of(1)
     two = session.guarantee("release", rounds=12).epsilon
     for numbers in ([1, 2, 1], [1, 2, 2]):
-        account = open_account(
-            tmp_path / f"{numbers[2]}.jsonl", session, "ann", limit=0.999 * two, against="release"
-        )
+        account = account_of(tmp_path / f"{numbers[2]}.jsonl", session, limit=0.999 * two)
         for number in numbers[:2]:
             account.charge(session_of(number).event())
         with pytest.raises(BudgetExceeded):
@@ -175,7 +176,7 @@ def test_an_account_counts_a_second_run_and_a_second_try_as_new_cycles(tmp_path)
 
 def test_an_account_asks_which_round_a_charge_is_for(tmp_path):
     session = session_of(1)
-    account = open_account(tmp_path / "ann.jsonl", session, "ann", against="release")
+    account = account_of(tmp_path / "ann.jsonl", session)
     for number in (None, 0, "2"):
         with pytest.raises(LocalProtocolError, match="round = "):
             account.charge(session.event() | {"round": number})
@@ -188,13 +189,11 @@ def test_one_charge_costs_all_that_is_ever_released_of_it(tmp_path):
     session = session_of(1)
     now, later = (session.guarantee("release", rounds=t).epsilon for t in (1, 6))
     assert now < 0.9 * later
-    short = open_account(
-        tmp_path / "short.jsonl", session, "ann", limit=0.999 * later, against="release"
-    )
+    short = account_of(tmp_path / "short.jsonl", session, limit=0.999 * later)
     with pytest.raises(BudgetExceeded):
         short.charge(session.event())
     short.close()
-    account = open_account(tmp_path / "ann.jsonl", session, "ann", limit=later, against="release")
+    account = account_of(tmp_path / "ann.jsonl", session, limit=later)
     for number in range(1, 7):  # the rest of the cycle costs nothing on top
         account.charge(session_of(number).event())
     with pytest.raises(BudgetExceeded):

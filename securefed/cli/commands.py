@@ -255,7 +255,8 @@ def _run(
             result = federation.run(folder, resume=resume)
     except KeyboardInterrupt:
         there = (folder / "ledger.jsonl").is_file()
-        held = f"what was charged stays charged{f'; go on with: {go_on}' * resumable}"
+        then = f"go on with: {go_on}" if resumable else f"{folder} cannot be resumed"
+        held = f"what was charged stays charged; {then}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
     say(statements(config, result) + "\n")

@@ -36,7 +36,7 @@ class Watching:
     Args:
         progress: the bars.
         mark: what stands before every line.
-        go_on: the command line that resumes the run in a folder; empty if nothing can.
+        go_on: the command line that resumes the run in its folder; empty if nothing can.
     """
 
     def __init__(self, progress: Progress, *, mark: str = "", go_on: str = "") -> None:
@@ -47,8 +47,10 @@ class Watching:
 
     def begun(self, folder: Path) -> None:
         """Where the run is, before its first round."""
-        if self._go_on:
-            self.message(f"run folder: {folder} (to go on after a crash: {self._go_on})")
+        if self._mark:
+            return  # a comparison's folder is not kept
+        how = f"to go on after a crash: {self._go_on}" if self._go_on else "it cannot be resumed"
+        self.message(f"run folder: {folder} ({how})")
 
     def message(self, text: str) -> None:
         """A line above the bars."""

@@ -181,6 +181,11 @@ class RunConfig(Section):
                 "privacy.remove_excess_noise needs aggregation.kind = 'pairwise': seeds of noise "
                 "are revealed in a masked round"
             )
+        if self.privacy.mechanism == "none" and self.budget.epsilon is not None:
+            raise ValueError(
+                f"budget.epsilon = {self.budget.epsilon:g} with privacy.mechanism = 'none': no "
+                "epsilon is stated there; leave it out"
+            )
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(

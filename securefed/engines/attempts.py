@@ -130,7 +130,7 @@ class _Reader:
             ROUND_APPLIED: self._round_applied,
             EVALUATION_OPENED: self._evaluation_opened,
             EVALUATED: self._evaluated,
-            ROSTER: lambda body: None,
+            ROSTER: self._roster,
             RECOVERED: lambda body: None,
             SOFTWARE: self._software,
             CLOSED: self._closed,
@@ -228,6 +228,7 @@ class _Reader:
         self.history.adapter = str(body["adapter_sha256"])
 
     def _evaluation_opened(self, body: Mapping[str, Any]) -> None:
+        self._check_unguaranteed(body)
         self.history.unnoised[self._new_session(body)] = False
 
     def _evaluated(self, body: Mapping[str, Any]) -> None:
@@ -236,10 +237,19 @@ class _Reader:
             self._refuse("holds figures of an evaluation that was never opened")
         if self.history.unnoised[session]:
             self._refuse("one evaluation ended twice")
+        self._check_unguaranteed(body)
         self._check_round(body)
         self._check_survivors(body)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
+
+    def _roster(self, body: Mapping[str, Any]) -> None:
+        if set(body["keys"]) != self._cohort:
+            self._refuse("roster: its names are not those of the cohort")
+
+    def _check_unguaranteed(self, body: Mapping[str, Any]) -> None:
+        if body["guaranteed"] is not False:
+            self._refuse("guaranteed: must be false for a sum without noise")
 
     def _software(self, body: Mapping[str, Any]) -> None:
         self.history.software = str(body["software"])
@@ -390,6 +400,11 @@ def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: s
         LedgerTampered: names the first key whose values differ, and both.
     """
     for key in differing(found, expected):
+        if key not in found:
+            raise LedgerTampered(
+                f"{where}: lacks {key}, which this version writes; it was written by another "
+                "version, or cut"
+            )
         raise LedgerTampered(
             f"{where}: {key} = {found.get(key)!r}, recomputed {expected.get(key)!r}"
         )

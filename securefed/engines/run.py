@@ -31,13 +31,8 @@ from securefed.engines.events import Observer, RoundEvent
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.in_process import carry
 from securefed.engines.opening import Opening
-from securefed.engines.results import (
-    RunResult,
-    costs,
-    read_shown,
-    recorded_event,
-    recorded_figures,
-)
+from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
+from securefed.engines.results import RunResult, costs
 from securefed.engines.run_folder import RunFolder, write_whole
 from securefed.engines.settings import Settings
 from securefed.engines.verify import released_files

@@ -320,8 +320,12 @@ class Settings:
         return self.event() | ({"clip_norm": policy.clip_norm} if adaptive else {})
 
     def record(self) -> dict[str, Any]:
-        """Policy and plan, for the genesis record."""
+        """Policy, plan and what a unit is, for the first record of ledger and accounts."""
         return self.round_event(self.sum_policy) | {
+            "task": self.config.model.task,
+            "window_tokens": self.config.data.window_tokens,
+            "user_field": self.config.data.user_field,
+            "examples_per_user": self.config.training.examples_per_user,
             "delta": self.stated.delta,
             "corrupt_fraction": self.stated.corrupt_fraction,
             "dropout_fraction": self.stated.dropout_fraction,

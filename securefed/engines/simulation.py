@@ -14,6 +14,7 @@ from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
+from securefed.engines.verify import verified_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
@@ -107,7 +108,7 @@ class Federation:
             if finished is not None:
                 self._observer.message(f"the run in {folder.path} is finished; nothing is left")
                 return finished
-            if not self.config.privacy.resumable:
+            if not self.config.privacy.resumable and not self._lacks_only_its_end(folder):
                 raise ConfigError(
                     f"--resume: the run in {folder.path} has sampling = 'cyclic': its noise is "
                     "correlated with sums that only the stopped process held, so it cannot go on; "
@@ -120,6 +121,11 @@ class Federation:
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
+
+    def _lacks_only_its_end(self, folder: RunFolder) -> bool:
+        """Whether every round of a run was applied, so that no further sum is needed."""
+        history = verified_run(folder.path).history
+        return history.open is None and history.applied == self.config.training.rounds
 
     def prepare(self, noise_multiplier: float | None = None) -> tuple[Workbench, Settings]:
         """Load model and data and check everything that can be checked before a round.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from typing import Any
 import securefed
 from securefed.config import load_config
 from securefed.engines.attempts import History, check_accounts, read_history, require_same
+from securefed.engines.recorded import recorded_event, recorded_figures
 from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
 from securefed.evidence.chain import head_path, read_records
 from securefed.evidence.ledger import Record, read_ledger
+from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
 _FIGURES = ("against", "epsilon", "delta", "rounds")
@@ -130,6 +133,7 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     if history.closed is not None:
         _check_claims(ledger, history, settings, charges)
         _check_files(folder, history.closed["files"])
+        _check_shown(folder, records, history, settings)
     torn = _torn_tails(folder, genesis["cohort"])
     if history.closed is not None and torn:
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
@@ -174,6 +178,30 @@ def _check_claims(ledger: Path, history: History, settings: Settings, charges: i
             # Another version may word a statement differently; its figures must be the same.
             claimed, found = ({k: r[k] for k in _FIGURES} for r in (claimed, found))
         require_same(claimed, found, f"{ledger}: claim against {who}")
+
+
+def _check_shown(folder: Path, records: list[Record], history: History, settings: Settings) -> None:
+    """Compare the lines and the adapter that a finished run shows with its ledger.
+
+    Raises:
+        LedgerTampered: figures of the first or last round are not on record, a line says otherwise
+            than the ledger, or the adapter is not the state that was applied last.
+    """
+    for number in (0, history.applied):
+        if recorded_figures(records, number) is None:
+            raise LedgerTampered(
+                f"{folder / 'ledger.jsonl'}: closes without held-out figures of round {number}"
+            )
+    path = folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if len(lines) != history.applied + 1:
+        raise LedgerTampered(f"{path}: {len(lines)} lines, {history.applied + 1} rounds are shown")
+    for number, line in enumerate(lines):
+        expected = json.loads(json.dumps(recorded_event(records, number, settings).to_record()))
+        require_same(json.loads(line), expected, f"{path}: line {number + 1}")
+    path = folder / "adapter" / PROVENANCE_FILE
+    if json.loads(path.read_text(encoding="utf-8"))["state_sha256"] != history.adapter:
+        raise LedgerTampered(f"{path}: is not of the adapter that the ledger applied last")
 
 
 def software() -> str:

@@ -22,7 +22,8 @@ class ClientFloors:
     Args:
         min_clients: least cohort and least number of survivors, >= 2.
         min_threshold: least threshold of secret sharing, >= 2.
-        min_noise_multiplier: least noise std of the honest survivors over clip_norm, >= 0.
+        min_noise_multiplier: least noise std of the honest survivors over clip_norm, >= 0; of one
+            round's noise: where noise is correlated over rounds, only an account bounds epsilon.
         max_clip_norm: largest clip of one unit's vector, > 0; with adaptive clipping the largest
             that the rule can lead to in any later round.
         max_delta: largest delta of the statement, > 0.

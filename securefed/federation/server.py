@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import Stage
-from securefed.crypto.prg import NoiseGenerator
+from securefed.crypto.prg import NoiseGenerator, SecretHolder
 from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
 from securefed.privacy.correlated_release import CorrelatedRelease
@@ -18,7 +18,7 @@ from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_
 from securefed.secagg.plaintext import PlaintextServer
 
 
-class ServerRound:
+class ServerRound(SecretHolder):
     """The server in one round, sans I/O.
 
     Args:

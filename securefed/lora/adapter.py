@@ -15,11 +15,10 @@ from torch import nn
 
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
+from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.lora.sharing import is_adapter_parameter, travelling_parameters
 
 _TASKS = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
-PROVENANCE_FILE = "securefed_adapter.json"
-"""Beside the PEFT files: base model, its fingerprint, the sharing mode and the adapter's hash."""
 
 
 def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftModel:

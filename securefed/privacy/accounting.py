@@ -366,7 +366,7 @@ def guarantee(
         ]
         if policy.separation is not None:
             assumptions[1:] = [
-                f"it keeps the last {policy.bands - 1} sums before noise in memory, and shows them "
+                f"it keeps sums before noise in memory, {policy.bands - 1} at most, and shows them "
                 "to nobody",
                 "clients clip as this code does and keep to the batches that they made once, so "
                 f"that {policy.separation} rounds lie between two uses of an example",

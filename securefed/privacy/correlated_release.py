@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 
 from securefed.crypto.prg import NoiseGenerator, SecretHolder
 from securefed.encoding.fixed_point import fold_ring
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, LocalProtocolError
 from securefed.privacy.additions import with_additions
 from securefed.privacy.arguments import check_accounting
 from securefed.privacy.correlated import COEFFICIENT_BITS, BandedToeplitz
@@ -87,6 +87,7 @@ class CorrelatedRelease(SecretHolder):
         self._sums: deque[NDArray[np.int32]] = deque(maxlen=strategy.bands - 1)
         self._released: deque[NDArray[np.float64]] = deque(maxlen=strategy.bands - 1)
         self._rounds = 0
+        self._interrupted = False
 
     def release(self, total: NDArray[np.uint32], *, round: int) -> NDArray[np.float64]:
         """The estimate x^_t of this round's sum.
@@ -101,7 +102,14 @@ class CorrelatedRelease(SecretHolder):
         Raises:
             ConfigError: another length or dtype, or a round that is over; nothing was drawn or
                 remembered.
+            LocalProtocolError: an earlier release was interrupted.
         """
+        if self._interrupted:
+            # Its sum may be missing from those that are remembered, which would move the others.
+            raise LocalProtocolError(
+                "release: an earlier one was interrupted, so the noise of later rounds could not "
+                "be correlated as the guarantee says; begin another run"
+            )
         if total.shape != (self.plan.padded,):
             raise ConfigError(f"sum of shape {total.shape}: must be {(self.plan.padded,)}")
         if round <= self._rounds:
@@ -114,6 +122,7 @@ class CorrelatedRelease(SecretHolder):
         return self._next(new)
 
     def _next(self, new: NDArray[np.int64]) -> NDArray[np.float64]:
+        self._interrupted = True
         self._rounds += 1
         exact = new * _SCALE
         for numerator, earlier in zip(self.strategy.numerators[1:], self._sums, strict=False):
@@ -126,6 +135,7 @@ class CorrelatedRelease(SecretHolder):
             estimate -= coefficient * earlier_estimate
         self._sums.appendleft(new.astype(np.int32))
         self._released.appendleft(estimate)
+        self._interrupted = False
         return estimate.copy()
 
 

@@ -13,7 +13,7 @@ from securefed.engines.attempts import read_history
 from securefed.engines.settings import Settings
 from securefed.engines.verify import verify_run
 from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
-from securefed.evidence.ledger import read_ledger
+from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.privacy.correlated_release import CorrelatedRelease, correlated_epsilon
 
 SIZES = {f"site-{i}": 100 for i in range(8)}
@@ -146,3 +146,23 @@ def test_a_run_that_stopped_cannot_go_on_and_keeps_what_it_spent(tmp_path):
     verdict = verify_run(out)
     assert verdict.charges == 2
     assert verdict.lines[-1] == "not finished"
+
+
+def test_a_run_that_was_killed_after_its_last_round_is_brought_to_its_end(tmp_path):
+    """No further sum is needed: figures, adapter and closing record are."""
+    path = cyclic_run(tmp_path, rounds=2)
+    out = tmp_path / "out"
+    whole = Federation.from_config(path).run(out)
+    records = [(r.kind, dict(r.body)) for r in read_ledger(out / "ledger.jsonl")]
+    last = max(i for i, (kind, _) in enumerate(records) if kind == "round_applied")
+    for name in ("ledger.jsonl", "ledger.head.json"):
+        (out / name).unlink()
+    with Ledger.create(
+        out / "ledger.jsonl", records[0][1], clock=lambda: "2026-01-01T00:00:00Z"
+    ) as ledger:
+        for kind, body in records[1 : last + 1]:
+            ledger.append(kind, body)
+    assert not verify_run(out).finished
+    again = Federation.from_config(path).run(out, resume=True)
+    assert again.charges == whole.charges == 2
+    assert verify_run(out).finished

@@ -147,6 +147,11 @@ def test_noise_that_makes_no_sense_is_refused(privacy, message):
         parse_config({"privacy": privacy})
 
 
+def test_a_budget_without_an_epsilon_is_refused():
+    with pytest.raises(ConfigError, match=r"budget.epsilon = 3 .* no epsilon is stated"):
+        parse_config({"privacy": {"mechanism": "none"}, "budget": {"epsilon": 3.0}})
+
+
 def test_a_target_cannot_be_met_where_contributions_are_in_the_clear():
     values = {"privacy": {"target_epsilon": 1.0}, "aggregation": {"kind": "plaintext"}}
     with pytest.raises(ConfigError, match="in the clear"):

@@ -1,5 +1,6 @@
 """A run folder altered by someone who can rebuild hash chains: what verify and resume notice."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -179,3 +180,66 @@ def test_resume_refuses_another_checkpoint(copy):
     folder.save_checkpoint(3, state)
     with pytest.raises(LedgerTampered, match="is not the one that the ledger names"):
         Federation.from_config(copy / "config.toml").run(copy, resume=True)
+
+
+def set_in(kind, at, **changes):
+    """Change fields in the body of the record of a kind that stands at a place among its like."""
+
+    def change(records):
+        places = [i for i, (k, _) in enumerate(records) if k == kind]
+        place = places[at]
+        records[place] = (kind, records[place][1] | changes)
+        return records
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda r: [x for x in r if not x[0].startswith("eval")], "without held-out figures"),
+        (set_in("evaluated", 0, guaranteed=True), "guaranteed: must be false"),
+        (set_in("evaluation_opened", 0, guaranteed=True), "guaranteed: must be false"),
+        (set_in("round_summed", 1, bytes_up=1), r"metrics\.jsonl: line 3: bytes_up"),
+        (set_in("round_summed", 1, refused=1), r"metrics\.jsonl: line 3: note"),
+        (set_in("round_applied", -1, adapter_sha256="0" * 64), "not of the adapter"),
+        (set_in("roster", 0, keys={}), "roster: its names are not those of the cohort"),
+    ],
+    ids=["no figures", "figures", "opened", "bytes", "refused", "adapter", "roster"],
+)
+def test_what_the_ledger_says_besides_charges_is_compared_with_what_is_shown(copy, change, words):
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=words):
+        verify_run(copy)
+
+
+@pytest.mark.parametrize("size", [16, 512])
+def test_another_unit_than_the_clients_accounts_were_begun_for_is_noticed(copy, size):
+    """Only the server's files are changed; the clients' own stay as they are."""
+    path = copy / "config.toml"
+    path.write_text(path.read_text().replace("window_tokens = 8", f"window_tokens = {size}", 1))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def change(records):
+        records[0][1]["config_sha256"] = found
+        records[0][1]["privacy"] = records[0][1]["privacy"] | {"window_tokens": size}
+        return records
+
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=r"budget\.jsonl: first record: privacy"):
+        verify_run(copy)
+
+
+def test_a_first_record_of_another_version_is_called_that(copy):
+    def change(records):
+        records[0][1]["privacy"] = {
+            key: value for key, value in records[0][1]["privacy"].items() if key != "bands"
+        }
+        return records
+
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=r"lacks bands.* written by another version"):
+        verify_run(copy)
+    rewrite(copy / "ledger.jsonl", set_in("genesis", 0, privacy={"noise_multiplier": "abc"}))
+    with pytest.raises(LedgerTampered):
+        verify_run(copy)

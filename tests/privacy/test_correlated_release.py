@@ -2,6 +2,7 @@ import copy
 import itertools
 import math
 import pickle
+from collections import deque
 from dataclasses import replace
 
 import dp_accounting
@@ -12,7 +13,7 @@ from scipy import stats
 
 from securefed.crypto.prg import NoiseGenerator, SeededNoiseGeneratorForTests
 from securefed.encoding.fixed_point import from_ring, to_ring
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, LocalProtocolError
 from securefed.privacy.correlated import COEFFICIENT_BITS, banded_square_root
 from securefed.privacy.correlated_release import CorrelatedRelease, correlated_epsilon
 from securefed.privacy.mechanisms import plan_round
@@ -250,6 +251,29 @@ def test_another_sum_is_refused_and_leaves_no_trace(total):
     with pytest.raises(ConfigError, match="round = 3: must be > 3"):
         state.release(good, round=3)
     assert state.release(good, round=4).tolist() == twin.release(good, round=4).tolist()
+
+
+class FailsOnce(SeededNoiseGeneratorForTests):
+    """A generator that is interrupted in its third draw."""
+
+    draws = 0
+
+    def uint64(self, count):
+        self.draws += 1
+        if self.draws == 3:
+            raise KeyboardInterrupt
+        return super().uint64(count)
+
+
+def test_after_an_interrupted_release_there_is_no_other():
+    """Without its place in what is remembered, two uses of an example would come to overlap."""
+    generator = FailsOnce(1)
+    state = state_of(banded_square_root(4, 4), std=99.0, length=3, generator=generator)
+    zeros = np.zeros(3, dtype=np.uint32)
+    with pytest.raises(KeyboardInterrupt):
+        deque(state.release(zeros, round=t) for t in range(1, 5))
+    with pytest.raises(LocalProtocolError, match="an earlier one was interrupted"):
+        state.release(zeros, round=9)
 
 
 @pytest.mark.parametrize(("name", "value"), [("rounds", -1), ("delta", 0.0), ("delta", 1.0)])

@@ -1,5 +1,6 @@
 """Skellam noise and a trusted server's noise, as choices of a policy."""
 
+import copy
 import hashlib
 import math
 from dataclasses import replace
@@ -141,6 +142,9 @@ def test_a_sum_is_noised_once_however_often_it_is_read():
     assert np.linalg.norm(first) > 1.0  # noise of std 3 in each of 50 values
     # Two independent copies would average out to the sum itself.
     assert np.array_equal(server.sum, first)
+    for attempt in (copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match="holds a secret"):
+            attempt(server)
     with pytest.raises(LocalProtocolError, match="mechanism = 'central'"):
         ClientFloors().check(session)
     ClientFloors(mechanisms=("central",)).check(session)

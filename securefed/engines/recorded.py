@@ -1,0 +1,102 @@
+"""What a run showed, round by round, made again from its ledger.  Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from securefed.engines.attempts import EVALUATED, ROUND_APPLIED, ROUND_OPENED, ROUND_SUMMED
+from securefed.engines.events import RoundEvent
+from securefed.engines.figures import Figures
+from securefed.engines.settings import Settings
+from securefed.errors import LedgerTampered
+from securefed.evidence.ledger import Record
+
+
+def recorded_event(records: list[Record], number: int, settings: Settings) -> RoundEvent:
+    """The line of a round, from the ledger alone; its seconds are 0, since no ledger holds them.
+
+    Args:
+        records: of a run in which round ``number`` was applied.
+        number: the round; 0 is the evaluation before the first.
+        settings: what the run file means for the cohort.
+    """
+    summed: Mapping[str, Any] = {}
+    clip_norm = None
+    for record in records:
+        if record.kind == ROUND_APPLIED and record.body["round"] == number:
+            session = record.body["session"]
+            sums = (r.body for r in records if r.kind == ROUND_SUMMED)
+            summed = next(body for body in sums if body["session"] == session)
+            if settings.stated.adaptive_clip is not None:
+                opened = (r.body for r in records if r.kind == ROUND_OPENED)
+                clip_norm = next(b["clip_norm"] for b in opened if b["session"] == session)
+    size = settings.cohort_size
+    survivors = len(summed["survivors"]) if summed else size
+    notes = [f"{size - survivors} dropped out"] if survivors < size else []
+    silent = int(summed.get("silent", 0))
+    if silent:
+        notes.append(f"{silent} fell silent after sending")
+    if summed and summed["refused"]:
+        notes.append(f"{summed['refused']} refused")
+    figures = recorded_figures(records, number)
+    epsilon = settings.epsilon_after(int(summed["charges"]) if summed else 0)
+    adapter_bytes = 4 * settings.plan.dimension if summed else 0
+    return RoundEvent(
+        round=number,
+        rounds=settings.config.training.rounds,
+        survivors=survivors,
+        cohort=size,
+        epsilon=epsilon if math.isfinite(epsilon) else None,
+        against=settings.accounted,
+        delta=settings.stated.delta,
+        perplexity=figures.perplexity if figures else None,
+        accuracy=figures.accuracy if figures else None,
+        bytes_up=summed["bytes_up"] / size if summed else 0.0,
+        bytes_down=(summed["bytes_down"] / size if summed else 0.0) + adapter_bytes,
+        client_seconds=0.0,
+        seconds=0.0,
+        silent=silent,
+        clip_norm=clip_norm,
+        unclipped_fraction=summed.get("unclipped_fraction"),
+        note="; ".join(notes),
+    )
+
+
+def recorded_figures(
+    records: list[Record], number: int, shown: Mapping[str, float] | None = None
+) -> Figures | None:
+    """The held-out figures after round ``number``; None if they were not measured.
+
+    Args:
+        records: of the ledger.
+        number: the round.
+        shown: the worst client by round, as :func:`read_shown` gives it.
+    """
+    found = None
+    for record in records:
+        if record.kind == EVALUATED and record.body["round"] == number:
+            found = Figures.from_record(record.body["figures"])
+    return replace(found, worst=(shown or {}).get(str(number))) if found is not None else None
+
+
+def read_shown(path: Path) -> dict[str, float]:
+    """The worst client's held-out figure by round, where the run file asks for it.
+
+    Raises:
+        LedgerTampered: the file is not what a run writes there.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LedgerTampered(f"{path}: cannot be read ({error})") from None
+    worst = found.get("worst_client") if isinstance(found, dict) else None
+    if not isinstance(worst, dict) or not all(isinstance(v, float | int) for v in worst.values()):
+        raise LedgerTampered(f"{path}: must hold worst_client, a number by round")
+    return {str(number): float(value) for number, value in worst.items()}

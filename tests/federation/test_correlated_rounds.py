@@ -214,7 +214,7 @@ def test_the_statement_is_of_the_whole_run_and_names_what_it_rests_on():
             "no distributed form",
             "takes part in every 6th round",
             "keep to the batches that they made once",
-            "keeps the last 5 sums before noise in memory",
+            "keeps sums before noise in memory, 5 at most",
             "trusted with each sum before noise",
         ):
             assert words in text

@@ -19,7 +19,7 @@ from tiny import write_run
 
 import securefed
 from securefed import Federation
-from securefed.cli import main
+from securefed.cli import main, watching
 from securefed.cli.commands import _with_available_corpus
 from securefed.cli.watching import _Count
 from securefed.config import dump_config, load_config, run_file_schema
@@ -37,7 +37,9 @@ def cli(monkeypatch, capsys, tmp_path):
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("COLUMNS", "200")
+    for console in (watching.console, watching.errors):
+        # Not by COLUMNS: a console that was made under another value keeps that one.
+        monkeypatch.setattr(console, "width", 200)
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["securefed", *map(str, arguments)])

@@ -110,6 +110,8 @@ def verified_run(folder: Path) -> VerifiedRun:
     records = read_ledger(ledger)
     try:
         return _verified(folder, records)
+    except ConfigError:  # it is a ValueError, and of the run file
+        raise
     except (KeyError, TypeError, AttributeError) as error:
         raise LedgerTampered(f"{ledger}: a record lacks what it must hold ({error})") from None
 
@@ -193,15 +195,22 @@ def _check_shown(folder: Path, records: list[Record], history: History, settings
                 f"{folder / 'ledger.jsonl'}: closes without held-out figures of round {number}"
             )
     path = folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = _text(path).splitlines()
     if len(lines) != history.applied + 1:
         raise LedgerTampered(f"{path}: {len(lines)} lines, {history.applied + 1} rounds are shown")
     for number, line in enumerate(lines):
         expected = json.loads(json.dumps(recorded_event(records, number, settings).to_record()))
         require_same(json.loads(line), expected, f"{path}: line {number + 1}")
     path = folder / "adapter" / PROVENANCE_FILE
-    if json.loads(path.read_text(encoding="utf-8"))["state_sha256"] != history.adapter:
+    if json.loads(_text(path))["state_sha256"] != history.adapter:
         raise LedgerTampered(f"{path}: is not of the adapter that the ledger applied last")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise LedgerTampered(f"{path}: a finished run has it, and {error.strerror}") from None
 
 
 def software() -> str:

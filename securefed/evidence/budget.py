@@ -48,7 +48,12 @@ class ClientBudget:
         if not isinstance(recorded, Mapping):
             raise ConfigError(f"{ledger.path}: its first record prices no event (privacy)")
         for field, value in event.items():
-            if field not in recorded or recorded[field] != value:
+            if field not in recorded:
+                raise ConfigError(
+                    f"{field} = {value!r}: the account {ledger.path} does not name it; it was "
+                    "begun by another version of securefed"
+                )
+            if recorded[field] != value:
                 raise ConfigError(
                     f"{field} = {value!r}: the account {ledger.path} prices rounds with "
                     f"{recorded.get(field)!r}"
@@ -116,8 +121,8 @@ class ClientBudget:
         if self._limit is not None and (after := self._after(number)) > self._limit:
             shown = epsilon_text(after) if math.isfinite(after) else "unbounded"
             raise BudgetExceeded(
-                f"budget.epsilon = {self._limit:g}: the next round would raise epsilon to "
-                f"{shown}; nothing was sent"
+                f"limit = {self._limit:g}: the next round would raise epsilon to {shown}; nothing "
+                "was sent"
             )
         self._ledger.append(CHARGE, dict(event))
 

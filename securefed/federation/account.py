@@ -74,11 +74,6 @@ def open_account(
         owner = ledger.records[0].body.get("client")
         if owner != client_id:
             raise ConfigError(f"{path}: is the account of {owner!r}, not of {client_id!r}")
-        recorded = ledger.records[0].body["privacy"].get("against")
-        if recorded != against:
-            raise ConfigError(
-                f"against = {against!r}: the account {path} speaks of {recorded!r}; go on with that"
-            )
         account = ClientBudget(
             ledger,
             event=session.priced(),
@@ -87,6 +82,14 @@ def open_account(
             ),
             limit=limit,
         )
+        recorded = ledger.records[0].body["privacy"].get("against")
+        if recorded != against:
+            raise ConfigError(
+                f"against = {against!r}: the account {path} speaks of {recorded!r}; go on with that"
+                if recorded
+                else f"against = {against!r}: the account {path} does not name it; it was begun by "
+                "another version of securefed"
+            )
         ready = True
     finally:
         if not ready:

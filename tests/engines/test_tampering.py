@@ -243,3 +243,17 @@ def test_a_first_record_of_another_version_is_called_that(copy):
     rewrite(copy / "ledger.jsonl", set_in("genesis", 0, privacy={"noise_multiplier": "abc"}))
     with pytest.raises(LedgerTampered):
         verify_run(copy)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "adapter/securefed_adapter.json"])
+def test_a_file_taken_from_the_folder_and_from_the_ledger_is_missed(copy, name):
+    (copy / name).unlink()
+
+    def change(records):
+        kind, body = records[-1]
+        kept = {path: found for path, found in body["files"].items() if path != name}
+        return [*records[:-1], (kind, body | {"files": kept})]
+
+    rewrite(copy / "ledger.jsonl", change)
+    with pytest.raises(LedgerTampered, match=f"{name}: a finished run has it"):
+        verify_run(copy)

@@ -235,3 +235,15 @@ def test_a_server_cannot_make_a_limit_speak_of_somebody_else(tmp_path):
     account = open_account(trusting, central, "ann", limit=100.0, against="release")
     account.charge(central.event())
     account.close()
+
+
+@pytest.mark.parametrize("field", ["against", "noise"])
+def test_an_account_of_another_version_is_called_that(tmp_path, field):
+    path = tmp_path / "ann.jsonl"
+    priced = session_of().priced() | {"against": "server"}
+    del priced[field]
+    Ledger.create(
+        path, {"client": "ann", "privacy": priced}, clock=lambda: "2026-01-01T00:00:00Z"
+    ).close()
+    with pytest.raises(ConfigError, match=f"^{field} = .* does not name it; .* another version"):
+        open_account(path, session_of(), "ann")

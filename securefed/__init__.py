@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from securefed.federation.session import RoundSession
     from securefed.privacy.accounting import PrivacyGuarantee
     from securefed.privacy.policy import PrivacyPolicy
-    from securefed.secagg.aggregator import PairwiseAggregation, PlaintextAggregation
+    from securefed.secagg.aggregations import (
+        HomomorphicAggregation,
+        PairwiseAggregation,
+        PlaintextAggregation,
+    )
     from securefed.training.local import LocalTrainer
 
 __version__ = "0.1.0"
@@ -26,11 +30,12 @@ _WHERE = {
     "ClientFloors": "securefed.federation.floors",
     "ClientRound": "securefed.federation.client",
     "Federation": "securefed.engines.simulation",
+    "HomomorphicAggregation": "securefed.secagg.aggregations",
     "IdentityKey": "securefed.crypto.identity",
     "IdentityPublicKey": "securefed.crypto.identity",
     "LocalTrainer": "securefed.training.local",
-    "PairwiseAggregation": "securefed.secagg.aggregator",
-    "PlaintextAggregation": "securefed.secagg.aggregator",
+    "PairwiseAggregation": "securefed.secagg.aggregations",
+    "PlaintextAggregation": "securefed.secagg.aggregations",
     "PrivacyGuarantee": "securefed.privacy.accounting",
     "PrivacyPolicy": "securefed.privacy.policy",
     "RoundSession": "securefed.federation.session",
@@ -44,6 +49,7 @@ __all__ = [
     "ClientFloors",
     "ClientRound",
     "Federation",
+    "HomomorphicAggregation",
     "IdentityKey",
     "IdentityPublicKey",
     "LocalTrainer",

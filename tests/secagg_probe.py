@@ -20,9 +20,10 @@ from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.graph import Graph
-from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal, Signed
-from securefed.secagg.pairwise_client import PairwiseClient, signing_input
+from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal
+from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.signed import Signed, signing_input
 
 
 @dataclass(frozen=True)

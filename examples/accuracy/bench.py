@@ -32,7 +32,8 @@ from securefed.lora.adapter import build_adapter
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.privacy.policy import PrivacyPolicy
-from securefed.secagg.aggregator import SESSION_BYTES, PairwiseAggregation
+from securefed.secagg.aggregations import PairwiseAggregation
+from securefed.secagg.aggregator import SESSION_BYTES
 from securefed.training.corpora import Document
 from securefed.training.data import Examples
 from securefed.training.dp_sgd import PerExampleGradients

@@ -19,7 +19,8 @@ from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 from securefed.privacy.policy import PrivacyPolicy
-from securefed.secagg.aggregator import SESSION_BYTES, Aggregation, PairwiseAggregation
+from securefed.secagg.aggregations import Aggregation, PairwiseAggregation
+from securefed.secagg.aggregator import SESSION_BYTES
 from securefed.secagg.pairwise_server import MaskRemoval, apply_masks
 
 

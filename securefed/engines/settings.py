@@ -28,7 +28,7 @@ from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.privacy.cyclic import largest_batch
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregator import (
+from securefed.secagg.aggregations import (
     Aggregation,
     PairwiseAggregation,
     PlaintextAggregation,

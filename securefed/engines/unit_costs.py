@@ -23,8 +23,9 @@ from securefed.secagg.graph import (
     graph_seed,
     nonce_commitments,
 )
-from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
-from securefed.secagg.pairwise_client import checked_keys, signing_input
+from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
+from securefed.secagg.pairwise_client import checked_keys
+from securefed.secagg.signed import Signed, signing_input
 
 _TURNS = 60
 

@@ -15,12 +15,8 @@ from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregator import (
-    Aggregation,
-    PlaintextAggregation,
-    RoundContext,
-    check_removal,
-)
+from securefed.secagg.aggregations import Aggregation, PlaintextAggregation, check_removal
+from securefed.secagg.aggregator import RoundContext
 
 MAX_DIMENSION = 2**31
 """Far above what memory holds; every length on the wire fits 32 bits."""
@@ -34,7 +30,8 @@ class RoundSession:
         session: 16 fresh random bytes naming this attempt.
         round: number of the round, >= 1.
         cohort: ids of the invited clients, sorted.
-        roster: identity keys; the client's own copy, not one the server sent.
+        roster: identity keys; the client's own copy, not one the server sent.  With a decryptor
+            its key too, under ``"decryptor"``.
         dimension: d, length of an update.
         policy: privacy settings.
         aggregation: how the sum is formed.
@@ -77,7 +74,9 @@ class RoundSession:
             self.policy,
             cohort_size=len(self.cohort),
             dimension=self.dimension,
-            bits=self.aggregation.bits,
+            bits=self.aggregation.ring_bits(
+                self.policy, cohort_size=len(self.cohort), dimension=self.dimension
+            ),
         )
 
     @cached_property
@@ -102,6 +101,7 @@ class RoundSession:
             parameters=self.aggregation.parameters(self._bounds),
             binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
             noise_layers=self.plan.removable_stds,
+            encryption=self.aggregation.encryption(self.plan, self._bounds),
         )
 
     @cached_property

@@ -21,18 +21,17 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from securefed.config import Stage
 from securefed.crypto.identity import IdentityPublicKey
-from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.encoding.wire import Writer
 from securefed.errors import ConfigError
-from securefed.privacy.policy import CohortBounds
-from securefed.secagg.parameters import MIN_ETA, MIN_SIGMA, PairwiseParameters
+from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
+from securefed.secagg.parameters import PairwiseParameters
 
 Contribution = Callable[[], NDArray[np.uint32]]
 """Makes the ring vector at the moment it is needed; called once, after the cohort is checked."""
@@ -44,92 +43,7 @@ SPARSE_REMOVAL = (
     "than 200 clients or the complete graph, degree = n - 1"
 )
 _MAX_COHORT = 1 << 20
-_CONTEXT_TYPE = 0
-
-
-def _check_bits(bits: int | str) -> None:
-    if bits != "auto" and not (isinstance(bits, int) and MIN_BITS <= bits <= MAX_BITS):
-        raise ConfigError(f"bits = {bits!r}: must be 'auto' or {MIN_BITS}..{MAX_BITS}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairwiseAggregation:
-    """Pairwise masking: the server sees only the sum.
-
-    Degree and thresholds are derived from the cohort (``secagg/parameters.py``); more can be asked
-    for, never less.
-
-    Args:
-        bits: ring width on the wire, 20..32, or ``"auto"``: the least that the bound allows.
-        degree: neighbours of a client, at least as many as are derived; None for just those.
-        sigma: the guarantees of a sparse graph fail with probability at most 2^-sigma, >= 40.
-        eta: random dropouts end a sparse round with probability at most 2^-eta, >= 30.
-
-    Raises:
-        ConfigError: less is asked for than is allowed.
-    """
-
-    bits: int | Literal["auto"] = "auto"
-    degree: int | None = None
-    sigma: int = MIN_SIGMA
-    eta: int = MIN_ETA
-
-    def __post_init__(self) -> None:
-        _check_bits(self.bits)
-        for name, value, least in (
-            ("sigma", self.sigma, MIN_SIGMA),
-            ("eta", self.eta, MIN_ETA),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} = {value}: must be >= {least}")
-
-    def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
-        """Degree and thresholds for one cohort.
-
-        Raises:
-            ConfigError: the cohort leaves no safe threshold, or ``degree`` is too small for it.
-        """
-        return PairwiseParameters.of(bounds, degree=self.degree, sigma=self.sigma, eta=self.eta)
-
-    def ring_sigma(self, bounds: CohortBounds) -> int | None:
-        """The security exponent where the cohort masks on a ring; None for a complete graph."""
-        return self.sigma if self.parameters(bounds).sparse else None
-
-
-@dataclass(frozen=True)
-class PlaintextAggregation:
-    """No protection: every contribution reaches the server as it is.  A baseline."""
-
-    bits: int | Literal["auto"] = "auto"
-
-    def __post_init__(self) -> None:
-        _check_bits(self.bits)
-
-    def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
-        """The survivor floor that a secure round would have; nothing else is used."""
-        return PairwiseParameters.of(bounds)
-
-    def ring_sigma(self, bounds: CohortBounds) -> int | None:
-        """There is no masking graph."""
-        return None
-
-
-Aggregation = PairwiseAggregation | PlaintextAggregation
-
-
-def check_removal(aggregation: Aggregation, bounds: CohortBounds) -> None:
-    """Whether excess noise can be removed from sums that are formed so.
-
-    Raises:
-        ConfigError: says why not.
-    """
-    if isinstance(aggregation, PlaintextAggregation):
-        raise ConfigError(
-            "remove_excess_noise = True with aggregation = plaintext: seeds of noise are revealed "
-            "in a masked round; use pairwise aggregation"
-        )
-    if aggregation.parameters(bounds).sparse:
-        raise ConfigError(SPARSE_REMOVAL)
+_CONTEXT_TYPE, _ENCRYPTED_CONTEXT_TYPE = 0, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +65,8 @@ class RoundContext:
         noise_layers: std in grid units of the layers of each client's noise that can be removed
             (:mod:`securefed.secagg.noise_layers`), one for each client that may be missing; none
             where noise is not removed.
+        encryption: how contributions are encrypted; None where they are not.  With a decryptor the
+            roster holds its identity key too, under ``DECRYPTOR``.
 
     Raises:
         ConfigError: these do not fit each other; layers of noise on a sparse graph among them.
@@ -165,6 +81,7 @@ class RoundContext:
     parameters: PairwiseParameters
     binding: bytes
     noise_layers: tuple[float, ...] = ()
+    encryption: RoundEncryption | None = None
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,14 +95,16 @@ class RoundContext:
                 f"parameters, made for {self.parameters.size}"
             )
         self._check_layers()
-        missing = [name for name in self.cohort if name not in self.roster]
+        self._check_encryption()
+        parties = self.cohort + ((DECRYPTOR,) if self.has_decryptor else ())
+        missing = [name for name in parties if name not in self.roster]
         if missing:
             raise ConfigError(f"roster: no identity key for {missing[:5]}")
-        keys = {self.roster[name].raw for name in self.cohort}
-        if len(keys) != len(self.cohort):
-            raise ConfigError("roster: two clients have the same identity key")
+        keys = {self.roster[name].raw for name in parties}
+        if len(keys) != len(parties):
+            raise ConfigError("roster: two parties have the same identity key")
         writer = Writer()
-        writer.header(_CONTEXT_TYPE)
+        writer.header(_CONTEXT_TYPE if self.encryption is None else _ENCRYPTED_CONTEXT_TYPE)
         writer.fixed(self.session, SESSION_BYTES)
         writer.u32(self.round)
         writer.u32(self.length)
@@ -197,12 +116,37 @@ class RoundContext:
         for name in self.cohort:
             writer.blob(_encoded(name), limit=1024, field="client id")
             writer.blob(raw := self.roster[name].raw, limit=len(raw))
+        if self.encryption is not None:
+            self.encryption.write(writer)
+            if self.has_decryptor:
+                writer.blob(raw := self.roster[DECRYPTOR].raw, limit=len(raw))
         if self.noise_layers:  # else nothing: rounds without them keep their digest
             writer.u32(len(self.noise_layers))
             writer.fixed(
                 exact := struct.pack(f"<{len(self.noise_layers)}d", *self.noise_layers), len(exact)
             )
         object.__setattr__(self, "digest", hashlib.sha256(writer.done()).digest())
+
+    @property
+    def has_decryptor(self) -> bool:
+        """Whether a separate party opens the sum."""
+        return self.encryption is not None and self.encryption.key_holder == "decryptor"
+
+    def _check_encryption(self) -> None:
+        agreed = self.encryption
+        if agreed is None:
+            return
+        if DECRYPTOR in self.cohort:
+            raise ConfigError(f"cohort: no client may be called {DECRYPTOR!r}")
+        for name, value, expected in (
+            ("clients", agreed.clients, len(self.cohort)),
+            ("length", agreed.length, self.length),
+            ("bits", agreed.bits, self.bits),
+        ):
+            if value != expected:
+                raise ConfigError(f"encryption: {name} = {value}, the round has {expected}")
+        if self.noise_layers and not agreed.masked:
+            raise ConfigError("encryption: layers of noise are removed in masked rounds only")
 
     def _check_layers(self) -> None:
         if not self.noise_layers:

@@ -1,8 +1,9 @@
 """Messages of the pairwise protocol, one dataclass and one codec pair each.
 
 Clients are named by their index in the cohort.  Every client message is signed as a whole
-(:class:`Signed`) under the round's digest; what one client says to another through the server (an
-advertisement, a bundle of shares) carries its own signature, so that the receiver can check it.
+(:mod:`securefed.secagg.signed`) under the round's digest; what one client says to another through
+the server (an advertisement, a bundle of shares) carries its own signature, so that the receiver
+can check it.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ from securefed.crypto.shamir import SHARE_BYTES
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import WireError
 from securefed.secagg.graph import NONCE_BYTES
+from securefed.secagg.signed import Signed
 
 HASH_BYTES = 32
 EDGE_WRAP_BYTES = 32 + SEAL_OVERHEAD
 ENVELOPE_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD
 """Without layers of noise; each adds a share (:func:`envelope_bytes`)."""
 
-# Message types.  A number is never used for two things.
-SIGNED = 1
+# Message types.  A number is never used for two things; 1 is a signed message, 17 to 20 those of
+# encrypted rounds, 21 a contribution in the clear.
 ADVERTISED = 11
 DELIVERY = 12
 SURVIVORS = 13
@@ -38,42 +40,6 @@ NEIGHBOURHOOD = 16
 def envelope_bytes(noise_layers: int) -> int:
     """Size of a share envelope in a round with that many layers of noise that can be removed."""
     return ENVELOPE_BYTES + noise_layers * SHARE_BYTES
-
-
-@dataclass(frozen=True)
-class Signed:
-    """A client's message: its index, the stage's body, and a signature over both."""
-
-    sender: int
-    body: bytes
-    signature: bytes
-
-    def encode(self) -> bytes:
-        """To bytes."""
-        return encode_signed(self.sender, self.signature, self.body)
-
-    @classmethod
-    def decode(cls, data: bytes, *, limit: int) -> Signed:
-        """From bytes; ``limit`` bounds the body."""
-        reader = Reader(data)
-        reader.header(SIGNED)
-        sender = reader.u32(field="sender")
-        signature = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
-        body = reader.blob(limit, field="body")
-        reader.finish()
-        return cls(sender, body, signature)
-
-
-def encode_signed(sender: int, signature: bytes, *body: bytes) -> bytes:
-    """A :class:`Signed` of a body in parts: a long one is not put together twice."""
-    writer = Writer()
-    writer.header(SIGNED)
-    writer.u32(sender)
-    writer.blob(signature, limit=MAX_SIGNATURE_BYTES)
-    writer.u32(sum(map(len, body)))
-    for part in body:
-        writer.fixed(part, len(part))
-    return writer.done()
 
 
 @dataclass(frozen=True)

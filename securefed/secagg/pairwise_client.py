@@ -43,7 +43,7 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystreams, draw, system_random
 from securefed.crypto.shamir import SHARE_BYTES, share
-from securefed.encoding.wire import Reader, Writer, pack_ring
+from securefed.encoding.wire import Reader, pack_ring
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
@@ -56,8 +56,9 @@ from securefed.secagg.graph import (
     nonce_commitment,
     nonce_commitments,
 )
-from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
+from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
 from securefed.secagg.noise_layers import NoiseLayers
+from securefed.secagg.signed import Signed, sign, verify
 
 
 class ClientState(enum.Enum):
@@ -295,7 +296,7 @@ class PairwiseClient(SecretHolder):
 
     def _checked(self, signed: Signed) -> Advertisement:
         """An advertisement that its sender signed for this round."""
-        self._verify(signed, "advertise")
+        verify(self._context, signed, "advertise")
         return Advertisement.decode(signed.body, noise_layers=len(self._context.noise_layers))
 
     def _share(self, adverts: dict[int, Advertisement]) -> bytes:
@@ -502,19 +503,8 @@ class PairwiseClient(SecretHolder):
                 f"{what}: {count} holders of this client's shares, at least {threshold} are needed"
             )
 
-    def _verify(self, signed: Signed, stage: str) -> None:
-        name = self._context.cohort[signed.sender]
-        self._context.roster[name].verify(
-            signed.signature,
-            signing_input(self._context.digest, signed.sender, signed.body),
-            label=keys.stage_label(stage),
-        )
-
     def _signed(self, stage: str, *body: bytes) -> bytes:
-        signature = self._identity.sign(
-            signing_input(self._context.digest, self._index, *body), label=keys.stage_label(stage)
-        )
-        return wire_messages.encode_signed(self._index, signature, *body)
+        return sign(self._context, self._index, self._identity, stage, *body)
 
     def _forget(self) -> None:
         self._root = self._self_seed = self._nonce = b""
@@ -550,15 +540,3 @@ def checked_keys(advert: Advertisement, owner: str) -> tuple[HybridPublicKey, Hy
         )
     except (RemoteProtocolError, ConfigError) as error:
         raise RemoteProtocolError(f"advertisement of {owner!r}: {error}") from None
-
-
-def signing_input(digest: bytes, sender: int, *body: bytes) -> bytes:
-    """What a client's signature on a whole message covers; the body, in parts, by its hash."""
-    hashed = hashlib.sha256()
-    for part in body:
-        hashed.update(part)
-    writer = Writer()
-    writer.fixed(digest, 32)
-    writer.u32(sender)
-    writer.fixed(hashed.digest(), 32)
-    return writer.done()

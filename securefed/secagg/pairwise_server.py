@@ -48,10 +48,11 @@ from securefed.secagg.graph import (
     graph_seed,
     nonce_commitment,
 )
-from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal, Signed
+from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
 from securefed.secagg.noise_layers import layers_commitment, noise_of
-from securefed.secagg.pairwise_client import checked_keys, signing_input
+from securefed.secagg.pairwise_client import checked_keys
 from securefed.secagg.recovery import Holders, check_commitment
+from securefed.secagg.signed import Signed, verify
 
 Mask = tuple[bytes, bool]
 """A keystream key, and whether the keystream is subtracted."""
@@ -171,11 +172,7 @@ class PairwiseServer:
             raise RemoteProtocolError(f"{client_id!r} has already sent its {stage} message")
         if sender not in self._awaited:
             raise RemoteProtocolError(f"{client_id!r} dropped out before {stage}")
-        self._context.roster[client_id].verify(
-            signed.signature,
-            signing_input(self._context.digest, sender, signed.body),
-            label=keys.stage_label(stage),
-        )
+        verify(self._context, signed, stage)
         if stage == "advertise":
             self._add_advertisement(sender, client_id, signed)
         elif stage == "graph":

@@ -44,7 +44,7 @@ from securefed.crypto.prg import NoiseGenerator, add_keystreams
 from securefed.federation.client import ClientRound
 from securefed.federation.session import RoundSession
 from securefed.privacy.policy import PrivacyPolicy
-from securefed.secagg.aggregator import PairwiseAggregation
+from securefed.secagg.aggregations import PairwiseAggregation
 from securefed.secagg.pairwise_server import PairwiseServer
 
 HAS_FLOWER = importlib.util.find_spec("flwr") is not None

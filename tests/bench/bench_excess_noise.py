@@ -26,7 +26,8 @@ from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregator import SESSION_BYTES, PairwiseAggregation
+from securefed.secagg.aggregations import PairwiseAggregation
+from securefed.secagg.aggregator import SESSION_BYTES
 
 
 @dataclass(frozen=True)

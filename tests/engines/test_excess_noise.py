@@ -17,7 +17,7 @@ from securefed.errors import ConfigError, LocalProtocolError, ThresholdNotMet
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 from securefed.privacy.policy import CohortBounds
-from securefed.secagg.aggregator import PlaintextAggregation
+from securefed.secagg.aggregations import PlaintextAggregation
 from securefed.secagg.noise_layers import NoiseLayers
 
 CLIENTS, CORRUPT, MOST = 20, 2, 6

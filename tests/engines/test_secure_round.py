@@ -11,7 +11,7 @@ from securefed.config import STAGES
 from securefed.encoding.fixed_point import to_ring
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import ConfigError, OverflowBoundError, ThresholdNotMet
-from securefed.secagg.messages import Signed
+from securefed.secagg.signed import Signed
 
 PLAIN = PrivacyPolicy(clip_norm=1.0, mechanism="none")
 

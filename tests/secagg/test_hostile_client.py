@@ -11,9 +11,9 @@ from securefed.errors import RemoteProtocolError, WireError
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.graph import Graph
-from securefed.secagg.messages import Bundle, Reveal, Signed
-from securefed.secagg.pairwise_client import signing_input
+from securefed.secagg.messages import Bundle, Reveal
 from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.signed import Signed, signing_input
 
 
 def resigned(cohort: Cohort, name: str, stage: str, body: bytes) -> bytes:

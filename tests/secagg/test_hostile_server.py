@@ -19,9 +19,10 @@ from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.graph import Graph
-from securefed.secagg.messages import Advertisement, Reveal, Signed
+from securefed.secagg.messages import Advertisement, Reveal
 from securefed.secagg.pairwise_client import ClientState, PairwiseClient
 from securefed.secagg.pairwise_server import Outgoing, PairwiseServer, apply_masks
+from securefed.secagg.signed import Signed
 
 
 def adverts_of(reply: bytes, size: int) -> dict[int, Signed]:
@@ -446,7 +447,7 @@ def test_a_huge_count_is_refused_before_anything_is_allocated():
     ("change", "message"),
     [
         ("a stranger invited", "no identity key for"),
-        ("one identity under two names", "two clients have the same identity key"),
+        ("one identity under two names", "two parties have the same identity key"),
         ("another key for this client", "another identity key"),
     ],
 )

@@ -17,11 +17,12 @@ from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.graph import Graph, commitments_hash, graph_seed, nonce_commitment
-from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal, Signed
+from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal
 from securefed.secagg.noise_layers import LAYER_NOISE, chain, layers_commitment
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.parameters import PairwiseParameters
+from securefed.secagg.signed import Signed
 
 FOLDER = Path(__file__).parents[1] / "vectors"
 FILES = sorted(FOLDER.glob("messages_*.json"))

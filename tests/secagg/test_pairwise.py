@@ -12,8 +12,8 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import add_keystream
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
-from securefed.secagg.messages import Signed
 from securefed.secagg.pairwise_client import ClientState
+from securefed.secagg.signed import Signed
 
 
 def masked(message: bytes, cohort: Cohort) -> np.ndarray:

@@ -11,14 +11,15 @@ decryptor, no        a separate party, once, after it        a server that the d
                      checked that what it is given is the    help, and no client helps to depart
                      sum of what enough clients sent         from the protocol
 decryptor, yes       the same party; what it opens still     server, decryptor and up to ``corrupt``
-                     carries masks, which the server alone   clients, as pairwise masking does; and
-                     can remove                              the server with any clients that lacks
-                                                             the decryptor's key
+                     carries masks, which the server alone   clients together, as pairwise masking
+                     can remove                              does
 ===================  ======================================  =======================================
 
 Without masks a contribution is safe from whoever lacks the key, and from nobody else.  With them,
 server and decryptor together see what the server of a pairwise round sees, and no more.  So a
-consortium without a third party lets one of its members be the decryptor of masked rounds.
+consortium without a third party lets one of its members be the decryptor of masked rounds.  (A
+server that departs from the protocol can have a ciphertext of its own making opened there, once a
+round, and learn the key from it.  It then is such a pair.)
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ can check it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,14 +27,18 @@ EDGE_WRAP_BYTES = 32 + SEAL_OVERHEAD
 ENVELOPE_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD
 """Without layers of noise; each adds a share (:func:`envelope_bytes`)."""
 
-# Message types.  A number is never used for two things; 1 is a signed message, 17 to 20 those of
-# encrypted rounds, 21 a contribution in the clear.
+# Message types.  A number is never used for two things; 1 is a signed message, 21 a
+# contribution in the clear.
 ADVERTISED = 11
 DELIVERY = 12
 SURVIVORS = 13
 CONFIRMATIONS = 14
 COMMITMENTS = 15
 NEIGHBOURHOOD = 16
+KEYED_DELIVERY = 17
+OPEN_REQUEST = 18
+KEY_REQUEST = 19
+KEYS = 20
 
 
 def envelope_bytes(noise_layers: int) -> int:
@@ -127,9 +131,9 @@ def _read_advertisements(
     framed = longest + MAX_SIGNATURE_BYTES + 64
     signed = [
         Signed.decode(reader.blob(framed, field="advertisement"), limit=longest)
-        for _ in range(_count(reader, "advertisements", limit))
+        for _ in range(read_count(reader, "advertisements", limit))
     ]
-    _strictly_rising([item.sender for item in signed], "advertisements", size)
+    strictly_rising([item.sender for item in signed], "advertisements", size)
     return signed
 
 
@@ -174,7 +178,7 @@ class Neighbourhood:
         """The first part, which is the same for every receiver."""
         writer = Writer()
         writer.header(NEIGHBOURHOOD)
-        _write_bitmap(writer, nonces, size)
+        write_bitmap(writer, nonces, size)
         for index in sorted(nonces):
             writer.fixed(nonces[index], NONCE_BYTES)
         writer.u32(len(withheld))
@@ -195,7 +199,7 @@ class Neighbourhood:
         """From bytes; at most ``degree`` advertisements."""
         reader = Reader(data)
         reader.header(NEIGHBOURHOOD)
-        revealed = _read_bitmap(reader, "nonces", size)
+        revealed = read_bitmap(reader, "nonces", size)
         block = reader.fixed(NONCE_BYTES * len(revealed), field="nonces")
         nonces = {
             index: block[place : place + NONCE_BYTES]
@@ -203,10 +207,10 @@ class Neighbourhood:
         }
         order: list[int] = []
         withheld: dict[int, bytes] = {}
-        for _ in range(_count(reader, "withheld nonces", size)):
+        for _ in range(read_count(reader, "withheld nonces", size)):
             order.append(reader.u32(field="withheld nonce"))
             withheld[order[-1]] = reader.fixed(HASH_BYTES, field="nonce commitment")
-        _strictly_rising(order, "withheld nonces", size)
+        strictly_rising(order, "withheld nonces", size)
         if nonces.keys() & withheld.keys():
             raise WireError("withheld nonces: one of them is revealed too")
         advertisements = _read_advertisements(reader, limit=degree, size=size)
@@ -332,7 +336,7 @@ def _read_bundles(
 ) -> dict[int, Bundle]:
     bundles: dict[int, Bundle] = {}
     last = -1
-    for _ in range(_count(reader, "bundles", len(with_edge))):
+    for _ in range(read_count(reader, "bundles", len(with_edge))):
         other = reader.u32(field="client")
         if other <= last:
             raise WireError("bundles: clients must be in strictly rising order")
@@ -347,7 +351,7 @@ def encode_survivors(survivors: list[int], *, size: int) -> bytes:
     """Server to clients: who survived, a bit a client of the cohort."""
     writer = Writer()
     writer.header(SURVIVORS)
-    _write_bitmap(writer, survivors, size)
+    write_bitmap(writer, survivors, size)
     return writer.done()
 
 
@@ -355,7 +359,7 @@ def decode_survivors(data: bytes, *, size: int) -> list[int]:
     """Client indices, rising."""
     reader = Reader(data)
     reader.header(SURVIVORS)
-    survivors = _read_bitmap(reader, "survivors", size)
+    survivors = read_bitmap(reader, "survivors", size)
     reader.finish()
     return survivors
 
@@ -364,10 +368,7 @@ def encode_confirmations(signatures: dict[int, bytes]) -> bytes:
     """Server to survivors: who signed the survivor list."""
     writer = Writer()
     writer.header(CONFIRMATIONS)
-    writer.u32(len(signatures))
-    for index in sorted(signatures):
-        writer.u32(index)
-        writer.blob(signatures[index], limit=MAX_SIGNATURE_BYTES)
+    write_signatures(writer, signatures)
     return writer.done()
 
 
@@ -375,13 +376,27 @@ def decode_confirmations(data: bytes, *, size: int, limit: int) -> dict[int, byt
     """Signatures by client index, at most ``limit``."""
     reader = Reader(data)
     reader.header(CONFIRMATIONS)
+    signatures = read_signatures(reader, size=size, limit=limit)
+    reader.finish()
+    return signatures
+
+
+def write_signatures(writer: Writer, signatures: Mapping[int, bytes]) -> None:
+    """Signatures by client index."""
+    writer.u32(len(signatures))
+    for index in sorted(signatures):
+        writer.u32(index)
+        writer.blob(signatures[index], limit=MAX_SIGNATURE_BYTES)
+
+
+def read_signatures(reader: Reader, *, size: int, limit: int) -> dict[int, bytes]:
+    """What :func:`write_signatures` wrote, at most ``limit`` of them."""
     signatures: dict[int, bytes] = {}
     order: list[int] = []
-    for _ in range(_count(reader, "confirmations", limit)):
+    for _ in range(read_count(reader, "confirmations", limit)):
         order.append(reader.u32(field="signer"))
         signatures[order[-1]] = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
-    reader.finish()
-    _strictly_rising(order, "confirmations", size)
+    strictly_rising(order, "confirmations", size)
     return signatures
 
 
@@ -424,10 +439,10 @@ class Reveal:
         for name in ("self_shares", "root_shares"):
             order: list[int] = []
             shares: dict[int, bytes] = {}
-            for _ in range(_count(reader, name, limit)):
+            for _ in range(read_count(reader, name, limit)):
                 order.append(reader.u32(field=name))
                 shares[order[-1]] = reader.fixed(SHARE_BYTES, field=name)
-            _strictly_rising(order, name, size)
+            strictly_rising(order, name, size)
             groups.append(shares)
         layers = {
             index: reader.fixed(SHARE_BYTES, field="layer_shares")
@@ -439,22 +454,24 @@ class Reveal:
         return cls(groups[0], groups[1], layers)
 
 
-def _count(reader: Reader, field: str, limit: int) -> int:
+def read_count(reader: Reader, field: str, limit: int) -> int:
+    """A number of entries, at most ``limit``."""
     count = reader.u32(field=field)
     if count > limit:
         raise WireError(f"{field}: {count} entries, at most {limit} are possible")
     return count
 
 
-def _write_bitmap(writer: Writer, indices: Iterable[int], size: int) -> None:
-    """Client i is bit i % 8 of byte i // 8; spare bits are zero."""
+def write_bitmap(writer: Writer, indices: Iterable[int], size: int) -> None:
+    """Who is meant: client i is bit i % 8 of byte i // 8; spare bits are zero."""
     bits = np.zeros(size, dtype=np.uint8)
     bits[list(indices)] = 1
     packed = np.packbits(bits, bitorder="little").tobytes()
     writer.fixed(packed, len(packed))
 
 
-def _read_bitmap(reader: Reader, field: str, size: int) -> list[int]:
+def read_bitmap(reader: Reader, field: str, size: int) -> list[int]:
+    """What :func:`write_bitmap` wrote, as rising indices."""
     packed = np.frombuffer(reader.fixed((size + 7) // 8, field=field), dtype=np.uint8)
     found = np.flatnonzero(np.unpackbits(packed, bitorder="little"))
     if found.size and found[-1] >= size:
@@ -463,6 +480,7 @@ def _read_bitmap(reader: Reader, field: str, size: int) -> list[int]:
     return indices
 
 
-def _strictly_rising(values: list[int], field: str, size: int) -> None:
+def strictly_rising(values: list[int], field: str, size: int) -> None:
+    """Refuse indices that do not rise strictly and stay below ``size``."""
     if any(b <= a for a, b in itertools.pairwise(values)) or any(value >= size for value in values):
         raise WireError(f"{field}: indices must rise strictly and stay below {size}")

@@ -21,6 +21,8 @@ from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarante
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation
 from securefed.secagg.aggregator import SESSION_BYTES
+from securefed.secagg.decryptor import Decryptor
+from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.pairwise_server import MaskRemoval, apply_masks
 
 
@@ -45,7 +47,7 @@ class Carried:
 
 def carry(
     server: ServerRound,
-    clients: Mapping[str, ClientRound],
+    clients: Mapping[str, ClientRound | Decryptor],
     *,
     drop: Mapping[str, Stage] | None = None,
     keep_transcript: bool = True,
@@ -54,7 +56,7 @@ def carry(
 
     Args:
         server: in its first stage.
-        clients: not yet started.
+        clients: not yet started; with a decryptor it is one of them, under ``"decryptor"``.
         drop: the stage from which on a client is silent.
         keep_transcript: keep every byte the server received.
 
@@ -102,8 +104,8 @@ class SecureRoundResult:
         mean: float64[d]: ``sum`` over the number of survivors, or, for ``unit="example"`` and
             ``"user"``, over the expected batch (sampling probability times the survivors' rows).
         survivors: ids inside the sum, in the order of the cohort.
-        bytes_up: bytes sent by each client, by id.
-        bytes_down: bytes sent to each client, by id.
+        bytes_up: bytes sent by each client, by id; a decryptor's are under ``"decryptor"``.
+        bytes_down: bytes sent to each client, by id, and to a decryptor.
         transcript: ``transcript[stage][client id]``: every byte the server received; a client that
             was silent in a stage is absent there.
         resolution: size of one grid step in the units of the updates.
@@ -153,7 +155,8 @@ def secure_round(
         privacy: what is protected and by how much.
         aggregation: ``PairwiseAggregation()`` by default.
         drop: client id -> the stage from which on it is silent: ``"advertise"``, ``"share"``,
-            ``"masked_input"``, ``"consistency"`` or ``"unmask"``.
+            ``"masked_input"``, ``"consistency"`` or ``"unmask"``; the decryptor's id is
+            ``"decryptor"``.
         remove_masks: on one core by default; ``engines.parallel.ParallelMasks()`` for all of them.
 
     Returns:
@@ -206,14 +209,21 @@ def secure_round(
     if privacy.unit != "client" and privacy.max_examples is None:
         privacy = replace(privacy, max_examples=max(1, *(len(a) for a in arrays.values())))
     identities = {name: IdentityKey.generate() for name in cohort}
+    aggregation = PairwiseAggregation() if aggregation is None else aggregation
+    roster = {name: key.public for name, key in identities.items()}
+    decryptor = IdentityKey.generate()
+    if aggregation.has_decryptor:
+        if DECRYPTOR in ids:
+            raise ConfigError(f"updates: no client may be called {DECRYPTOR!r}")
+        roster[DECRYPTOR], ids[DECRYPTOR] = decryptor.public, DECRYPTOR
     session = RoundSession(
         session=secrets.token_bytes(SESSION_BYTES),
         round=1,
         cohort=cohort,
-        roster={name: key.public for name, key in identities.items()},
+        roster=roster,
         dimension=widths.pop(),
         policy=privacy,
-        aggregation=PairwiseAggregation() if aggregation is None else aggregation,
+        aggregation=aggregation,
         model=hashlib.sha256(b"securefed/1/vectors, no model").digest(),
     )
     for name, array in arrays.items():
@@ -223,10 +233,12 @@ def secure_round(
                 f"{session.plan.max_examples}"
             )
     server = ServerRound(session, remove_masks=remove_masks)
-    clients = {
+    clients: dict[str, ClientRound | Decryptor] = {
         name: ClientRound(session, name, identities[name], _encode(arrays[name], privacy))
         for name in cohort
     }
+    if aggregation.has_decryptor:
+        clients[DECRYPTOR] = Decryptor(session.context, decryptor)
     carried = carry(server, clients, drop=dropped)
     total, rule = server.sum, privacy.adaptive_clip
     survivors = server.survivors

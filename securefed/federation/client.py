@@ -14,6 +14,7 @@ from securefed.federation.floors import ClientFloors
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.secagg.aggregator import AggregationClient
+from securefed.secagg.encrypted_client import EncryptedClient, OnEncrypted
 from securefed.secagg.noise_layers import NoiseLayers
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.plaintext import PlaintextClient
@@ -67,6 +68,7 @@ class ClientRound(SecretHolder):
         floors: what this client asks of any round; None asks for no more than the protocol does.
         generator: cryptographic source of sampling, rounding and noise.
         random: source of round secrets.
+        on_encrypted: told how many ciphertexts are made, and of how many.
 
     Raises:
         LocalProtocolError: the round is below a floor, or the roster holds another key for this
@@ -91,6 +93,7 @@ class ClientRound(SecretHolder):
         floors: ClientFloors | None = None,
         generator: NoiseGenerator | None = None,
         random: RandomBytes = system_random,
+        on_encrypted: OnEncrypted | None = None,
     ) -> None:
         if floors is not None:
             floors.check(session)
@@ -101,20 +104,31 @@ class ClientRound(SecretHolder):
         codec = session.codec.with_layers(layers)
         contribution = _Contribution(lambda: encode(codec, noise), charge)
         self._contribution: _Contribution | None = contribution
-        self._half: AggregationClient = (
-            PlaintextClient(session.context, client_id, contribution)
-            if session.plaintext
-            else PairwiseClient(
-                session.context,
+        least = 2 if floors is None else floors.min_clients
+        context, encryption = session.context, session.context.encryption
+        if session.plaintext:
+            self._half: AggregationClient = PlaintextClient(context, client_id, contribution)
+        elif encryption is not None and not encryption.masked:
+            self._half = EncryptedClient(
+                context,
                 client_id,
                 identity,
                 contribution,
-                min_clients=2 if floors is None else floors.min_clients,
+                min_clients=least,
+                random=random,
+                on_encrypted=on_encrypted,
+            )
+        else:
+            self._half = PairwiseClient(
+                context,
+                client_id,
+                identity,
+                contribution,
+                min_clients=least,
                 min_threshold=2 if floors is None else floors.min_threshold,
                 random=random,
                 layers=layers,
             )
-        )
 
     def prepare(self) -> None:
         """Make and keep the encoded contribution now, so that no later answer waits for it.

@@ -14,6 +14,7 @@ from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
 from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.secagg.aggregator import AggregationServer
+from securefed.secagg.encrypted_server import EncryptedServer
 from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
 from securefed.secagg.plaintext import PlaintextServer
 
@@ -57,11 +58,13 @@ class ServerRound(SecretHolder):
         self._session = session
         self._correlated = correlated
         self._generator = NoiseGenerator() if generator is None else generator
-        self._half: AggregationServer = (
-            PlaintextServer(session.context)
-            if session.plaintext
-            else PairwiseServer(session.context, remove_masks=remove_masks)
-        )
+        context, encryption = session.context, session.context.encryption
+        if session.plaintext:
+            self._half: AggregationServer = PlaintextServer(context)
+        elif encryption is not None and not encryption.masked:
+            self._half = EncryptedServer(context)
+        else:
+            self._half = PairwiseServer(context, remove_masks=remove_masks)
 
     @property
     def stage(self) -> Stage | None:
@@ -69,7 +72,7 @@ class ServerRound(SecretHolder):
         return self._half.stage
 
     def receive(self, client_id: str, message: bytes) -> None:
-        """Take one client's message.
+        """Take the message of one client, or of the decryptor.
 
         Raises:
             RemoteProtocolError: the message is refused; the round goes on without it.

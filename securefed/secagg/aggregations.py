@@ -55,6 +55,8 @@ class PairwiseAggregation:
             if value < least:
                 raise ConfigError(f"{name} = {value}: must be >= {least}")
 
+    has_decryptor: ClassVar[bool] = False
+
     def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
         """Degree and thresholds for one cohort.
 
@@ -113,6 +115,11 @@ class HomomorphicAggregation:
         self._masking()
         if self.degree is not None and not self.masked:
             raise ConfigError(f"degree = {self.degree} with masked = False: nothing is masked")
+
+    @property
+    def has_decryptor(self) -> bool:
+        """Whether a separate party opens the sum."""
+        return self.key_holder == "decryptor"
 
     def _masking(self) -> PairwiseAggregation:
         return PairwiseAggregation(
@@ -188,6 +195,8 @@ class PlaintextAggregation:
 
     def __post_init__(self) -> None:
         _check_bits(self.bits)
+
+    has_decryptor: ClassVar[bool] = False
 
     def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
         """The survivor floor that a secure round would have; nothing else is used."""

@@ -8,7 +8,7 @@ stage               messages                        what the server then knows a
 ``advertise``       clients' hybrid keys; the       who is there; sends the advertisements to the
                     decryptor's offer               decryptor, or to the client that makes the key
 ``share``           the offer (of the cohort's      sends each client the offer and its round
-                    key), round secrets, sealed     secret
+                    key), round secrets, sealed     secret; asks another maker if this one is silent
 ``masked_input``    ciphertexts, padded checks      their sum; asks the decryptor to open it, or
                                                     sends clients the list of survivors
 ``consistency``     (cohort's key) signatures on    who agrees; asks as many clients to open the
@@ -47,7 +47,7 @@ from securefed.secagg.opening import (
     opened_size,
 )
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
-from securefed.secagg.signed import Signed, party_number, verify
+from securefed.secagg.signed import Signed, party_name, party_number, verify
 from securefed.secagg.sum_check import check_bytes
 
 
@@ -78,6 +78,7 @@ class EncryptedServer:
         self._adverts: dict[int, bytes] = {}
         self._public_keys: set[bytes] = set()
         self._offer: Offer | None = None
+        self._makers: list[int] = []
         self._wraps: dict[int, Wrap] = {}
         self._view = b""
         self._entries: dict[int, Entry] = {}
@@ -188,18 +189,26 @@ class EncryptedServer:
     def _ask_for_keys(self, clients: list[int]) -> tuple[Stage, dict[str, bytes]]:
         context = self._context
         self._check_floor("advertise", len(clients), context.parameters.survivor_floor)
-        request = encode_key_request(self._adverts[index] for index in clients)
-        if context.has_decryptor:
-            if self._offer is None:
-                raise ThresholdNotMet("advertise: the decryptor did not answer")
-            return "share", {DECRYPTOR: request}
-        maker = self._in_turn(clients)[0]
-        return "share", {context.cohort[maker]: request}
+        if not context.has_decryptor:
+            # If one falls silent another is asked: as many as may be missing, and one more.
+            parameters = context.parameters
+            most = parameters.size - parameters.survivor_floor + 1
+            self._makers = self._in_turn(clients)[:most]
+            return self._ask_for_key(self._makers.pop(0))
+        if self._offer is None:
+            raise ThresholdNotMet("advertise: the decryptor did not answer")
+        return self._ask_for_key(party_number(context, DECRYPTOR))
+
+    def _ask_for_key(self, maker: int) -> tuple[Stage, dict[str, bytes]]:
+        request = encode_key_request(self._adverts[index] for index in sorted(self._adverts))
+        return "share", {party_name(self._context, maker): request}
 
     def _pass_keys_on(self) -> tuple[Stage, dict[str, bytes]]:
         offer, context = self._offer, self._context
+        if not self._wraps and self._makers:
+            return self._ask_for_key(self._makers.pop(0))
         if offer is None or not self._wraps:
-            raise ThresholdNotMet("share: the key holder dealt no key")
+            raise ThresholdNotMet("share: nobody dealt a key")
         self._view = offer.view()
         return "masked_input", {
             context.cohort[index]: encode_keys(offer.encoded, wrap)

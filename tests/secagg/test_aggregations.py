@@ -99,7 +99,10 @@ def test_what_does_not_fit_is_refused_with_the_bound():
         )
     with pytest.raises(OverflowBoundError, match="the check slot's sum would reach"):
         RoundEncryption(
-            scheme="bfv", sum_bound=1 << 40, value_bound=2**31 - 1, **common | {"length": 1 << 38}
+            scheme="bfv",
+            sum_bound=1 << 40,
+            value_bound=2**31 - 1,
+            **common | {"length": 1 << 40, "clients": 30_000},
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from secagg_probe import body_of, resigned
+from secagg_probe import body_of, dealing, resigned
 from secagg_rounds import COMPLETE_STAGES, Cohort
 
 from securefed.config import STAGES, Stage
@@ -20,10 +20,11 @@ from securefed.encoding.wire import pack_ring, unpack_ring
 from securefed.errors import LocalProtocolError, ProtocolError
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
-from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.aggregator import Outgoing, RoundContext
+from securefed.secagg.client_states import ClientState
 from securefed.secagg.messages import Neighbourhood, Reveal
-from securefed.secagg.pairwise_client import ClientState, PairwiseClient
-from securefed.secagg.pairwise_server import Outgoing, PairwiseServer
+from securefed.secagg.pairwise_client import PairwiseClient
+from securefed.secagg.pairwise_server import PairwiseServer
 
 LENGTH = 12
 IDENTITIES = {f"c{i:03}": IdentityKey.generate() for i in range(16)}
@@ -109,7 +110,7 @@ class Careless(PairwiseServer):
     """Takes inputs for any view, signatures on any list and shares of any client."""
 
     def _add_input(self, body: bytes) -> None:
-        self._total += unpack_ring(body[32:], self._context.length, self._context.bits)
+        self._sum.total += unpack_ring(body[32:], self._context.length, self._context.bits)
 
     def _add_confirmation(self, sender: int, client_id: str, body: bytes) -> None:
         self._confirmations[sender] = body
@@ -119,7 +120,7 @@ class Careless(PairwiseServer):
 
         def content(index: int) -> list[int]:
             own = self.told[index]
-            around = self._graph.witnesses(index) & self._confirmations.keys()
+            around = self._relay.graph.witnesses(index) & self._confirmations.keys()
             same = sorted(i for i in around if self.told[i] == own and i in own)
             return same[: self._context.parameters.quorum]
 
@@ -240,17 +241,17 @@ class Play:
         """The first message; some clients advertise what they will not stand by."""
         client, fault = self.clients[name], self.schedule.faults.get(name, ("", ""))[0]
         message = client.start()
-        advert = client._advert
+        advert = client._secrets.advert
         if fault == "false root commitment":
             advert = replace(advert, root_commitment=bytes(32))
         elif fault == "false self commitment":
             advert = replace(advert, self_commitment=bytes(32))
         elif fault == "foreign mask key":
-            client._mask_key = HybridPrivateKey.generate(system_random)
-            advert = replace(advert, mask_key=client._mask_key.public.raw)
+            client._secrets.mask_key = HybridPrivateKey.generate(system_random)
+            advert = replace(advert, mask_key=client._secrets.mask_key.public.raw)
         else:
             return message
-        client._advert = advert
+        client._secrets.advert = advert
         return resigned(self.cohort, self.context, name, "advertise", advert.encode())
 
     def deliver(self, stage: Stage, sent: dict[str, bytes]) -> None:
@@ -352,7 +353,7 @@ class Play:
             return wire_messages.encode_advertised({s.sender: s.encode() for s in signed})
         if lie == "fewer bundles" and stage == "masked_input":
             me = self.context.index(name)
-            given = {other: client._graph.gives(other, me) for other in client._peers}
+            given = {other: client._graph.gives(other, me) for other in client._secrets.peers}
             bundles = wire_messages.decode_delivery(reply, with_edge=given)
             if bundles:
                 del bundles[int(rng.choice(sorted(bundles)))]
@@ -414,32 +415,29 @@ class Play:
 
 def deal(client: PairwiseClient, *, to_all: bool) -> None:
     """Seals shares of something else, to everyone or to every third client."""
-    original = client._bundle_for
 
-    def bundle_for(other, shares, *keys_):
+    def bundle_for(original, other, shares, *keys_):
         wrong = bytes(SHARE_BYTES - 1) + b"\7"
         return original(other, wrong * 2 if to_all or other % 3 == 0 else shares, *keys_)
 
-    client._bundle_for = bundle_for
+    dealing(client, bundle_for)
 
 
 def foreign_edges(client: PairwiseClient) -> None:
     """Gives edge secrets that do not follow from its root, rightly sealed and committed to."""
-    original = client._bundle_for
 
-    def bundle_for(other, shares, *keys_):
-        if client._peers[other].edge_secret:
-            client._peers[other].edge_secret = system_random(32)
+    def bundle_for(original, other, shares, *keys_):
+        if client._secrets.peers[other].edge_secret:
+            client._secrets.peers[other].edge_secret = system_random(32)
         return original(other, shares, *keys_)
 
-    client._bundle_for = bundle_for
+    dealing(client, bundle_for)
 
 
 def false_edge_commitment(client: PairwiseClient) -> None:
     """Commits to other edge secrets than it gives."""
-    original = client._bundle_for
 
-    def bundle_for(other, shares, mask_key, envelope_key):
+    def bundle_for(original, other, shares, mask_key, envelope_key):
         made = original(other, shares, mask_key, envelope_key)
         if not made.edge:
             return made
@@ -453,7 +451,7 @@ def false_edge_commitment(client: PairwiseClient) -> None:
         signature = client._identity.sign(client._context.digest + covered, label=keys.SIGN_BUNDLE)
         return replace(changed, signature=signature)
 
-    client._bundle_for = bundle_for
+    dealing(client, bundle_for)
 
 
 def check_disclosure(schedule: Schedule, played: Played) -> None:
@@ -467,7 +465,6 @@ def check_disclosure(schedule: Schedule, played: Played) -> None:
         assert min(selves, roots) + parameters.corrupt < parameters.threshold
     for client in played.clients.values():
         if client.state in (ClientState.DONE, ClientState.FAILED):
-            assert not client._root
-            assert not client._shares
+            assert client._secrets is None
     if played.outcome.endswith(("masked_input", "advertise", "share", "graph")):
         assert not played.reveals

@@ -19,10 +19,13 @@ from securefed.errors import RemoteProtocolError
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.carriers import RingSum
+from securefed.secagg.client_secrets import ClientSecrets
 from securefed.secagg.graph import Graph
-from securefed.secagg.messages import Advertisement, Neighbourhood, Reveal
+from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
+from securefed.secagg.relay import Relay
 from securefed.secagg.signed import Signed, signing_input
 
 
@@ -52,6 +55,19 @@ def resigned(cohort: Cohort, context: RoundContext, name: str, stage: Stage, bod
         signing_input(context.digest, index, body), label=keys.stage_label(stage)
     )
     return Signed(index, body, signature).encode()
+
+
+def dealing(client: PairwiseClient, bundle_for: Callable[..., Bundle]) -> None:
+    """Let a corrupt client make its bundles: ``bundle_for(original, other, shares, *keys)``."""
+    start = client.start
+
+    def started() -> bytes:
+        message = start()
+        secrets = client._secrets
+        secrets.bundle_for = partial(bundle_for, secrets.bundle_for)
+        return message
+
+    client.start = started
 
 
 def codecs() -> tuple[Codec, ...]:
@@ -104,7 +120,7 @@ def _codecs_of(
 ) -> Iterator[Codec]:
     size, degree = cohort.size, server._context.parameters.degree
     witnesses = server._context.parameters.witnesses
-    graph = server._graph
+    graph = server._relay.graph
     around = graph.neighbours(0)
     gives = {other: graph.gives(0, other) for other in around}
     given = {other: graph.gives(other, 0) for other in around}
@@ -215,7 +231,7 @@ def frozen(value: Any) -> Any:
         return value.digest
     if isinstance(value, (HybridPrivateKey, IdentityKey)):
         return value.public.raw
-    if isinstance(value, (PairwiseClient, PairwiseServer, Graph)):
+    if isinstance(value, (PairwiseClient, PairwiseServer, ClientSecrets, Relay, RingSum, Graph)):
         return {key: frozen(item) for key, item in vars(value).items()}
     if dataclasses.is_dataclass(value):
         return [frozen(getattr(value, item.name)) for item in dataclasses.fields(value)]
@@ -228,7 +244,13 @@ def frozen(value: Any) -> Any:
 
 def twin(client: PairwiseClient) -> PairwiseClient:
     """A second client in the same state, which the first does not share containers with."""
-    made = object.__new__(PairwiseClient)
-    for name, value in vars(client).items():
+    made = _apart(client)
+    made._secrets = None if client._secrets is None else _apart(client._secrets)
+    return made
+
+
+def _apart(holder: Any) -> Any:
+    made = object.__new__(type(holder))
+    for name, value in vars(holder).items():
         setattr(made, name, value.copy() if isinstance(value, (dict, list)) else value)
     return made

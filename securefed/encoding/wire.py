@@ -173,6 +173,11 @@ class Reader:
         return taken
 
 
+def message_type(data: bytes) -> int:
+    """Type of a message, without looking further; 0 for what is not a message."""
+    return data[5] if len(data) > 5 else 0
+
+
 def packed_size(count: int, bits: int) -> int:
     """Bytes of ``count`` packed values: ``ceil(count * bits / 8)``.
 

@@ -21,9 +21,9 @@ from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarante
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation
 from securefed.secagg.aggregator import SESSION_BYTES
+from securefed.secagg.carriers import MaskRemoval, apply_masks
 from securefed.secagg.decryptor import Decryptor
 from securefed.secagg.encryption import DECRYPTOR
-from securefed.secagg.pairwise_server import MaskRemoval, apply_masks
 
 
 @dataclass

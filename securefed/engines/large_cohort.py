@@ -25,8 +25,9 @@ from securefed.engines.events import Observer, Silent
 from securefed.errors import ProtocolError
 from securefed.federation.costs import CohortPlan
 from securefed.secagg.aggregator import SESSION_BYTES, RoundContext
+from securefed.secagg.carriers import MaskRemoval, apply_masks
 from securefed.secagg.pairwise_client import PairwiseClient
-from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
+from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.parameters import PairwiseParameters
 
 

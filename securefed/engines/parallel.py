@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from securefed.crypto.prg import KEY_BYTES, check_ring_vector
 from securefed.errors import ConfigError, SecureFedError
-from securefed.secagg.pairwise_server import Mask, apply_masks
+from securefed.secagg.carriers import Mask, apply_masks
 
 SERIAL_BELOW = 1 << 29
 """Values times masks from which on processes pay: about 0.3 s of work on one core.

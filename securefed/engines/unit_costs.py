@@ -16,6 +16,7 @@ from securefed.encoding.wire import pack_ring, unpack_ring
 from securefed.federation.costs import UnitCosts
 from securefed.secagg import messages
 from securefed.secagg import round_secrets as keys
+from securefed.secagg.client_secrets import checked_keys
 from securefed.secagg.graph import (
     NONCE_BYTES,
     Graph,
@@ -24,7 +25,6 @@ from securefed.secagg.graph import (
     nonce_commitments,
 )
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
-from securefed.secagg.pairwise_client import checked_keys
 from securefed.secagg.signed import Signed, signing_input
 
 _TURNS = 60

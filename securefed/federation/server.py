@@ -14,8 +14,9 @@ from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
 from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.secagg.aggregator import AggregationServer
+from securefed.secagg.carriers import MaskRemoval, apply_masks
 from securefed.secagg.encrypted_server import EncryptedServer
-from securefed.secagg.pairwise_server import MaskRemoval, PairwiseServer, apply_masks
+from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.plaintext import PlaintextServer
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -189,6 +189,25 @@ class Aggregate:
 
     total: NDArray[np.uint32]
     survivors: tuple[str, ...]
+
+
+class Outgoing(Mapping[str, bytes]):
+    """Messages by party, each encoded when it is asked for: never all in memory at once."""
+
+    def __init__(self, names: Iterable[str], encode: Callable[[str], bytes]) -> None:
+        self._names = dict.fromkeys(names)
+        self._encode = encode
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._encode(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class AggregationClient(Protocol):

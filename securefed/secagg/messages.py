@@ -324,6 +324,27 @@ def decode_delivery(
     return bundles
 
 
+def encode_keyed_delivery(offer: bytes, bundles: dict[int, Bundle]) -> bytes:
+    """Server to one client of an encrypted round: whose key it is, and the bundles for it."""
+    writer = Writer()
+    writer.header(KEYED_DELIVERY)
+    writer.blob(offer, limit=len(offer))
+    _write_bundles(writer, bundles)
+    return writer.done()
+
+
+def decode_keyed_delivery(
+    data: bytes, *, offer_limit: int, with_edge: dict[int, bool], noise_layers: int = 0
+) -> tuple[bytes, dict[int, Bundle]]:
+    """The encoded offer, of at most ``offer_limit`` bytes, and what ``decode_delivery`` gives."""
+    reader = Reader(data)
+    reader.header(KEYED_DELIVERY)
+    offer = reader.blob(offer_limit, field="offer")
+    bundles = _read_bundles(reader, with_edge, noise_layers)
+    reader.finish()
+    return offer, bundles
+
+
 def _write_bundles(writer: Writer, bundles: dict[int, Bundle]) -> None:
     writer.u32(len(bundles))
     for other in sorted(bundles):

@@ -7,98 +7,33 @@ Overhead".  Pairwise secrets are hybrid post-quantum and follow from one root
 (:mod:`securefed.secagg.round_secrets`); degree and thresholds, with what they guarantee, are in
 :mod:`securefed.secagg.parameters`.
 
-======================  =============================  ==========================================
-state                   server's message               what the client then knows and sends
-======================  =============================  ==========================================
-``NEW``                 (``start``)                    own secrets; sends keys and commitments
-``ADVERTISED``          hash of nonce commitments      (sparse graph only) that all nonces are
-                                                       fixed; sends its nonce and signs the hash
-``ADVERTISED`` or       advertisements, and in a       its neighbours and their keys; sends each
-``REVEALED``            sparse graph all nonces        of them sealed shares
-``SHARED``              bundles for this client        which neighbours shared; sends its **masked
-                                                       input**
-``MASKED``              survivor list                  who survived; signs that list, once
-``CONFIRMED``           signatures on the list         that enough honest clients signed the same;
-                                                       sends one share of each neighbour, once, and
-                                                       where noise is removed one of each
-                                                       survivor's excess layers
-``DONE`` / ``FAILED``   nothing is accepted            secrets are forgotten
-======================  =============================  ==========================================
-
-A message of the wrong type for the present state is refused and changes nothing.  A message of the
-right type with bad content ends the round for this client: it forgets its secrets.
+What it accepts when, and answers with, is the table of :mod:`securefed.secagg.client_states`; where
+contributions are encrypted beneath their masks too, how that changes things is told in
+:mod:`securefed.secagg.carriers`.
 """
 
 from __future__ import annotations
 
-import enum
-import hashlib
 import hmac
 from collections.abc import Callable
-from typing import Final
 
 import numpy as np
 
 from securefed.crypto.identity import IdentityKey
-from securefed.crypto.keys import HybridPrivateKey, HybridPublicKey
-from securefed.crypto.prg import RandomBytes, SecretHolder, add_keystreams, draw, system_random
-from securefed.crypto.shamir import SHARE_BYTES, share
-from securefed.encoding.wire import Reader, pack_ring
-from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
+from securefed.crypto.prg import RandomBytes, SecretHolder, system_random
+from securefed.encoding.wire import message_type
+from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import Contribution, RoundContext
-from securefed.secagg.graph import (
-    NONCE_BYTES,
-    Graph,
-    commitments_hash,
-    graph_seed,
-    nonce_commitment,
-    nonce_commitments,
-)
+from securefed.secagg.carriers import InputCarrier, RingInput, SlotInput, check_masked
+from securefed.secagg.client_secrets import ClientSecrets
+from securefed.secagg.client_states import ClientState, transitions
+from securefed.secagg.graph import Graph, commitments_hash, graph_seed, nonce_commitments
+from securefed.secagg.key_offer import Offer, agreed, offer_limit
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
 from securefed.secagg.noise_layers import NoiseLayers
 from securefed.secagg.signed import Signed, sign, verify
-
-
-class ClientState(enum.Enum):
-    """Where a client stands in a round."""
-
-    NEW = "new"
-    ADVERTISED = "advertised"
-    REVEALED = "revealed"
-    SHARED = "shared"
-    MASKED = "masked"
-    CONFIRMED = "confirmed"
-    DONE = "done"
-    FAILED = "failed"
-
-
-# What is accepted in a state, which method answers it, and the state that follows.
-_Transition = tuple[int, str, ClientState]
-_COMMON: Final[dict[ClientState, _Transition]] = {
-    ClientState.SHARED: (wire_messages.DELIVERY, "_mask", ClientState.MASKED),
-    ClientState.MASKED: (wire_messages.SURVIVORS, "_confirm", ClientState.CONFIRMED),
-    ClientState.CONFIRMED: (wire_messages.CONFIRMATIONS, "_reveal", ClientState.DONE),
-}
-COMPLETE: Final[dict[ClientState, _Transition]] = {
-    ClientState.ADVERTISED: (wire_messages.ADVERTISED, "_share_with_all", ClientState.SHARED),
-    **_COMMON,
-}
-SPARSE: Final[dict[ClientState, _Transition]] = {
-    ClientState.ADVERTISED: (wire_messages.COMMITMENTS, "_reveal_nonce", ClientState.REVEALED),
-    ClientState.REVEALED: (
-        wire_messages.NEIGHBOURHOOD,
-        "_share_with_neighbours",
-        ClientState.SHARED,
-    ),
-    **_COMMON,
-}
-
-
-def message_type(data: bytes) -> int:
-    """Type of a message, without looking further; 0 for what is not a message."""
-    return data[5] if len(data) > 5 else 0
 
 
 class PairwiseClient(SecretHolder):
@@ -129,8 +64,8 @@ class PairwiseClient(SecretHolder):
 
     Raises:
         LocalProtocolError: the identity is not the one in the roster, cohort or threshold are
-            below the client's own floors, or ``layers`` are missing, not asked for, or not this
-            client's.
+            below the client's own floors, ``layers`` are missing, not asked for, or not this
+            client's, or contributions are encrypted without masks.
     """
 
     def __init__(
@@ -145,6 +80,7 @@ class PairwiseClient(SecretHolder):
         random: RandomBytes = system_random,
         layers: NoiseLayers | None = None,
     ) -> None:
+        check_masked(context)
         self._context = context
         self._index = context.index(client_id)
         if context.roster[client_id] != identity.public:
@@ -174,23 +110,14 @@ class PairwiseClient(SecretHolder):
         self._identity = identity
         self._contribution: Contribution | None = contribution
         self._random = random
-        self._root = b""
-        self._self_seed = b""
-        self._nonce = b""
-        self._mask_key: HybridPrivateKey | None = None
-        self._envelope_key: HybridPrivateKey | None = None
-        self._advert: Advertisement | None = None
+        self._secrets: ClientSecrets | None = None
         self._commitments = b""
         self._graph = Graph.complete(len(context.cohort))
         self._view = b""
-        self._peers: dict[int, _Peer] = {}
-        # Shares of the self-mask seed, of the root, and of the seeds of layers of noise 1..T.
-        self._own_shares: tuple[bytes, ...] = ()
-        self._shares: dict[int, tuple[bytes, ...]] = {}
         self._alive: set[int] = set()
         self._missing = 0
         self._statement = b""
-        self._transitions = SPARSE if parameters.sparse else COMPLETE
+        self._transitions = transitions(context)
         self.state = ClientState.NEW
 
     def __repr__(self) -> str:
@@ -203,22 +130,12 @@ class PairwiseClient(SecretHolder):
         """
         if self.state is not ClientState.NEW:
             raise LocalProtocolError(f"start: the round is {self.state.value}, not new")
-        digest = self._context.digest
-        self._root = draw(self._random, keys.SECRET_BYTES)
-        self._self_seed = draw(self._random, keys.SECRET_BYTES)
-        self._nonce = draw(self._random, NONCE_BYTES)
-        self._mask_key = keys.mask_key_pair(self._root, digest, self._index)
-        self._envelope_key = HybridPrivateKey.generate(self._random)
-        self._advert = Advertisement(
-            mask_key=self._mask_key.public.raw,
-            envelope_key=self._envelope_key.public.raw,
-            root_commitment=keys.root_commitment(self._root, digest, self._index),
-            self_commitment=keys.self_commitment(self._self_seed, digest, self._index),
-            nonce_commitment=nonce_commitment(self._nonce, digest, self._index),
-            layers_commitment=b"" if self._layers is None else self._layers.commitment(),
+        promised = b"" if self._layers is None else self._layers.commitment()
+        self._secrets = ClientSecrets(
+            self._context, self._index, self._identity, self._random, promised
         )
         self.state = ClientState.ADVERTISED
-        return self._signed("advertise", self._advert.encode())
+        return self._signed("advertise", self._secrets.advert.encode())
 
     def handle(self, message: bytes) -> bytes:
         """Answer the server's message for the present state.
@@ -251,7 +168,7 @@ class PairwiseClient(SecretHolder):
     def _reveal_nonce(self, message: bytes) -> bytes:
         """Stage graph.  All nonces are committed to: reveal this client's, and sign the hash."""
         self._commitments = wire_messages.decode_commitments(message)
-        return self._signed("graph", self._nonce + self._commitments)
+        return self._signed("graph", self._held.nonce + self._commitments)
 
     def _share_with_all(self, message: bytes) -> bytes:
         """Stage share, complete graph.  Everyone who advertised is a neighbour."""
@@ -262,7 +179,7 @@ class PairwiseClient(SecretHolder):
         adverts = {item.sender: self._checked(item) for item in signed}
         self._check_floor(len(adverts), "advertisements")
         own = adverts.pop(self._index, None)
-        if own is None or own != self._advert:
+        if own is None or own != self._held.advert:
             raise RemoteProtocolError("advertisements: another one stands for this client")
         return self._share(adverts)
 
@@ -274,7 +191,7 @@ class PairwiseClient(SecretHolder):
         committed = found.withheld | nonce_commitments(found.nonces, digest)
         if not hmac.compare_digest(commitments_hash(committed), self._commitments):
             raise RemoteProtocolError("nonces: they are not what was committed to")
-        if found.nonces.get(me) != self._nonce:
+        if found.nonces.get(me) != self._held.nonce:
             raise RemoteProtocolError("nonces: this client's own is not among them")
         self._check_floor(len(found.nonces), "nonces")
         self._view = graph_seed(digest, found.nonces)
@@ -301,88 +218,32 @@ class PairwiseClient(SecretHolder):
 
     def _share(self, adverts: dict[int, Advertisement]) -> bytes:
         """Seal one share of each secret to each neighbour, and one goes to this client itself."""
-        context, me = self._context, self._index
-        if self._advert is None:
-            raise LocalProtocolError("the round's keys are gone")
-        everyone = {**adverts, me: self._advert}
-        threshold = context.parameters.threshold
-        self._check_holders(len(everyone), "advertisements")
-        taken: dict[bytes, int] = {}
-        for index, advert in everyone.items():
-            for key in (advert.mask_key, advert.envelope_key):
-                if key in taken:
-                    names = f"{context.cohort[taken[key]]!r} and {context.cohort[index]!r}"
-                    raise RemoteProtocolError(
-                        f"advertisements: {names}: a public key appears twice"
-                    )
-                taken[key] = index
-        points = [index + 1 for index in everyone]
-        roots = share(self._root, threshold=threshold, points=points, random=self._random)
-        selves = share(self._self_seed, threshold=threshold, points=points, random=self._random)
-        dealt = [selves, roots] + [
-            share(seed, threshold=threshold, points=points, random=self._random)
-            for seed in ([] if self._layers is None else self._layers.seeds())
-        ]
-        self._own_shares = tuple(shares[me + 1] for shares in dealt)
-        bundles = {}
-        for other, advert in adverts.items():
-            mask_key, envelope_key = checked_keys(advert, context.cohort[other])
-            secret = b""
-            if self._graph.gives(me, other):
-                secret = keys.edge_secret(self._root, context.digest, me, other, mask_key.raw)
-            self._peers[other] = _Peer(
-                key_hash=keys.key_hash(envelope_key.raw),
-                advert_hash=hashlib.sha256(advert.encode()).digest(),
-                edge_secret=secret,
-            )
-            bundles[other] = self._bundle_for(
-                other, b"".join(shares[other + 1] for shares in dealt), mask_key, envelope_key
-            )
+        self._check_holders(len(adverts) + 1, "advertisements")
+        seeds = [] if self._layers is None else self._layers.seeds()
+        bundles = self._held.deal(adverts, self._graph, seeds)
         return self._signed("share", wire_messages.encode_shares(bundles))
-
-    def _bundle_for(
-        self, other: int, shares: bytes, mask_key: HybridPublicKey, envelope_key: HybridPublicKey
-    ) -> Bundle:
-        digest, me, peer = self._context.digest, self._index, self._peers[other]
-        info = keys.envelope_info(digest, me, other, self._own_key_hash(), peer.key_hash)
-        edge = commitment = b""
-        if peer.edge_secret:
-            edge = mask_key.seal(peer.edge_secret, info=keys.edge_info(digest, me, other))
-            commitment = keys.edge_commitment(peer.edge_secret, digest, me, other)
-        unsigned = Bundle(envelope_key.seal(shares, info=info), edge, commitment, b"")
-        covered = unsigned.signed_part(
-            sender=me, receiver=other, mask_key=mask_key.raw, envelope_key=envelope_key.raw
-        )
-        signature = self._identity.sign(digest + covered, label=keys.SIGN_BUNDLE)
-        return Bundle(unsigned.envelope, edge, commitment, signature)
-
-    def _own_key_hash(self) -> bytes:
-        if self._envelope_key is None:
-            raise LocalProtocolError("the round's keys are gone")
-        return keys.key_hash(self._envelope_key.public.raw)
 
     def _mask(self, message: bytes) -> bytes:
         """Stage masked_input.  Open every bundle; only then make the contribution, and mask it."""
-        context, me = self._context, self._index
-        bundles = wire_messages.decode_delivery(
-            message,
-            with_edge={other: self._graph.gives(other, me) for other in self._peers},
-            noise_layers=len(context.noise_layers),
-        )
+        context, secrets = self._context, self._held
+        bundles, offer = self._delivered(message)
         self._check_holders(len(bundles) + 1, "sharers")
         if not context.parameters.sparse:
             self._check_floor(len(bundles) + 1, "sharers")
         edges = {}
         for sender, bundle in bundles.items():
             try:
-                edges[sender] = self._open(sender, bundle)
+                edges[sender] = secrets.open(sender, bundle)
             except RemoteProtocolError as error:
                 raise RemoteProtocolError(
                     f"bundle of {context.cohort[sender]!r}: {error}"
                 ) from None
-        self._shares[me] = self._own_shares
         if not context.parameters.sparse:
-            self._view = keys.sharers_hash(self._advert_hashes())
+            self._view = secrets.sharers_hash()
+        carrier: InputCarrier = RingInput(context.bits)
+        if offer is not None:
+            self._view = offer.view(self._view)
+            carrier = SlotInput(agreed(context), offer.public_key)
         if self._contribution is None:
             raise LocalProtocolError("the contribution was already made")
         contribution, self._contribution = self._contribution, None
@@ -393,46 +254,20 @@ class PairwiseClient(SecretHolder):
             )
         if self._layers is not None and not self._layers.added:
             raise LocalProtocolError("contribution: made without this client's layers of noise")
-        masked = vector.copy()
-        own_key = keys.self_keystream_key(self._self_seed, context.digest, self._view, me)
-        masks = [(own_key, False)]
-        for other, secret in edges.items():
-            low, high = min(me, other), max(me, other)
-            key = keys.pair_keystream_key(secret, context.digest, self._view, low, high)
-            masks.append((key, me == high))
-        add_keystreams(masked, masks)
-        return self._signed("masked_input", self._view, pack_ring(masked, context.bits))
+        masks = secrets.masks(edges, self._view)
+        return self._signed("masked_input", self._view, *carrier.protect(vector, masks))
 
-    def _advert_hashes(self) -> dict[int, bytes]:
-        if self._advert is None:
-            raise LocalProtocolError("the round's keys are gone")
-        own = hashlib.sha256(self._advert.encode()).digest()
-        return {i: self._peers[i].advert_hash if i in self._peers else own for i in self._shares}
-
-    def _open(self, sender: int, bundle: Bundle) -> bytes:
-        """Check a bundle, keep its shares, return the secret of this edge."""
-        context, me, own = self._context, self._index, self._advert
-        if self._envelope_key is None or self._mask_key is None or own is None:
-            raise LocalProtocolError("the round's keys are gone")
-        covered = bundle.signed_part(
-            sender=sender, receiver=me, mask_key=own.mask_key, envelope_key=own.envelope_key
+    def _delivered(self, message: bytes) -> tuple[dict[int, Bundle], Offer | None]:
+        """The bundles for this client, and in an encrypted round the decryptor's own offer."""
+        context, layers = self._context, len(self._context.noise_layers)
+        given = {other: self._graph.gives(other, self._index) for other in self._held.peers}
+        if context.encryption is None:
+            decoded = wire_messages.decode_delivery(message, with_edge=given, noise_layers=layers)
+            return decoded, None
+        encoded, bundles = wire_messages.decode_keyed_delivery(
+            message, offer_limit=offer_limit(context), with_edge=given, noise_layers=layers
         )
-        context.roster[context.cohort[sender]].verify(
-            bundle.signature, context.digest + covered, label=keys.SIGN_BUNDLE
-        )
-        peer = self._peers[sender]
-        info = keys.envelope_info(context.digest, sender, me, peer.key_hash, self._own_key_hash())
-        opened = self._envelope_key.open(bundle.envelope, info=info)
-        reader = Reader(opened)
-        kinds = ["self share", "root share"] + ["layer share"] * len(context.noise_layers)
-        self._shares[sender] = tuple(reader.fixed(SHARE_BYTES, field=kind) for kind in kinds)
-        reader.finish()
-        if peer.edge_secret:
-            return peer.edge_secret
-        secret = self._mask_key.open(bundle.edge, info=keys.edge_info(context.digest, sender, me))
-        if keys.edge_commitment(secret, context.digest, sender, me) != bundle.edge_commitment:
-            raise RemoteProtocolError("its edge secret does not match its commitment")
-        return secret
+        return bundles, Offer.read(context, encoded)
 
     def _confirm(self, message: bytes) -> bytes:
         """Stage consistency.  Sign the survivor list, once."""
@@ -442,7 +277,7 @@ class PairwiseClient(SecretHolder):
             raise RemoteProtocolError("survivors: this client sent its input but is not listed")
         listed = set(survivors)
         # Also in a sparse graph, where the argument of parameters.py rests on it.
-        strangers = set(self._graph.neighbours(self._index)) & listed - set(self._shares)
+        strangers = set(self._graph.neighbours(self._index)) & listed - set(self._held.shares)
         if strangers:
             raise RemoteProtocolError(
                 f"survivors: {context.cohort[min(strangers)]!r} did not share"
@@ -451,7 +286,7 @@ class PairwiseClient(SecretHolder):
         self._statement = keys.survivors_statement(context.digest, self._view, survivors)
         # Of a long list, a client keeps what it needs: those whose signatures it counts and those
         # whose shares it holds.
-        self._alive = listed & (self._graph.witnesses(self._index) | self._shares.keys())
+        self._alive = listed & (self._graph.witnesses(self._index) | self._held.shares.keys())
         self._missing = len(context.cohort) - len(survivors)
         return self._signed(
             "consistency", self._identity.sign(self._statement, label=keys.SIGN_SURVIVORS)
@@ -479,9 +314,10 @@ class PairwiseClient(SecretHolder):
             raise ThresholdNotMet(
                 f"confirmations: {len(signatures)} signatures, at least {quorum} are needed"
             )
+        shares = self._held.shares
         reveal = Reveal(
-            self_shares={i: held[0] for i, held in self._shares.items() if i in alive},
-            root_shares={i: held[1] for i, held in self._shares.items() if i not in alive},
+            self_shares={i: held[0] for i, held in shares.items() if i in alive},
+            root_shares={i: held[1] for i, held in shares.items() if i not in alive},
             layer_shares=self._excess_shares(),
         )
         return self._signed("unmask", reveal.encode())
@@ -490,7 +326,14 @@ class PairwiseClient(SecretHolder):
         """Of each survivor the share of the seed of its first layer that is not needed."""
         if self._missing >= len(self._context.noise_layers):
             return {}
-        return {i: held[2 + self._missing] for i, held in self._shares.items() if i in self._alive}
+        shares = self._held.shares
+        return {i: held[2 + self._missing] for i, held in shares.items() if i in self._alive}
+
+    @property
+    def _held(self) -> ClientSecrets:
+        if self._secrets is None:
+            raise LocalProtocolError("the round's secrets are gone")
+        return self._secrets
 
     def _check_floor(self, count: int, what: str) -> None:
         if count < self._floor:
@@ -507,36 +350,6 @@ class PairwiseClient(SecretHolder):
         return sign(self._context, self._index, self._identity, stage, *body)
 
     def _forget(self) -> None:
-        self._root = self._self_seed = self._nonce = b""
-        self._mask_key = self._envelope_key = None
+        self._secrets = None
         self._layers = None
-        self._own_shares = ()
-        self._shares.clear()
-        self._peers.clear()
         self._contribution = None
-
-
-class _Peer(SecretHolder):
-    """What a client keeps of a neighbour once it has shared with it."""
-
-    __slots__ = ("advert_hash", "edge_secret", "key_hash")
-
-    def __init__(self, *, key_hash: bytes, advert_hash: bytes, edge_secret: bytes) -> None:
-        self.key_hash = key_hash
-        self.advert_hash = advert_hash
-        self.edge_secret = edge_secret  # empty where the neighbour gives it
-
-
-def checked_keys(advert: Advertisement, owner: str) -> tuple[HybridPublicKey, HybridPublicKey]:
-    """Mask key and envelope key, both valid.
-
-    Raises:
-        RemoteProtocolError: names the owner.
-    """
-    try:
-        return (
-            HybridPublicKey.from_bytes(advert.mask_key),
-            HybridPublicKey.from_bytes(advert.envelope_key),
-        )
-    except (RemoteProtocolError, ConfigError) as error:
-        raise RemoteProtocolError(f"advertisement of {owner!r}: {error}") from None

@@ -22,42 +22,28 @@ stage               clients' messages              what the server then knows an
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from securefed.config import STAGES, Stage
 from securefed.crypto.identity import MAX_SIGNATURE_BYTES
-from securefed.crypto.prg import add_keystreams
 from securefed.crypto.shamir import SHARE_BYTES
 from securefed.encoding.fixed_point import to_ring
-from securefed.encoding.wire import packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
-from securefed.secagg.aggregator import Aggregate, RoundContext
+from securefed.secagg.aggregator import Aggregate, Outgoing, RoundContext
+from securefed.secagg.carriers import MaskRemoval, RingSum, SumCarrier, apply_masks
 from securefed.secagg.graph import (
     HASH_BYTES,
     NONCE_BYTES,
-    Graph,
-    commitments_hash,
-    graph_seed,
-    nonce_commitment,
 )
-from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
-from securefed.secagg.noise_layers import layers_commitment, noise_of
-from securefed.secagg.pairwise_client import checked_keys
-from securefed.secagg.recovery import Holders, check_commitment
+from securefed.secagg.messages import Advertisement, Bundle, Reveal
+from securefed.secagg.relay import Relay
 from securefed.secagg.signed import Signed, verify
-
-Mask = tuple[bytes, bool]
-"""A keystream key, and whether the keystream is subtracted."""
-MaskRemoval = Callable[[NDArray[np.uint32], Iterable[Mask]], None]
-"""Applies masks to a vector in place; an engine may spread them over several cores."""
+from securefed.secagg.unmasking import Unmasking
 
 _NEXT: Final[dict[Stage, Stage | None]] = {
     "advertise": "graph",
@@ -67,30 +53,6 @@ _NEXT: Final[dict[Stage, Stage | None]] = {
     "consistency": "unmask",
     "unmask": None,
 }
-
-
-def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
-    """Apply the masks on one core."""
-    add_keystreams(vector, masks)
-
-
-class Outgoing(Mapping[str, bytes]):
-    """Messages by client id, each encoded when it is asked for: never all in memory at once."""
-
-    def __init__(self, names: Iterable[str], encode: Callable[[str], bytes]) -> None:
-        self._names = dict.fromkeys(names)
-        self._encode = encode
-
-    def __getitem__(self, name: str) -> bytes:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._encode(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 class PairwiseServer:
@@ -111,25 +73,17 @@ class PairwiseServer:
 
     def __init__(self, context: RoundContext, *, remove_masks: MaskRemoval = apply_masks) -> None:
         self._context = context
-        self._remove_masks = remove_masks
         self._stage: Stage | None = STAGES[0]
         self._awaited: set[int] = set(range(len(context.cohort)))
         self._seen: set[int] = set()
-        self._adverts: dict[int, Signed] = {}
-        self._decoded: dict[int, Advertisement] = {}
-        self._public_keys: set[bytes] = set()
-        self._nonces: dict[int, bytes] = {}
-        self._commitments = b""
-        self._graph = Graph.complete(len(context.cohort))
+        self._relay = Relay(context)
         self._view = b""
-        self._bundles: dict[int, dict[int, Bundle]] = {}
-        self._edges: dict[tuple[int, int], tuple[bytes, bytes]] = {}
         self._sharers: frozenset[int] = frozenset()
         self._survivors: frozenset[int] = frozenset()
         self._statement = b""
         self._confirmations: dict[int, bytes] = {}
         self._reveals: dict[int, Reveal] = {}
-        self._total: NDArray[np.uint32] = np.zeros(context.length, dtype=np.uint32)
+        self._sum: SumCarrier = RingSum(context.length, context.bits, remove_masks)
         self._result: Aggregate | None = None
         self.wrong_shares: tuple[tuple[str, str], ...] = ()
         """Shares that were wrong and could be spared, once the round is over: who revealed one, and
@@ -174,11 +128,11 @@ class PairwiseServer:
             raise RemoteProtocolError(f"{client_id!r} dropped out before {stage}")
         verify(self._context, signed, stage)
         if stage == "advertise":
-            self._add_advertisement(sender, client_id, signed)
+            self._relay.add_advertisement(signed)
         elif stage == "graph":
-            self._add_nonce(sender, client_id, signed.body)
+            self._relay.add_nonce(signed)
         elif stage == "share":
-            self._add_bundles(sender, client_id, signed.body)
+            self._relay.add_bundles(signed)
         elif stage == "masked_input":
             self._add_input(signed.body)
         elif stage == "consistency":
@@ -215,15 +169,12 @@ class PairwiseServer:
         next_stage = _NEXT[stage]
         if stage == "advertise":
             if parameters.sparse:
-                outgoing = self._commit_to_nonces(present)
+                outgoing = self._same_for(present, self._relay.commit_to_nonces(present))
             else:
                 next_stage = "share"
-                everyone = wire_messages.encode_advertised(
-                    {index: self._adverts[index].encode() for index in present}
-                )
-                outgoing = self._same_for(present, everyone)
+                outgoing = self._same_for(present, self._relay.advertised(present))
         elif stage == "graph":
-            outgoing = self._draw_graph(present)
+            outgoing = Outgoing(self._names(present), self._relay.draw_graph())
         elif stage == "share":
             outgoing = self._deliver(present)
         elif stage == "masked_input":
@@ -245,48 +196,13 @@ class PairwiseServer:
     def _same_for(self, present: list[int], message: bytes) -> Outgoing:
         return Outgoing(self._names(present), lambda name: message)
 
-    def _commit_to_nonces(self, present: list[int]) -> Outgoing:
-        committed = {index: self._advert(index).nonce_commitment for index in present}
-        self._commitments = commitments_hash(committed)
-        return self._same_for(present, wire_messages.encode_commitments(self._commitments))
-
-    def _draw_graph(self, present: list[int]) -> Outgoing:
-        parameters, size = self._context.parameters, len(self._context.cohort)
-        self._view = graph_seed(self._context.digest, self._nonces)
-        self._graph = Graph.from_seed(
-            self._view, size=size, degree=parameters.degree, witnesses=parameters.witnesses
-        )
-        withheld = {
-            index: self._advert(index).nonce_commitment
-            for index in self._adverts
-            if index not in self._nonces
-        }
-        ring = Neighbourhood.encode_ring(self._nonces, withheld, size=size)
-        signed = {index: self._adverts[index].encode() for index in self._nonces}
-
-        def encode(name: str) -> bytes:
-            around = self._graph.neighbours(self._context.index(name))
-            messages = {index: signed[index] for index in around if index in signed}
-            return ring + Neighbourhood.encode_keys(messages)
-
-        return Outgoing(self._names(present), encode)
-
     def _deliver(self, present: list[int]) -> Outgoing:
         self._sharers = frozenset(present)
-        bundles, self._bundles = self._bundles, {}  # the envelopes live as long as the messages
-        if not self._context.parameters.sparse:
-            self._view = keys.sharers_hash(
-                {i: hashlib.sha256(self._adverts[i].body).digest() for i in present}
-            )
-
-        def encode(name: str) -> bytes:
-            receiver = self._context.index(name)
-            around = self._graph.neighbours(receiver)
-            return wire_messages.encode_delivery(
-                {sender: bundles[sender][receiver] for sender in around if sender in bundles}
-            )
-
-        return Outgoing(self._names(present), encode)
+        addressed = self._relay.deliver(present)
+        self._view = self._relay.view
+        return Outgoing(
+            self._names(present), lambda name: wire_messages.encode_delivery(addressed(name))
+        )
 
     def _list_survivors(self, present: list[int]) -> Outgoing:
         self._survivors = frozenset(present)
@@ -299,7 +215,7 @@ class PairwiseServer:
         quorum = self._context.parameters.quorum
 
         def enough(index: int) -> list[int]:
-            return sorted(self._graph.witnesses(index) & self._confirmations.keys())[:quorum]
+            return sorted(self._relay.graph.witnesses(index) & self._confirmations.keys())[:quorum]
 
         content = [index for index in present if len(enough(index)) == quorum]
         return Outgoing(
@@ -318,62 +234,15 @@ class PairwiseServer:
             "advertise": Advertisement.size(layers),
             "graph": NONCE_BYTES + HASH_BYTES,
             "share": 4 + around * (4 + Bundle.limit(layers)),
-            "masked_input": 32 + packed_size(self._context.length, self._context.bits),
+            "masked_input": 32 + self._sum.size,
             "consistency": MAX_SIGNATURE_BYTES,
             "unmask": 8 + around * (64 + (SHARE_BYTES if layers else 0)),
         }[stage]
 
-    def _add_advertisement(self, sender: int, client_id: str, signed: Signed) -> None:
-        advert = Advertisement.decode(signed.body, noise_layers=len(self._context.noise_layers))
-        checked_keys(advert, client_id)
-        fresh = {advert.mask_key, advert.envelope_key}
-        if len(fresh) != 2 or fresh & self._public_keys:
-            raise RemoteProtocolError(f"advertisement of {client_id!r}: a public key appears twice")
-        self._public_keys |= fresh
-        self._adverts[sender] = signed
-        self._decoded[sender] = advert
-
-    def _add_nonce(self, sender: int, client_id: str, body: bytes) -> None:
-        nonce, commitments = body[:NONCE_BYTES], body[NONCE_BYTES:]
-        if commitments != self._commitments:
-            raise RemoteProtocolError(f"nonce of {client_id!r}: revealed for other commitments")
-        promised = self._advert(sender).nonce_commitment
-        if nonce_commitment(nonce, self._context.digest, sender) != promised:
-            raise RemoteProtocolError(f"nonce of {client_id!r}: it committed to another one")
-        self._nonces[sender] = nonce
-
-    def _add_bundles(self, sender: int, client_id: str, body: bytes) -> None:
-        """Keep bundles that every receiver will find rightly signed; one bad one refuses all."""
-        there = self._nonces if self._context.parameters.sparse else self._adverts
-        with_edge = {
-            other: self._graph.gives(sender, other)
-            for other in self._graph.neighbours(sender)
-            if other in there
-        }
-        bundles = wire_messages.decode_shares(
-            body, with_edge=with_edge, noise_layers=len(self._context.noise_layers)
-        )
-        for receiver, bundle in bundles.items():
-            advert = self._advert(receiver)
-            covered = bundle.signed_part(
-                sender=sender,
-                receiver=receiver,
-                mask_key=advert.mask_key,
-                envelope_key=advert.envelope_key,
-            )
-            self._context.roster[client_id].verify(
-                bundle.signature, self._context.digest + covered, label=keys.SIGN_BUNDLE
-            )
-        self._bundles[sender] = bundles
-        for receiver, bundle in bundles.items():
-            if bundle.edge:
-                self._edges[sender, receiver] = bundle.edge, bundle.edge_commitment
-
     def _add_input(self, body: bytes) -> None:
-        view, packed = body[:32], body[32:]
-        if view != self._view:
+        if body[:32] != self._view:
             raise RemoteProtocolError("masked_input: made for another list of sharers")
-        self._total += unpack_ring(packed, self._context.length, self._context.bits)
+        self._sum.add(body[32:])
 
     def _add_confirmation(self, sender: int, client_id: str, body: bytes) -> None:
         self._context.roster[client_id].verify(body, self._statement, label=keys.SIGN_SURVIVORS)
@@ -387,7 +256,7 @@ class PairwiseServer:
             limit=parameters.degree + 1,
             excess=self._missing < len(self._context.noise_layers),
         )
-        held = {sender, *self._graph.neighbours(sender)} & self._sharers
+        held = {sender, *self._relay.graph.neighbours(sender)} & self._sharers
         survivors = held & self._survivors
         if reveal.self_shares.keys() != survivors or reveal.root_shares.keys() != held - survivors:
             raise RemoteProtocolError(f"unmask: {client_id!r} revealed shares of the wrong clients")
@@ -401,88 +270,24 @@ class PairwiseServer:
     # -- the sum ---------------------------------------------------------------------------
 
     def _unmask(self) -> None:
-        """Reconstruct one secret of each sharer and remove the masks it explains."""
-        holders = Holders(self._context.parameters.threshold)
-        self._remove_masks(self._total, self._left_masks(holders))
-        self._remove_excess(holders)
-        self._total &= np.uint32((1 << self._context.bits) - 1)
+        """Reconstruct one secret of each sharer and remove what it explains."""
+        left = self._unmasking()
+        total = self._sum.unmasked(left.masks())
+        for noise in left.excess(self._missing):
+            total -= to_ring(noise)
+        total &= np.uint32((1 << self._context.bits) - 1)
         cohort = self._context.cohort
-        self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in holders.wrong)
-        self._result = Aggregate(self._total, tuple(self._names(sorted(self._survivors))))
+        self.wrong_shares = tuple((cohort[i], cohort[j]) for i, j in left.holders.wrong)
+        self._result = Aggregate(total, tuple(self._names(sorted(self._survivors))))
 
-    def _left_masks(self, holders: Holders) -> Iterator[Mask]:
-        """Every mask that is in the sum, as what takes it out again."""
-        digest, cohort = self._context.digest, self._context.cohort
-        shares: dict[int, dict[int, bytes]] = {}
-        for holder, reveal in self._reveals.items():
-            for revealed in (reveal.self_shares, reveal.root_shares):
-                for owner, share in revealed.items():
-                    shares.setdefault(owner, {})[holder] = share
-        for index in sorted(self._survivors):
-            seed = holders.secret(
-                shares.get(index, {}),
-                partial(keys.self_commitment, digest=digest, index=index),
-                self._advert(index).self_commitment,
-                index,
-                cohort[index],
-            )
-            yield keys.self_keystream_key(seed, digest, self._view, index), True
-        for index in sorted(self._sharers - self._survivors):
-            root = holders.secret(
-                shares.get(index, {}),
-                partial(keys.root_commitment, digest=digest, index=index),
-                self._advert(index).root_commitment,
-                index,
-                cohort[index],
-            )
-            yield from self._pair_masks(index, root)
-
-    def _remove_excess(self, holders: Holders) -> None:
-        """Subtract the layers of every survivor that as many survivors do not need."""
-        missing, layers = self._missing, len(self._context.noise_layers)
-        if missing >= layers:
-            return
-        digest, cohort = self._context.digest, self._context.cohort
-        for index in sorted(self._survivors):
-            seed = holders.secret(
-                {holder: reveal.layer_shares[index] for holder, reveal in self._reveals.items()},
-                partial(layers_commitment, digest=digest, index=index, count=layers - missing),
-                self._advert(index).layers_commitment,
-                index,
-                cohort[index],
-            )
-            self._total -= to_ring(noise_of(seed, self._context, index, missing))
-
-    def _pair_masks(self, dropped: int, root: bytes) -> Iterator[Mask]:
-        """What the survivors masked towards a client that then dropped out."""
-        digest = self._context.digest
-        mask_key = keys.mask_key_pair(root, digest, dropped)
-        if mask_key.public.raw != self._advert(dropped).mask_key:
-            raise RemoteProtocolError(
-                f"{self._context.cohort[dropped]!r} advertised a mask key that does not follow "
-                "from its root"
-            )
-        for survivor in sorted(self._survivors.intersection(self._graph.neighbours(dropped))):
-            if self._graph.gives(dropped, survivor):
-                giver, taker = dropped, survivor
-                edge, promised = self._edges[giver, taker]
-                secret = keys.edge_secret(root, digest, giver, taker, self._advert(taker).mask_key)
-            else:
-                giver, taker = survivor, dropped
-                edge, promised = self._edges[giver, taker]
-                try:
-                    secret = mask_key.open(edge, info=keys.edge_info(digest, giver, taker))
-                except RemoteProtocolError as error:
-                    name = self._context.cohort[giver]
-                    raise RemoteProtocolError(f"an edge secret of {name!r}: {error}") from None
-            check_commitment(
-                keys.edge_commitment(secret, digest, giver, taker),
-                promised,
-                self._context.cohort[giver],
-            )
-            # The survivor added this keystream if it is the lower one, and subtracted it if higher.
-            low, high = min(dropped, survivor), max(dropped, survivor)
-            yield keys.pair_keystream_key(secret, digest, self._view, low, high), survivor == low
-
-    def _advert(self, index: int) -> Advertisement:
-        return self._decoded[index]
+    def _unmasking(self) -> Unmasking:
+        return Unmasking(
+            context=self._context,
+            graph=self._relay.graph,
+            view=self._view,
+            adverts=self._relay.adverts,
+            edges=self._relay.edges,
+            sharers=self._sharers,
+            survivors=self._survivors,
+            reveals=self._reveals,
+        )

@@ -256,9 +256,9 @@ def sharing_and_unmasking(ours: Round, values: int, repeats: int) -> list[Line]:
     units = {} if flower is None else flower.unmask_units(DROPPED)
     unit: dict[str, list[float]] = {name: [] for name in units}
     whole: list[float] = []
-    masked_sum = ours.server._total
+    masked_sum = ours.server._sum.total
     for _ in range(repeats):
-        ours.server._total = masked_sum.copy()
+        ours.server._sum.total = masked_sum.copy()
         whole.append(seconds(ours.server._unmask))
         ours.check()
         for name, (_, inside, call) in units.items():

@@ -26,7 +26,7 @@ from securefed.engines.parallel import ParallelMasks
 from securefed.engines.unit_costs import measure_units
 from securefed.errors import ConfigError
 from securefed.federation.costs import CohortPlan, RoundCost, UnitCosts, predict
-from securefed.secagg.pairwise_server import apply_masks
+from securefed.secagg.carriers import apply_masks
 
 TABLE = (100, 1_000, 10_000, 100_000, 1_000_000)
 

@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from securefed.engines.parallel import SERIAL_BELOW, ParallelMasks, usable_cores
-from securefed.secagg.pairwise_server import apply_masks
+from securefed.secagg.carriers import apply_masks
 
 TURNS = 7
 

@@ -9,7 +9,7 @@ from securefed.engines.large_cohort import run_cohort
 from securefed.engines.unit_costs import measure_units
 from securefed.errors import ProtocolError
 from securefed.federation.costs import CohortPlan, message_bytes, predict
-from securefed.secagg.pairwise_server import apply_masks
+from securefed.secagg.carriers import apply_masks
 
 
 class Listening(Silent):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tiny import write_run
 
 import securefed.crypto.shamir
-import securefed.secagg.pairwise_client
+import securefed.secagg.client_secrets
 from securefed import Federation
 from securefed.crypto import keys
 from securefed.evidence.ledger import read_ledger
@@ -51,7 +51,7 @@ def test_no_secret_reaches_ledger_logs_or_run_folder(tmp_path, monkeypatch, capf
     monkeypatch.setattr(os, "urandom", urandom)
     monkeypatch.setattr(round_secrets, "derive", derive)
     monkeypatch.setattr(keys, "derive", derive)
-    monkeypatch.setattr(securefed.secagg.pairwise_client, "share", share)
+    monkeypatch.setattr(securefed.secagg.client_secrets, "share", share)
     caplog.set_level(logging.DEBUG)
     path = write_run(
         tmp_path,

@@ -11,7 +11,7 @@ from securefed import PrivacyPolicy, secure_round
 from securefed.engines import parallel
 from securefed.engines.parallel import ParallelMasks
 from securefed.errors import ConfigError, RemoteProtocolError, SecureFedError
-from securefed.secagg.pairwise_server import apply_masks
+from securefed.secagg.carriers import apply_masks
 
 SHARED = Path("/dev/shm")
 

@@ -103,13 +103,14 @@ def server() -> Target:
 
     def _undo(waiting, before) -> None:
         """Make the server forget an accepted body: what it may add to, and the running sum."""
-        for name, held in vars(waiting).items():
-            if isinstance(held, dict):
-                for fresh in held.keys() - before[name].keys():
-                    del held[fresh]
-            elif isinstance(held, set):
-                held &= before[name]
-        waiting._total[:] = np.frombuffer(before["_total"][2], dtype=np.uint32)
+        for part, was in ((waiting, before), (waiting._relay, before["_relay"])):
+            for name, held in vars(part).items():
+                if isinstance(held, dict):
+                    for fresh in held.keys() - was[name].keys():
+                        del held[fresh]
+                elif isinstance(held, set):
+                    held &= was[name]
+        waiting._sum.total[:] = np.frombuffer(before["_sum"]["total"][2], dtype=np.uint32)
         if frozen(waiting) != before:
             raise AssertionError("an accepted message changed what it should not")
 

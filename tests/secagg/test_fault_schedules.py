@@ -59,8 +59,11 @@ def test_a_wrong_sum_would_be_seen():
     """The judge's own test: a server that forgets one client's mask is caught."""
 
     class Forgetful(PairwiseServer):
-        def _left_masks(self, holders):
-            yield from list(super()._left_masks(holders))[1:]
+        def _unmasking(self):
+            left = super()._unmasking()
+            masks = list(left.masks())[1:]
+            object.__setattr__(left, "masks", lambda: masks)
+            return left
 
     play = Play(Schedule(0, Cohort(size=5, length=LENGTH, seed=0)))
     play.server = Forgetful(play.context)

@@ -7,8 +7,9 @@ from secagg_rounds import Cohort, drive
 from securefed.errors import ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
+from securefed.secagg.carriers import apply_masks
 from securefed.secagg.pairwise_client import PairwiseClient
-from securefed.secagg.pairwise_server import PairwiseServer, apply_masks
+from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.recovery import Holders
 
 VICTIM = 3
@@ -21,9 +22,9 @@ class Isolating(PairwiseServer):
     opened: np.ndarray | None = None
 
     def _add_input(self, body: bytes) -> None:
-        before = self._total.copy()
+        before = self._sum.total.copy()
         super()._add_input(body)
-        self.last = self._total - before
+        self.last = self._sum.total - before
 
     def receive(self, client_id: str, message: bytes) -> None:
         stage = self.stage
@@ -41,7 +42,7 @@ class Isolating(PairwiseServer):
         seed = Holders(self._context.parameters.threshold).secret(
             shares,
             lambda found: keys.self_commitment(found, digest, VICTIM),
-            self._advert(VICTIM).self_commitment,
+            self._relay.adverts[VICTIM].self_commitment,
             VICTIM,
             "the victim",
         )

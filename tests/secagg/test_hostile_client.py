@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from secagg_probe import dealing
 from secagg_rounds import COMPLETE_STAGES, Cohort, drive
 
 from securefed.crypto.keys import HybridPrivateKey
@@ -98,13 +99,12 @@ def test_a_dealer_of_wrong_shares_does_not_get_their_holders_shut_out():
     """c000 deals c001 and c002 shares of something else; both reveal what they were dealt."""
     cohort = Cohort(size=9)  # threshold 5
     clients = {name: cohort.client(name) for name in cohort.names}
-    original = clients["c000"]._bundle_for
 
-    def deal(other, shares, mask_key, envelope_key):
+    def deal(original, other, shares, mask_key, envelope_key):
         wrong = bytes([0] * 32 + [7]) * 2
         return original(other, wrong if other in (1, 2) else shares, mask_key, envelope_key)
 
-    clients["c000"]._bundle_for = deal
+    dealing(clients["c000"], deal)
     outcome = drive(cohort, clients=clients)
     result = outcome.server.result
     np.testing.assert_array_equal(result.total, cohort.plain_sum(result.survivors))
@@ -114,9 +114,9 @@ def test_a_dealer_of_wrong_shares_does_not_get_their_holders_shut_out():
 def test_a_dealer_of_wrong_shares_to_everyone_ends_the_round_and_is_named():
     cohort = Cohort(size=9)
     clients = {name: cohort.client(name) for name in cohort.names}
-    original = clients["c000"]._bundle_for
-    clients["c000"]._bundle_for = lambda other, shares, *keys_: original(
-        other, bytes(SHARE_BYTES * 2), *keys_
+    dealing(
+        clients["c000"],
+        lambda original, other, shares, *keys_: original(other, bytes(SHARE_BYTES * 2), *keys_),
     )
     outcome = drive(cohort, clients=clients)
     assert isinstance(outcome.ended, RemoteProtocolError)
@@ -155,10 +155,9 @@ def test_a_mask_key_that_does_not_follow_from_the_root_is_named():
 def test_an_edge_secret_that_does_not_open_is_named_by_receiver_and_server():
     cohort = Cohort(size=8)
     clients = {name: cohort.client(name) for name in cohort.names}
-    original = clients["c000"]._bundle_for
     stranger = HybridPrivateKey.generate(system_random).public
 
-    def wrap(other, shares, mask_key, envelope_key):
+    def wrap(original, other, shares, mask_key, envelope_key):
         if other != 3:
             return original(other, shares, mask_key, envelope_key)
         good = original(other, shares, mask_key, envelope_key)
@@ -171,7 +170,7 @@ def test_an_edge_secret_that_does_not_open_is_named_by_receiver_and_server():
         signature = cohort.identities["c000"].sign(digest + covered, label=keys.SIGN_BUNDLE)
         return Bundle(good.envelope, edge, good.edge_commitment, signature)
 
-    clients["c000"]._bundle_for = wrap
+    dealing(clients["c000"], wrap)
     outcome = drive(cohort, clients=clients)
     assert "bundle of 'c000'" in str(outcome.refused["c003"])
     assert "an edge secret of 'c000'" in str(outcome.ended)

@@ -1,5 +1,7 @@
 """A server that lies: each lie ends in a named error at an honest client; nothing is opened."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from secagg_rounds import Cohort, Outcome, drive
@@ -17,11 +19,13 @@ from securefed.errors import (
 )
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
-from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.aggregator import Outgoing, RoundContext
+from securefed.secagg.carriers import apply_masks
+from securefed.secagg.client_states import ClientState
 from securefed.secagg.graph import Graph
 from securefed.secagg.messages import Advertisement, Reveal
-from securefed.secagg.pairwise_client import ClientState, PairwiseClient
-from securefed.secagg.pairwise_server import Outgoing, PairwiseServer, apply_masks
+from securefed.secagg.pairwise_client import PairwiseClient
+from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.signed import Signed
 
 
@@ -105,7 +109,7 @@ def test_different_sharer_lists_give_masks_that_do_not_cancel():
     # ... and a server that adds it all the same gets noise, not a sum.
     class Careless(PairwiseServer):
         def _add_input(self, body: bytes) -> None:
-            self._total += unpack_ring(body[32:], 2000, 32)
+            self._sum.total += unpack_ring(body[32:], 2000, 32)
 
     outcome = drive(cohort, meddle_down=hide, server=Careless(cohort.context()))
     found = outcome.server.result
@@ -160,7 +164,7 @@ class Gathering(PairwiseServer):
         def encode(name: str) -> bytes:
             index = self._context.index(name)
             own = [group for group in self.groups or [everyone] if index in group]
-            shown = (own[0] if own else everyone) & self._graph.witnesses(index)
+            shown = (own[0] if own else everyone) & self._relay.graph.witnesses(index)
             return wire_messages.encode_confirmations({i: self._confirmations[i] for i in shown})
 
         return Outgoing(self._names(present), encode)
@@ -239,18 +243,24 @@ def test_a_root_does_not_open_an_input_that_came_late(seed):
 
     class Keeping(PairwiseServer):
         def _add_input(self, body: bytes) -> None:
-            before = self._total.copy()
+            before = self._sum.total.copy()
             super()._add_input(body)
-            self.last, self._total = self._total - before, self._total
+            self.last = self._sum.total - before
 
         def advance(self):
             if self.stage == "masked_input":
                 self._seen.discard(7)
-                self._total -= self.last
+                self._sum.total -= self.last
             return super().advance()
 
-        def _pair_masks(self, dropped, root):
-            masks = list(super()._pair_masks(dropped, root))
+        def _unmasking(self):
+            left = super()._unmasking()
+            found = partial(self.opened_with, left.pair_masks)
+            object.__setattr__(left, "pair_masks", found)
+            return left
+
+        def opened_with(self, pair_masks, dropped, root):
+            masks = list(pair_masks(dropped, root))
             # Of the last client's own input the same keystreams come off with the other sign.
             opened = self.last.copy()
             apply_masks(opened, [(key, not subtract) for key, subtract in masks])

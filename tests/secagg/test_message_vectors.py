@@ -224,11 +224,11 @@ def whole_round(case):
             sent.setdefault(stage, {})[str(names.index(name))] = shown(message)
             server.receive(name, message)
             if stage == "share" and names.index(name) == edge["giver"]:
-                peer = clients[name]._peers[edge["taker"]]
+                peer = clients[name]._secrets.peers[edge["taker"]]
                 edge["secret"] = peer.edge_secret.hex()
-                seed_of_0 = clients[names[0]]._self_seed
+                seed_of_0 = clients[names[0]]._secrets.self_seed
             if stage == "masked_input" and name == names[0]:
-                masked = server._total.copy()
+                masked = server._sum.total.copy()
         inbox = dict(server.advance())
     pair = edge["giver"], edge["taker"]
     secret = bytes.fromhex(edge["secret"])
@@ -241,7 +241,7 @@ def whole_round(case):
     return {
         "digest": context.digest.hex(),
         "view": server._view.hex(),
-        "order": server._graph._order.tolist(),
+        "order": server._relay.graph._order.tolist(),
         "edge": edge,
         "self_keystream_key_of_0": own_key.hex(),
         "masked_input_of_0": (masked & np.uint32((1 << case["bits"]) - 1)).tolist(),

@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from secagg_probe import body_of, resigned
+from secagg_probe import body_of, dealing, resigned
 from secagg_rounds import Cohort, drive
 
 from securefed.config import Stage
@@ -23,10 +23,11 @@ from securefed.errors import (
 )
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
+from securefed.secagg.aggregator import Outgoing
 from securefed.secagg.messages import Advertisement, Reveal
 from securefed.secagg.noise_layers import NoiseLayers, chain, layers_commitment, noise_of
 from securefed.secagg.pairwise_client import PairwiseClient
-from securefed.secagg.pairwise_server import Outgoing, PairwiseServer
+from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.recovery import Holders
 
 SIZE, MOST = 10, 3  # at most three of ten may be missing; one is corrupt; threshold 6
@@ -98,7 +99,7 @@ def test_only_the_first_needless_seed_of_survivors_is_revealed(missing):
 
     def note(stage, name, reply):
         if stage == "unmask":  # shares are forgotten once they are revealed
-            dealt[name] = dict(clients[name]._shares)
+            dealt[name] = dict(clients[name]._secrets.shares)
         return reply
 
     drop = dict.fromkeys(cohort.names[:missing], "masked_input")
@@ -199,7 +200,7 @@ def test_two_lists_do_not_open_seeds_of_two_numbers(told_short, checked, monkeyp
 
     def split(stage, name, reply):
         if stage == "unmask":
-            held[name] = dict(clients[name]._shares)
+            held[name] = dict(clients[name]._secrets.shares)
         lied_to = stage == "consistency" and name in cohort.names[:told_short]
         return short if lied_to else reply
 
@@ -222,7 +223,7 @@ def test_a_client_answers_one_list_and_then_nothing():
     with pytest.raises(RemoteProtocolError, match="no message is accepted"):
         client.handle(again)
     assert client._layers is None
-    assert not client._shares
+    assert client._secrets is None
 
 
 def test_below_the_floor_nothing_is_opened():
@@ -243,7 +244,7 @@ def test_fewer_shares_than_the_threshold_open_no_seed():
 
     def keep(stage, name, reply):
         if stage == "unmask":
-            kept[name] = dict(clients[name]._shares)
+            kept[name] = dict(clients[name]._secrets.shares)
         return reply
 
     clients = {name: cohort.client(name) for name in cohort.names}
@@ -292,13 +293,12 @@ def test_a_dealer_of_wrong_layer_shares_is_spared_or_named(to):
     cohort = layered()
     clients = {name: cohort.client(name) for name in cohort.names}
     seeds = seeds_of(clients)
-    original = clients["c002"]._bundle_for
 
-    def deal(other, shares, *keys_):
+    def deal(original, other, shares, *keys_):
         wrong = shares[: 2 * SHARE_BYTES] + (bytes(SHARE_BYTES - 1) + b"\7") * MOST
         return original(other, wrong if to == "all" or other in (4, 6) else shares, *keys_)
 
-    clients["c002"]._bundle_for = deal
+    dealing(clients["c002"], deal)
     outcome = drive(cohort, clients=clients)
     if to == "some":
         result = outcome.server.result

@@ -12,7 +12,8 @@ from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import add_keystream
 from securefed.encoding.wire import unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
-from securefed.secagg.pairwise_client import ClientState
+from securefed.secagg.client_secrets import ClientSecrets
+from securefed.secagg.client_states import ClientState
 from securefed.secagg.signed import Signed
 
 
@@ -99,19 +100,19 @@ def test_a_survivors_mask_is_not_explained_by_every_pairwise_secret():
     cohort.inputs["c000"][:] = 7
     clients = {name: cohort.client(name) for name in cohort.names}
     edges: dict[str, bytes] = {}
-    original = type(clients["c000"])._open
+    original = ClientSecrets.open
 
     def spy(self, sender, bundle):
         secret = original(self, sender, bundle)
-        if self is clients["c000"]:
+        if self is clients["c000"]._secrets:
             edges[str(sender)] = secret
         return secret
 
-    type(clients["c000"])._open = spy
+    ClientSecrets.open = spy
     try:
         outcome = drive(cohort, clients=clients)
     finally:
-        type(clients["c000"])._open = original
+        ClientSecrets.open = original
     from securefed.secagg import round_secrets as keys
 
     digest = cohort.context().digest
@@ -129,10 +130,9 @@ def test_secrets_are_forgotten_when_the_round_is_over():
     outcome = drive(cohort)
     for client in outcome.clients.values():
         assert client.state is ClientState.DONE
-        assert client._root == b""
-        assert client._self_seed == b""
-        assert not client._shares
-        assert client._mask_key is None
+        assert client._secrets is None
+        assert client._layers is None
+        assert client._contribution is None
 
 
 def test_a_client_is_not_pickled_and_shows_no_secret():
@@ -140,8 +140,8 @@ def test_a_client_is_not_pickled_and_shows_no_secret():
     client.start()
     with pytest.raises(TypeError):
         pickle.dumps(client)
-    assert client._root.hex() not in repr(client)
-    assert repr(client._root) not in repr(vars(client).keys())
+    assert client._secrets.root.hex() not in repr(client)
+    assert repr(client._secrets.root) not in repr(vars(client).keys())
 
 
 def test_an_identity_that_is_not_the_rosters_is_refused():

@@ -9,11 +9,11 @@ from secagg_rounds import Cohort, drive
 from securefed.config import STAGES
 from securefed.errors import ProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
+from securefed.secagg.carriers import apply_masks
+from securefed.secagg.client_states import ClientState
 from securefed.secagg.graph import Graph, nonce_commitment, nonce_commitments
 from securefed.secagg.messages import Neighbourhood
-from securefed.secagg.pairwise_client import ClientState
-from securefed.secagg.pairwise_server import PairwiseServer, apply_masks
-from securefed.secagg.recovery import Holders
+from securefed.secagg.pairwise_server import PairwiseServer
 
 
 def sparse(**changes) -> Cohort:
@@ -142,7 +142,7 @@ def test_a_nonce_that_was_not_committed_to_is_refused_by_the_server():
     original = clients["c001"]._reveal_nonce
 
     def lie(message):
-        clients["c001"]._nonce = bytes(16)
+        clients["c001"]._secrets.nonce = bytes(16)
         return original(message)
 
     clients["c001"]._reveal_nonce = lie
@@ -161,7 +161,7 @@ def test_a_list_with_a_neighbour_that_did_not_share_is_not_signed():
             return reply
         client = outcome_clients["c003"]
         me = cohort.names.index(name)
-        with_edge = {other: client._graph.gives(other, me) for other in client._peers}
+        with_edge = {other: client._graph.gives(other, me) for other in client._secrets.peers}
         bundles = wire_messages.decode_delivery(reply, with_edge=with_edge)
         hidden["who"] = min(bundles)
         del bundles[hidden["who"]]
@@ -186,16 +186,16 @@ class Cutting(PairwiseServer):
         self.failures: list[str] = []
 
     def receive(self, client_id, message):
-        before = self._total.copy()
+        before = self._sum.total.copy()
         stage = self.stage
         super().receive(client_id, message)
         if stage == "masked_input":
-            self.inputs[self._context.index(client_id)] = self._total - before
+            self.inputs[self._context.index(client_id)] = self._sum.total - before
 
     def advance(self):
         if self.stage == "masked_input":
             size, half = self._context.parameters.size, self._context.parameters.degree // 2
-            order = [int(index) for index in self._graph._order]
+            order = [int(index) for index in self._relay.graph._order]
             middle = size // 2
             self.cut = [*order[:half], *order[middle : middle + half]]
             self.arcs = [sorted(order[half:middle]), sorted(order[middle + half :])]
@@ -205,12 +205,11 @@ class Cutting(PairwiseServer):
     def _unmask(self):
         for arc in self.arcs:
             self._survivors, self._sharers = frozenset(arc), frozenset([*arc, *self.cut])
-            total = np.zeros_like(self._total)
+            total = np.zeros_like(self._sum.total)
             for index in arc:
                 total += self.inputs[index]
             try:
-                holders = Holders(self._context.parameters.threshold)
-                apply_masks(total, self._left_masks(holders))
+                apply_masks(total, self._unmasking().masks())
             except ProtocolError as error:
                 self.failures.append(str(error))
             else:

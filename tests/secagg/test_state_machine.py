@@ -27,6 +27,7 @@ from secagg_rounds import Cohort, drive
 from securefed.config import STAGES, Stage
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import RandomBytes
+from securefed.encoding.wire import message_type
 from securefed.errors import (
     LocalProtocolError,
     ProtocolError,
@@ -35,14 +36,9 @@ from securefed.errors import (
     ThresholdNotMet,
 )
 from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.client_states import COMPLETE, SPARSE, ClientState
 from securefed.secagg.messages import Reveal
-from securefed.secagg.pairwise_client import (
-    COMPLETE,
-    SPARSE,
-    ClientState,
-    PairwiseClient,
-    message_type,
-)
+from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 
 SHAPES: tuple[tuple[int, int | None], ...] = (
@@ -403,10 +399,7 @@ class RoundMachine(RuleBasedStateMachine):
     def a_client_that_is_done_keeps_no_secret(self):
         for client in getattr(self, "clients", {}).values():
             if client.state in (ClientState.DONE, ClientState.FAILED):
-                assert not client._root
-                assert not client._self_seed
-                assert not client._shares
-                assert client._mask_key is None
+                assert client._secrets is None
                 assert client._contribution is None
 
     @invariant()

@@ -1,0 +1,209 @@
+"""What carries a contribution from a client into the sum: ring elements, or slots encrypted.
+
+A pairwise round hides each contribution beneath keystreams and adds what it gets.  Keys, shares,
+lists and signatures are the same whatever is added; this module is what is not.
+
+========  ==================================  =====================================================
+carrier   a client sends                      the server adds, and takes the masks that are left
+                                              from
+========  ==================================  =====================================================
+ring      d values of ``bits`` bits, masked   ring elements
+          modulo 2^32
+slots     BFV ciphertexts of slots, several   ciphertexts; then slots that the decryptor opened,
+          values each, masked modulo t        masked still.  Without masks they are the packed sum
+========  ==================================  =====================================================
+
+Masks modulo t lie over whole slots: see :mod:`securefed.secagg.slots`.  In either ring a client's
+masked vector is uniform to whoever lacks one of its keys, and the sum of the same vectors is the
+same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from securefed.crypto.prg import add_keystreams
+from securefed.encoding.wire import pack_ring, packed_size, unpack_ring
+from securefed.errors import LocalProtocolError, WireError
+from securefed.secagg.aggregator import RoundContext
+from securefed.secagg.ciphertexts import CiphertextSum, ciphertext_size
+from securefed.secagg.encryption import RoundEncryption
+from securefed.secagg.homomorphic import BfvEncryptor
+from securefed.secagg.rlwe_parameters import BfvParameters
+from securefed.secagg.slots import SlotPacking, mask_slots
+
+Mask = tuple[bytes, bool]
+"""A keystream key, and whether the keystream is subtracted."""
+MaskRemoval = Callable[[NDArray[np.uint32], Iterable[Mask]], None]
+"""Applies masks to a ring vector in place; an engine may spread them over several cores."""
+
+
+def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
+    """Apply the masks on one core."""
+    add_keystreams(vector, masks)
+
+
+class InputCarrier(Protocol):
+    """The client's side."""
+
+    def protect(self, vector: NDArray[np.uint32], masks: Iterable[Mask]) -> Iterator[bytes]:
+        """A contribution beneath its masks, in parts of the message's body.
+
+        Args:
+            vector: uint32[length]; left as it is.
+            masks: the client's own and one towards each neighbour.
+        """
+        ...
+
+
+class SumCarrier(Protocol):
+    """The server's side: holds the running sum and nothing else of a contribution."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of one contribution."""
+        ...
+
+    def add(self, body: bytes) -> None:
+        """Add one contribution, whole or not at all.
+
+        Raises:
+            WireError: another length, or no encoding of a contribution; nothing was added.
+        """
+        ...
+
+    def unmasked(self, masks: Iterable[Mask]) -> NDArray[np.uint32]:
+        """The sum without the masks that did not cancel.  Called once.
+
+        Returns:
+            uint32[length]; its low ``bits`` bits are the sum.
+        """
+        ...
+
+
+class RingInput:
+    """Masks modulo 2^32, sends the low ``bits`` bits."""
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+
+    def protect(self, vector: NDArray[np.uint32], masks: Iterable[Mask]) -> Iterator[bytes]:
+        """One part; see :meth:`InputCarrier.protect`."""
+        masked = vector.copy()
+        add_keystreams(masked, masks)
+        yield pack_ring(masked, self._bits)
+
+
+class RingSum:
+    """Adds ring elements.
+
+    Args:
+        length: d.
+        bits: ring width.
+        remove_masks: applies the masks that are left.
+    """
+
+    def __init__(self, length: int, bits: int, remove_masks: MaskRemoval) -> None:
+        self._bits = bits
+        self._remove_masks = remove_masks
+        self.total: NDArray[np.uint32] = np.zeros(length, dtype=np.uint32)
+
+    @property
+    def size(self) -> int:
+        """Bytes of one contribution."""
+        return packed_size(self.total.size, self._bits)
+
+    def add(self, body: bytes) -> None:
+        """See :meth:`SumCarrier.add`."""
+        self.total += unpack_ring(body, self.total.size, self._bits)
+
+    def unmasked(self, masks: Iterable[Mask]) -> NDArray[np.uint32]:
+        """See :meth:`SumCarrier.unmasked`."""
+        self._remove_masks(self.total, masks)
+        return self.total
+
+
+def check_masked(context: RoundContext) -> None:
+    """Whether contributions carry masks in this round, encrypted or not.
+
+    Raises:
+        LocalProtocolError: they are encrypted without: that is another protocol.
+    """
+    if context.encryption is not None and not context.encryption.masked:
+        raise LocalProtocolError("encryption: masked = False, and this is the protocol with masks")
+
+
+def _bfv(encryption: RoundEncryption) -> tuple[BfvParameters, SlotPacking]:
+    parameters, packing = encryption.parameters, encryption.packing
+    if packing is None or not isinstance(parameters, BfvParameters):
+        raise LocalProtocolError(f"scheme = {encryption.scheme!r}: masks are modulo t; use 'bfv'")
+    return parameters, packing
+
+
+class SlotInput:
+    """Packs, masks modulo t, encrypts.
+
+    Args:
+        encryption: of the round.
+        public_key: of the round's offer, which was checked.
+
+    Raises:
+        RemoteProtocolError: not a key of the round's parameters.
+        ConfigError: TenSEAL is not installed, or makes other moduli.
+    """
+
+    def __init__(self, encryption: RoundEncryption, public_key: bytes) -> None:
+        parameters, self._packing = _bfv(encryption)
+        self._encryptor = BfvEncryptor(parameters, public_key)
+
+    def protect(self, vector: NDArray[np.uint32], masks: Iterable[Mask]) -> Iterator[bytes]:
+        """One ciphertext after another; see :meth:`InputCarrier.protect`.
+
+        Values beyond ``value_bound`` are cut (:meth:`SlotPacking.pack`).
+        """
+        slots = mask_slots(self._packing.pack(vector), masks, self._packing.modulus)
+        yield from self._encryptor.encrypt(slots)
+
+
+class SlotSum:
+    """Adds ciphertexts; holds no key.  What they open to, the decryptor says.
+
+    Args:
+        encryption: of the round.
+    """
+
+    def __init__(self, encryption: RoundEncryption) -> None:
+        parameters, self._packing = _bfv(encryption)
+        self._one = ciphertext_size(parameters)
+        self._sum = CiphertextSum(parameters, encryption.count)
+        self._slots: NDArray[np.uint64] | None = None
+        self.size = encryption.input_bytes
+
+    def add(self, body: bytes) -> None:
+        """See :meth:`SumCarrier.add`."""
+        if len(body) != self.size:
+            raise WireError(f"ciphertexts: {len(body)} bytes found, {self.size} expected")
+        self._sum.add([body[at : at + self._one] for at in range(0, self.size, self._one)])
+
+    def ciphertexts(self) -> Iterator[bytes]:
+        """The sum, one ciphertext after another, for the decryptor."""
+        return self._sum.ciphertexts()
+
+    def opened(self, slots: NDArray[np.uint64]) -> None:
+        """Take what the ciphertexts opened to: uint64[slots], each in 0..t-1, masked still."""
+        self._slots = slots
+
+    def unmasked(self, masks: Iterable[Mask]) -> NDArray[np.uint32]:
+        """See :meth:`SumCarrier.unmasked`.
+
+        Raises:
+            LocalProtocolError: the sum was not opened.
+        """
+        if self._slots is None:
+            raise LocalProtocolError("sum: the decryptor has not opened it")
+        packing = self._packing
+        return packing.unpack(mask_slots(self._slots, masks, packing.modulus))

@@ -20,7 +20,7 @@ same, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -28,12 +28,16 @@ from numpy.typing import NDArray
 
 from securefed.crypto.prg import add_keystreams
 from securefed.encoding.wire import pack_ring, packed_size, unpack_ring
-from securefed.errors import LocalProtocolError, WireError
+from securefed.errors import LocalProtocolError, RemoteProtocolError, WireError
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.ciphertexts import CiphertextSum, ciphertext_size
-from securefed.secagg.encryption import RoundEncryption
+from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
 from securefed.secagg.homomorphic import BfvEncryptor
+from securefed.secagg.key_holder import list_quorum
+from securefed.secagg.key_offer import Offer, agreed
+from securefed.secagg.opening import OpenRequest, decode_opened_slots, opened_size
 from securefed.secagg.rlwe_parameters import BfvParameters
+from securefed.secagg.signed import Signed, party_name, verify
 from securefed.secagg.slots import SlotPacking, mask_slots
 
 Mask = tuple[bytes, bool]
@@ -170,18 +174,40 @@ class SlotInput:
 
 
 class SlotSum:
-    """Adds ciphertexts; holds no key.  What they open to, the decryptor says.
+    """Adds ciphertexts, and asks the decryptor what their sum opens to; holds no key.
 
     Args:
-        encryption: of the round.
+        context: of an encrypted round.
     """
 
-    def __init__(self, encryption: RoundEncryption) -> None:
+    def __init__(self, context: RoundContext) -> None:
+        self._context = context
+        encryption = agreed(context)
         parameters, self._packing = _bfv(encryption)
         self._one = ciphertext_size(parameters)
         self._sum = CiphertextSum(parameters, encryption.count)
+        self._offer: Offer | None = None
         self._slots: NDArray[np.uint64] | None = None
         self.size = encryption.input_bytes
+
+    @property
+    def offer(self) -> Offer:
+        """Whose key the round is encrypted under.
+
+        Raises:
+            LocalProtocolError: there is none yet.
+        """
+        if self._offer is None:
+            raise LocalProtocolError("offer: the decryptor has not sent one")
+        return self._offer
+
+    def take_offer(self, message: bytes) -> None:
+        """Take the decryptor's offer.
+
+        Raises:
+            RemoteProtocolError: it is not one that the decryptor signed for this round.
+        """
+        self._offer = Offer.read(self._context, message)
 
     def add(self, body: bytes) -> None:
         """See :meth:`SumCarrier.add`."""
@@ -189,13 +215,38 @@ class SlotSum:
             raise WireError(f"ciphertexts: {len(body)} bytes found, {self.size} expected")
         self._sum.add([body[at : at + self._one] for at in range(0, self.size, self._one)])
 
-    def ciphertexts(self) -> Iterator[bytes]:
-        """The sum, one ciphertext after another, for the decryptor."""
-        return self._sum.ciphertexts()
+    def request(
+        self, inner_view: bytes, survivors: tuple[int, ...], signatures: Mapping[int, bytes]
+    ) -> bytes:
+        """What the decryptor is to open.
 
-    def opened(self, slots: NDArray[np.uint64]) -> None:
-        """Take what the ciphertexts opened to: uint64[slots], each in 0..t-1, masked still."""
-        self._slots = slots
+        Args:
+            inner_view: the view of the masking.
+            survivors: whose contributions were added, rising.
+            signatures: of survivors on that list; as many are passed on as the decryptor asks for.
+        """
+        enough = sorted(signatures)[: list_quorum(self._context)]
+        asked = OpenRequest(
+            inner_view=inner_view,
+            survivors=survivors,
+            signatures={index: signatures[index] for index in enough},
+            entries={},
+            ciphertexts=tuple(self._sum.ciphertexts()),
+        )
+        return asked.encode(self._context)
+
+    def take_opened(self, message: bytes) -> None:
+        """Take what the sum opened to, masked still.
+
+        Raises:
+            RemoteProtocolError: the decryptor did not sign it, or these are not slots.
+        """
+        encryption = agreed(self._context)
+        signed = Signed.decode(message, limit=opened_size(encryption))
+        if party_name(self._context, signed.sender) != DECRYPTOR:
+            raise RemoteProtocolError(f"opened slots: sent as party number {signed.sender}")
+        verify(self._context, signed, "unmask")
+        self._slots = decode_opened_slots(encryption, signed.body)
 
     def unmasked(self, masks: Iterable[Mask]) -> NDArray[np.uint32]:
         """See :meth:`SumCarrier.unmasked`.
@@ -205,5 +256,4 @@ class SlotSum:
         """
         if self._slots is None:
             raise LocalProtocolError("sum: the decryptor has not opened it")
-        packing = self._packing
-        return packing.unpack(mask_slots(self._slots, masks, packing.modulus))
+        return self._packing.unpack(mask_slots(self._slots, masks, self._packing.modulus))

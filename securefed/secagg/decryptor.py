@@ -19,6 +19,7 @@ import enum
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPublicKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, draw, system_random
+from securefed.encoding.wire import message_type
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg.aggregator import RoundContext
@@ -27,7 +28,6 @@ from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.key_holder import KeyHolder, OnOpen
 from securefed.secagg.key_messages import decode_key_request, encode_dealt
 from securefed.secagg.key_offer import SECRET_BYTES, Offer, Wrap, agreed
-from securefed.secagg.pairwise_client import message_type
 from securefed.secagg.signed import Signed, party_number, sign, verify
 
 

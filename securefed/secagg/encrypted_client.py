@@ -32,6 +32,7 @@ import numpy as np
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.keys import HybridPrivateKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, draw, system_random
+from securefed.encoding.wire import message_type
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg.aggregator import Contribution, RoundContext
@@ -49,7 +50,6 @@ from securefed.secagg.key_offer import (
     unlock,
 )
 from securefed.secagg.opening import SIGN_ENTRY, Entry
-from securefed.secagg.pairwise_client import message_type
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
 from securefed.secagg.signed import sign
 from securefed.secagg.sum_check import SumCheck

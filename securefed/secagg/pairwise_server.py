@@ -4,20 +4,24 @@ It relays what clients say to each other, adds masked inputs as they arrive, and
 that do not cancel.  It never holds two masked inputs at once, and learns the sum of the survivors.
 
 ==================  =============================  ================================================
-stage               clients' messages              what the server then knows and sends
+stage               messages                       what the server then knows and sends
 ==================  =============================  ================================================
-``advertise``       keys and commitments           public keys; relays them, or in a sparse graph
-                                                   the hash of all nonce commitments
+``advertise``       keys and commitments; the      public keys; relays them, or in a sparse graph
+                    decryptor's offer              the hash of all nonce commitments
 ``graph``           nonces (sparse graph only)     the ring's order; sends each client the nonces
                                                    and its neighbours' keys
-``share``           sealed shares                  who shared; relays the envelopes
+``share``           sealed shares                  who shared; relays the envelopes, and the offer
 ``masked_input``    masked inputs                  their sum; sends the list of survivors
-``consistency``     signatures on that list        who agrees; relays signatures
+``consistency``     signatures on that list        who agrees; relays signatures, to the decryptor
+                                                   with the encrypted sum
 ``unmask``          one share of each client, and  each survivor's self-mask seed and each dropped
                     of each survivor's excess      client's root, hence the sum; the noise that is
-                    noise where it is removed      more than the number of survivors asks for, which
-                                                   it subtracts; sends nothing
+                    noise where it is removed;     more than the number of survivors asks for, which
+                    the opened slots               it subtracts; sends nothing
 ==================  =============================  ================================================
+
+There are an offer and slots, and a decryptor, where contributions are encrypted beneath their masks
+(:mod:`securefed.secagg.carriers`).
 """
 
 from __future__ import annotations
@@ -35,14 +39,23 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdN
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import Aggregate, Outgoing, RoundContext
-from securefed.secagg.carriers import MaskRemoval, RingSum, SumCarrier, apply_masks
+from securefed.secagg.carriers import (
+    MaskRemoval,
+    RingSum,
+    SlotSum,
+    SumCarrier,
+    apply_masks,
+    check_masked,
+)
+from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.graph import (
     HASH_BYTES,
     NONCE_BYTES,
 )
+from securefed.secagg.key_holder import list_quorum
 from securefed.secagg.messages import Advertisement, Bundle, Reveal
 from securefed.secagg.relay import Relay
-from securefed.secagg.signed import Signed, verify
+from securefed.secagg.signed import Signed, party_number, verify
 from securefed.secagg.unmasking import Unmasking
 
 _NEXT: Final[dict[Stage, Stage | None]] = {
@@ -60,21 +73,24 @@ class PairwiseServer:
 
     Args:
         context: what all parties agree on.
-        remove_masks: applies the masks that do not cancel; on one core by default.
+        remove_masks: applies the masks that do not cancel, where nothing is encrypted; on one core
+            by default.
 
     Guarantees:
         - A message that is malformed, wrongly signed, out of turn or a second one is refused and
           changes nothing.
         - The result is the exact sum of the survivors' contributions mod 2^bits, or there is none:
-          every reconstructed secret is checked against its owner's signed commitment.
+          every reconstructed secret is checked against its owner's signed commitment.  In an
+          encrypted round the decryptor is taken at its word for what the ciphertexts open to.
         - With layers of noise, and D clients missing, layers D + 1 and later of every survivor are
           subtracted from it, as drawn from the seeds that they committed to.
     """
 
     def __init__(self, context: RoundContext, *, remove_masks: MaskRemoval = apply_masks) -> None:
+        check_masked(context)
         self._context = context
         self._stage: Stage | None = STAGES[0]
-        self._awaited: set[int] = set(range(len(context.cohort)))
+        self._awaited: set[int] = set(range(len(context.cohort) + context.has_decryptor))
         self._seen: set[int] = set()
         self._relay = Relay(context)
         self._view = b""
@@ -83,7 +99,8 @@ class PairwiseServer:
         self._statement = b""
         self._confirmations: dict[int, bytes] = {}
         self._reveals: dict[int, Reveal] = {}
-        self._sum: SumCarrier = RingSum(context.length, context.bits, remove_masks)
+        self._slots = None if context.encryption is None else SlotSum(context)
+        self._sum: SumCarrier = self._slots or RingSum(context.length, context.bits, remove_masks)
         self._result: Aggregate | None = None
         self.wrong_shares: tuple[tuple[str, str], ...] = ()
         """Shares that were wrong and could be spared, once the round is over: who revealed one, and
@@ -107,7 +124,7 @@ class PairwiseServer:
         return self._result
 
     def receive(self, client_id: str, message: bytes) -> None:
-        """Take one client's message for the present stage.
+        """Take the message of one client, or of the decryptor, for the present stage.
 
         Run by: server.
 
@@ -118,14 +135,19 @@ class PairwiseServer:
         stage = self._stage
         if stage is None:
             raise LocalProtocolError("receive: the round is over")
-        sender = self._context.index(client_id)
+        sender = party_number(self._context, client_id)
+        if self._slots is not None and client_id == DECRYPTOR:
+            self._check_turn(stage, sender, client_id)
+            if stage == "advertise":
+                self._slots.take_offer(message)
+            else:
+                self._slots.take_opened(message)
+            self._seen.add(sender)
+            return
         signed = Signed.decode(message, limit=self._limit(stage))
         if signed.sender != sender:
             raise RemoteProtocolError(f"{client_id!r} speaks as client number {signed.sender}")
-        if sender in self._seen:
-            raise RemoteProtocolError(f"{client_id!r} has already sent its {stage} message")
-        if sender not in self._awaited:
-            raise RemoteProtocolError(f"{client_id!r} dropped out before {stage}")
+        self._check_turn(stage, sender, client_id)
         verify(self._context, signed, stage)
         if stage == "advertise":
             self._relay.add_advertisement(signed)
@@ -141,6 +163,12 @@ class PairwiseServer:
             self._add_reveal(sender, client_id, signed.body)
         self._seen.add(sender)
 
+    def _check_turn(self, stage: Stage, sender: int, name: str) -> None:
+        if sender in self._seen:
+            raise RemoteProtocolError(f"{name!r} has already sent its {stage} message")
+        if sender not in self._awaited:
+            raise RemoteProtocolError(f"{name!r} is not awaited in {stage}, or dropped out before")
+
     def advance(self) -> Mapping[str, bytes]:
         """End the present stage.
 
@@ -150,25 +178,27 @@ class PairwiseServer:
             What to send to whom; empty after the last stage, when ``result`` is ready.
 
         Raises:
-            ThresholdNotMet: too few clients are left; the round is over without a result.
+            ThresholdNotMet: too few clients are left, or the decryptor is silent; the round is over
+                without a result.
             RemoteProtocolError: a reconstructed secret does not match its owner's commitment.
         """
         stage = self._stage
         if stage is None:
             raise LocalProtocolError("advance: the round is over")
-        present, self._seen = sorted(self._seen), set()
-        parameters = self._context.parameters
-        floor = {"consistency": parameters.quorum, "unmask": parameters.threshold}.get(
-            stage, parameters.survivor_floor
-        )
+        decryptor = len(self._context.cohort)
+        silent, present = self._awaited - self._seen, sorted(self._seen - {decryptor})
+        self._seen = set()
+        floor = self._floor(stage)
         self._stage = None  # stays so unless this stage ends well
         if len(present) < floor:
             raise ThresholdNotMet(
                 f"{stage}: {len(present)} clients answered, at least {floor} are needed"
             )
+        if decryptor in silent:
+            raise ThresholdNotMet(f"{stage}: {DECRYPTOR!r} did not answer, and it alone has a key")
         next_stage = _NEXT[stage]
         if stage == "advertise":
-            if parameters.sparse:
+            if self._context.parameters.sparse:
                 outgoing = self._same_for(present, self._relay.commit_to_nonces(present))
             else:
                 next_stage = "share"
@@ -184,9 +214,20 @@ class PairwiseServer:
         else:
             self._unmask()
             return {}
-        self._awaited = {self._context.index(name) for name in outgoing}
+        self._awaited = {party_number(self._context, name) for name in outgoing}
         self._stage = next_stage
         return outgoing
+
+    def _floor(self, stage: Stage) -> int:
+        """How many clients must answer."""
+        parameters = self._context.parameters
+        if stage == "unmask":
+            return parameters.threshold
+        if stage != "consistency":
+            return parameters.survivor_floor
+        if self._slots is None:
+            return parameters.quorum
+        return max(parameters.quorum, list_quorum(self._context))
 
     # -- what is sent ----------------------------------------------------------------------
 
@@ -199,9 +240,16 @@ class PairwiseServer:
     def _deliver(self, present: list[int]) -> Outgoing:
         self._sharers = frozenset(present)
         addressed = self._relay.deliver(present)
-        self._view = self._relay.view
+        if self._slots is None:
+            self._view = self._relay.view
+            return Outgoing(
+                self._names(present), lambda name: wire_messages.encode_delivery(addressed(name))
+            )
+        offer = self._slots.offer
+        self._view = offer.view(self._relay.view)
         return Outgoing(
-            self._names(present), lambda name: wire_messages.encode_delivery(addressed(name))
+            self._names(present),
+            lambda name: wire_messages.encode_keyed_delivery(offer.encoded, addressed(name)),
         )
 
     def _list_survivors(self, present: list[int]) -> Outgoing:
@@ -218,12 +266,17 @@ class PairwiseServer:
             return sorted(self._relay.graph.witnesses(index) & self._confirmations.keys())[:quorum]
 
         content = [index for index in present if len(enough(index)) == quorum]
-        return Outgoing(
-            self._names(content),
-            lambda name: wire_messages.encode_confirmations(
+        names = self._names(content) + ([] if self._slots is None else [DECRYPTOR])
+
+        def encode(name: str) -> bytes:
+            if self._slots is not None and name == DECRYPTOR:
+                survivors = tuple(sorted(self._survivors))
+                return self._slots.request(self._relay.view, survivors, self._confirmations)
+            return wire_messages.encode_confirmations(
                 {i: self._confirmations[i] for i in enough(self._context.index(name))}
-            ),
-        )
+            )
+
+        return Outgoing(names, encode)
 
     # -- what is received ------------------------------------------------------------------
 

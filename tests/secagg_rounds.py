@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -16,19 +17,25 @@ from securefed.errors import ProtocolError
 from securefed.privacy.layers import removable_stds
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import RoundContext
-from securefed.secagg.noise_layers import NoiseLayers
+from securefed.secagg.decryptor import Decryptor
+from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
+from securefed.secagg.noise_layers import NoiseLayers, chain, noise_of
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.parameters import PairwiseParameters
 
 Meddle = Callable[[Stage, str, bytes], bytes]
+Party = PairwiseClient | Decryptor
 
 COMPLETE_STAGES: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "graph")
 
 
 @dataclass
 class Cohort:
-    """A cohort with known inputs; with a degree, a sparse graph (also far below 200 clients)."""
+    """A cohort with known inputs; with a degree, a sparse graph (also far below 200 clients).
+
+    With ``encrypted`` contributions are encrypted beneath their masks, and there is a decryptor.
+    """
 
     size: int = 5
     degree: int | None = None
@@ -39,6 +46,8 @@ class Cohort:
     seed: int = 0
     binding: bytes = bytes(32)
     noise: float = 0.0  # std of the honest survivors' noise in grid units; > 0: layers of it
+    value_bound: int | None = None  # inputs within +-this; None: anywhere in the ring
+    encrypted: bool = False
     identities: dict[str, IdentityKey] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,7 +59,13 @@ class Cohort:
             else rng.integers(0, 2**32, self.length, dtype=np.uint32)
             for name in self.names
         }
-        for name in self.names:
+        if self.value_bound is not None:
+            bound = self.value_bound
+            self.inputs = {
+                name: to_ring(rng.integers(-bound, bound + 1, self.length)) & self.mask
+                for name in self.names
+            }
+        for name in self.names + ((DECRYPTOR,) if self.encrypted else ()):
             self.identities.setdefault(name, IdentityKey.generate())
 
     def context(self, *, session: bytes = b"s" * 16, number: int = 1) -> RoundContext:
@@ -71,6 +86,24 @@ class Cohort:
             parameters=self.parameters(bounds),
             binding=self.binding,
             noise_layers=removable_stds(self.noise, bounds) if self.noise else (),
+            encryption=self.encryption(),
+        )
+
+    def encryption(self) -> RoundEncryption | None:
+        if not self.encrypted:
+            return None
+        assert self.value_bound is not None
+        largest = self.value_bound + math.ceil(12 * self.noise)
+        return RoundEncryption(
+            scheme="bfv",
+            key_holder="decryptor",
+            masked=True,
+            clients=self.size,
+            length=self.length,
+            bits=self.bits,
+            sum_bound=self.size * largest,
+            value_bound=largest,
+            noise_std=self.noise,
         )
 
     def parameters(self, bounds: CohortBounds) -> PairwiseParameters:
@@ -93,6 +126,14 @@ class Cohort:
             witnesses=witnesses,
             quorum=quorum,
         )
+
+    def parties(self) -> dict[str, Party]:
+        """All clients, and the decryptor where there is one."""
+        found: dict[str, Party] = {name: self.client(name) for name in self.names}
+        return found | ({DECRYPTOR: self.decryptor()} if self.encrypted else {})
+
+    def decryptor(self, context: RoundContext | None = None, **changes) -> Decryptor:
+        return Decryptor(context or self.context(), self.identities[DECRYPTOR], **changes)
 
     def client(self, name: str, context: RoundContext | None = None) -> PairwiseClient:
         context = context or self.context()
@@ -121,7 +162,7 @@ class Cohort:
 @dataclass
 class Outcome:
     server: PairwiseServer
-    clients: dict[str, PairwiseClient]
+    clients: dict[str, Party]
     sent: dict[Stage, dict[str, bytes]]
     refused: dict[str, ProtocolError]
     ended: ProtocolError | None
@@ -133,13 +174,13 @@ def drive(
     drop: Mapping[str, Stage] | None = None,
     meddle_up: Meddle | None = None,
     meddle_down: Meddle | None = None,
-    clients: dict[str, PairwiseClient] | None = None,
+    clients: dict[str, Party] | None = None,
     server: PairwiseServer | None = None,
     until: Stage | None = None,
 ) -> Outcome:
     """Run a round; ``meddle_*`` may change a message on its way, keyed by the stage it is for."""
     server = server or PairwiseServer(cohort.context())
-    clients = clients or {name: cohort.client(name) for name in cohort.names}
+    clients = clients or cohort.parties()
     outcome = Outcome(server, clients, {}, {}, None)
     inbox: dict[str, bytes | None] = dict.fromkeys(clients)
     while (stage := server.stage) is not None:
@@ -168,3 +209,24 @@ def drive(
             outcome.ended = error
             return outcome
     return outcome
+
+
+def seeds_of(clients: dict[str, Party]) -> dict[str, bytes]:
+    """First seeds, before the round: they are forgotten at its end."""
+    return {name: clients[name]._layers._seed for name in clients if name != DECRYPTOR}
+
+
+def left_in(
+    cohort: Cohort, seeds: dict[str, bytes], survivors: tuple[str, ...], missing: int
+) -> NDArray[np.uint32]:
+    """Sum of the survivors' inputs and of layers 1..missing of each, worked out apart."""
+    context, total = cohort.context(), cohort.plain_sum(survivors)
+    for name in survivors:
+        index = context.index(name)
+        every = noise_of(seeds[name], context, index, 0)
+        links = chain(seeds[name], context.digest, index, len(context.noise_layers))
+        excess = (
+            noise_of(links[missing], context, index, missing) if missing < len(links) else 0 * every
+        )
+        total += to_ring(every - excess)
+    return total & cohort.mask

@@ -14,7 +14,8 @@ from securefed.federation.floors import ClientFloors
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.secagg.aggregator import AggregationClient
-from securefed.secagg.encrypted_client import EncryptedClient, OnEncrypted
+from securefed.secagg.encrypted_client import EncryptedClient
+from securefed.secagg.encrypting import OnEncrypted
 from securefed.secagg.noise_layers import NoiseLayers
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.plaintext import PlaintextClient
@@ -128,6 +129,7 @@ class ClientRound(SecretHolder):
                 min_threshold=2 if floors is None else floors.min_threshold,
                 random=random,
                 layers=layers,
+                on_encrypted=on_encrypted,
             )
 
     def prepare(self) -> None:

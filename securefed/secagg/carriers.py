@@ -31,14 +31,12 @@ from securefed.encoding.wire import pack_ring, packed_size, unpack_ring
 from securefed.errors import LocalProtocolError, RemoteProtocolError, WireError
 from securefed.secagg.aggregator import RoundContext
 from securefed.secagg.ciphertexts import CiphertextSum, ciphertext_size
-from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
-from securefed.secagg.homomorphic import BfvEncryptor
+from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.key_holder import list_quorum
 from securefed.secagg.key_offer import Offer, agreed
 from securefed.secagg.opening import OpenRequest, decode_opened_slots, opened_size
-from securefed.secagg.rlwe_parameters import BfvParameters
 from securefed.secagg.signed import Signed, party_name, verify
-from securefed.secagg.slots import SlotPacking, mask_slots
+from securefed.secagg.slots import mask_slots
 
 Mask = tuple[bytes, bool]
 """A keystream key, and whether the keystream is subtracted."""
@@ -52,7 +50,7 @@ def apply_masks(vector: NDArray[np.uint32], masks: Iterable[Mask]) -> None:
 
 
 class InputCarrier(Protocol):
-    """The client's side."""
+    """The client's side: :class:`RingInput`, or ``encrypting.EncryptedInput``."""
 
     def protect(self, vector: NDArray[np.uint32], masks: Iterable[Mask]) -> Iterator[bytes]:
         """A contribution beneath its masks, in parts of the message's body.
@@ -141,38 +139,6 @@ def check_masked(context: RoundContext) -> None:
         raise LocalProtocolError("encryption: masked = False, and this is the protocol with masks")
 
 
-def _bfv(encryption: RoundEncryption) -> tuple[BfvParameters, SlotPacking]:
-    parameters, packing = encryption.parameters, encryption.packing
-    if packing is None or not isinstance(parameters, BfvParameters):
-        raise LocalProtocolError(f"scheme = {encryption.scheme!r}: masks are modulo t; use 'bfv'")
-    return parameters, packing
-
-
-class SlotInput:
-    """Packs, masks modulo t, encrypts.
-
-    Args:
-        encryption: of the round.
-        public_key: of the round's offer, which was checked.
-
-    Raises:
-        RemoteProtocolError: not a key of the round's parameters.
-        ConfigError: TenSEAL is not installed, or makes other moduli.
-    """
-
-    def __init__(self, encryption: RoundEncryption, public_key: bytes) -> None:
-        parameters, self._packing = _bfv(encryption)
-        self._encryptor = BfvEncryptor(parameters, public_key)
-
-    def protect(self, vector: NDArray[np.uint32], masks: Iterable[Mask]) -> Iterator[bytes]:
-        """One ciphertext after another; see :meth:`InputCarrier.protect`.
-
-        Values beyond ``value_bound`` are cut (:meth:`SlotPacking.pack`).
-        """
-        slots = mask_slots(self._packing.pack(vector), masks, self._packing.modulus)
-        yield from self._encryptor.encrypt(slots)
-
-
 class SlotSum:
     """Adds ciphertexts, and asks the decryptor what their sum opens to; holds no key.
 
@@ -183,9 +149,11 @@ class SlotSum:
     def __init__(self, context: RoundContext) -> None:
         self._context = context
         encryption = agreed(context)
-        parameters, self._packing = _bfv(encryption)
-        self._one = ciphertext_size(parameters)
-        self._sum = CiphertextSum(parameters, encryption.count)
+        if encryption.packing is None:
+            raise LocalProtocolError(f"scheme = {encryption.scheme!r}: masks need 'bfv'")
+        self._packing = encryption.packing
+        self._one = ciphertext_size(encryption.parameters)
+        self._sum = CiphertextSum(encryption.parameters, encryption.count)
         self._offer: Offer | None = None
         self._slots: NDArray[np.uint64] | None = None
         self.size = encryption.input_bytes

@@ -37,7 +37,7 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdN
 from securefed.secagg import messages as wire_messages
 from securefed.secagg.aggregator import Contribution, RoundContext
 from securefed.secagg.decryptor import advertised_keys
-from securefed.secagg.encrypting import SumKey, encrypted
+from securefed.secagg.encrypting import EncryptedInput, OnEncrypted, SumKey
 from securefed.secagg.key_holder import KeyHolder
 from securefed.secagg.key_messages import decode_key_request, decode_keys, encode_dealt
 from securefed.secagg.key_offer import (
@@ -53,9 +53,6 @@ from securefed.secagg.opening import SIGN_ENTRY, Entry
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
 from securefed.secagg.signed import sign
 from securefed.secagg.sum_check import SumCheck
-
-OnEncrypted = Callable[[int, int], None]
-"""Told how many ciphertexts are made, and of how many."""
 
 
 class ClientState(enum.Enum):
@@ -223,17 +220,14 @@ class EncryptedClient(SecretHolder):
             key = SumKey.from_parts(encryption, offer.public_key, secret)
             self._holder = KeyHolder(context, offer, key, round_secret, min_clients=self._floor)
         self._view = offer.view()
+        carrier = EncryptedInput(encryption, offer.public_key, self._on_encrypted)
         contribution, self._contribution = self._contribution, None
         vector = contribution()
         if vector.dtype != np.uint32 or vector.shape != (context.length,):
             raise LocalProtocolError(
                 f"contribution: {vector.dtype}[{vector.shape}], must be uint32[{context.length}]"
             )
-        ciphertexts = []
-        for data in encrypted(encryption, offer.public_key, vector):
-            ciphertexts.append(data)
-            if self._on_encrypted is not None:
-                self._on_encrypted(len(ciphertexts), encryption.count)
+        ciphertexts = list(carrier.protect(vector))
         check = SumCheck(encryption.parameters, round_secret, self._view)
         padded = check.padded(check.of(ciphertexts), self._index)
         statement = Entry.statement(context.digest, self._view, self._index, padded)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,42 +15,75 @@ from securefed.secagg.homomorphic import BfvEncryptor, BfvSecretKey, CkksEncrypt
 from securefed.secagg.rlwe_parameters import BfvParameters
 from securefed.secagg.slots import mask_slots
 
+OnEncrypted = Callable[[int, int], None]
+"""Told how many ciphertexts are made, and of how many."""
 
-def encrypted(
-    encryption: RoundEncryption,
-    public_key: bytes,
-    vector: NDArray[np.uint32],
-    masks: Iterable[tuple[bytes, bool]] = (),
-) -> Iterator[bytes]:
-    """One contribution, one ciphertext after another.
+
+class EncryptedInput:
+    """Makes one contribution's ciphertexts.
 
     Run by: client.
 
     Args:
         encryption: what the round agreed on.
         public_key: from an offer that was checked.
-        vector: uint32[length], the contribution in the ring.
-        masks: keystreams that are added or subtracted modulo t beneath the encryption.
-
-    Yields:
-        ``encryption.count`` ciphertexts; one is in memory at a time.
+        on_encrypted: told of progress.
 
     Raises:
         RemoteProtocolError: the key is not one of these parameters.
-        ConfigError: TenSEAL is missing, or the vector is of another form.
+        ConfigError: TenSEAL is missing, or makes other moduli.
     """
-    parameters, packing = encryption.parameters, encryption.packing
-    if isinstance(parameters, BfvParameters) and packing is not None:
-        slots = mask_slots(packing.pack(vector), masks, packing.modulus)
-        yield from BfvEncryptor(parameters, public_key).encrypt(slots)
-        return
-    if isinstance(parameters, BfvParameters) or any(True for _ in masks):
-        raise ConfigError("masks beneath the encryption need scheme = 'bfv'")
-    if vector.shape != (encryption.length,):
-        raise ConfigError(f"vector of shape {vector.shape}: must be ({encryption.length},)")
-    values = from_ring(vector, encryption.bits)
-    np.clip(values, -encryption.value_bound, encryption.value_bound, out=values)
-    yield from CkksEncryptor(parameters, public_key).encrypt(values)
+
+    def __init__(
+        self,
+        encryption: RoundEncryption,
+        public_key: bytes,
+        on_encrypted: OnEncrypted | None = None,
+    ) -> None:
+        self._encryption = encryption
+        self._on_encrypted = on_encrypted
+        parameters = encryption.parameters
+        self._encryptor: BfvEncryptor | CkksEncryptor = (
+            BfvEncryptor(parameters, public_key)
+            if isinstance(parameters, BfvParameters)
+            else CkksEncryptor(parameters, public_key)
+        )
+
+    def protect(
+        self, vector: NDArray[np.uint32], masks: Iterable[tuple[bytes, bool]] = ()
+    ) -> Iterator[bytes]:
+        """One ciphertext after another; one is in memory at a time.
+
+        Args:
+            vector: uint32[length], the contribution in the ring; values beyond ``value_bound`` are
+                cut.
+            masks: keystreams that are added or subtracted modulo t beneath the encryption.
+
+        Yields:
+            ``encryption.count`` ciphertexts.
+
+        Raises:
+            ConfigError: the vector is of another form, or CKKS is to carry masks.
+        """
+        for made, data in enumerate(self._ciphertexts(vector, masks), start=1):
+            yield data
+            if self._on_encrypted is not None:
+                self._on_encrypted(made, self._encryption.count)
+
+    def _ciphertexts(
+        self, vector: NDArray[np.uint32], masks: Iterable[tuple[bytes, bool]]
+    ) -> Iterator[bytes]:
+        encryption, packing = self._encryption, self._encryption.packing
+        if isinstance(self._encryptor, BfvEncryptor) and packing is not None:
+            slots = mask_slots(packing.pack(vector), masks, packing.modulus)
+            return self._encryptor.encrypt(slots)
+        if isinstance(self._encryptor, BfvEncryptor) or any(True for _ in masks):
+            raise ConfigError("masks beneath the encryption need scheme = 'bfv'")
+        if vector.shape != (encryption.length,):
+            raise ConfigError(f"vector of shape {vector.shape}: must be ({encryption.length},)")
+        values = from_ring(vector, encryption.bits)
+        np.clip(values, -encryption.value_bound, encryption.value_bound, out=values)
+        return self._encryptor.encrypt(values)
 
 
 class SumKey(SecretHolder):

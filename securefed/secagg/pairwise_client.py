@@ -26,9 +26,10 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdN
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.aggregator import Contribution, RoundContext
-from securefed.secagg.carriers import InputCarrier, RingInput, SlotInput, check_masked
+from securefed.secagg.carriers import InputCarrier, RingInput, check_masked
 from securefed.secagg.client_secrets import ClientSecrets
 from securefed.secagg.client_states import ClientState, transitions
+from securefed.secagg.encrypting import EncryptedInput, OnEncrypted
 from securefed.secagg.graph import Graph, commitments_hash, graph_seed, nonce_commitments
 from securefed.secagg.key_offer import Offer, agreed, offer_limit
 from securefed.secagg.messages import Advertisement, Bundle, Neighbourhood, Reveal
@@ -51,6 +52,7 @@ class PairwiseClient(SecretHolder):
         random: source of round secrets; the operating system's generator outside tests.
         layers: the layers of noise inside the contribution that can be removed; just where
             ``context.noise_layers`` says that there are any.
+        on_encrypted: in an encrypted round, told of progress.
 
     Guarantees:
         - Nothing that depends on the contribution is sent before the masked input.
@@ -79,6 +81,7 @@ class PairwiseClient(SecretHolder):
         min_threshold: int = 2,
         random: RandomBytes = system_random,
         layers: NoiseLayers | None = None,
+        on_encrypted: OnEncrypted | None = None,
     ) -> None:
         check_masked(context)
         self._context = context
@@ -110,6 +113,7 @@ class PairwiseClient(SecretHolder):
         self._identity = identity
         self._contribution: Contribution | None = contribution
         self._random = random
+        self._on_encrypted = on_encrypted
         self._secrets: ClientSecrets | None = None
         self._commitments = b""
         self._graph = Graph.complete(len(context.cohort))
@@ -243,7 +247,7 @@ class PairwiseClient(SecretHolder):
         carrier: InputCarrier = RingInput(context.bits)
         if offer is not None:
             self._view = offer.view(self._view)
-            carrier = SlotInput(agreed(context), offer.public_key)
+            carrier = EncryptedInput(agreed(context), offer.public_key, self._on_encrypted)
         if self._contribution is None:
             raise LocalProtocolError("the contribution was already made")
         contribution, self._contribution = self._contribution, None

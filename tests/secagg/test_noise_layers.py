@@ -8,12 +8,11 @@ from functools import partial
 import numpy as np
 import pytest
 from secagg_probe import body_of, dealing, resigned
-from secagg_rounds import Cohort, drive
+from secagg_rounds import Cohort, drive, left_in, seeds_of
 
 from securefed.config import Stage
 from securefed.crypto.prg import SeededNoiseGeneratorForTests, system_random
 from securefed.crypto.shamir import SHARE_BYTES
-from securefed.encoding.fixed_point import to_ring
 from securefed.errors import (
     ConfigError,
     LocalProtocolError,
@@ -25,7 +24,7 @@ from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets
 from securefed.secagg.aggregator import Outgoing
 from securefed.secagg.messages import Advertisement, Reveal
-from securefed.secagg.noise_layers import NoiseLayers, chain, layers_commitment, noise_of
+from securefed.secagg.noise_layers import NoiseLayers, chain, layers_commitment
 from securefed.secagg.pairwise_client import PairwiseClient
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.recovery import Holders
@@ -36,23 +35,6 @@ SIZE, MOST = 10, 3  # at most three of ten may be missing; one is corrupt; thres
 def layered(**changes) -> Cohort:
     base = {"size": SIZE, "corrupt": 0.1, "dropout": 0.3, "noise": 400.0, "length": 30}
     return Cohort(**(base | changes))
-
-
-def seeds_of(clients: dict[str, PairwiseClient]) -> dict[str, bytes]:
-    """First seeds, before the round: they are forgotten at its end."""
-    return {name: client._layers._seed for name, client in clients.items()}
-
-
-def left_in(cohort: Cohort, seeds: dict[str, bytes], survivors, missing: int) -> np.ndarray:
-    """Sum of the survivors' inputs and of layers 1..missing of each, worked out apart."""
-    context, total = cohort.context(), cohort.plain_sum(survivors)
-    for name in survivors:
-        index = context.index(name)
-        every = noise_of(seeds[name], context, index, 0)
-        links = chain(seeds[name], context.digest, index, MOST)
-        excess = noise_of(links[missing], context, index, missing) if missing < MOST else 0 * every
-        total += to_ring(every - excess)
-    return total & cohort.mask
 
 
 @pytest.mark.parametrize("missing", range(MOST + 1))

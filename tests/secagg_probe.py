@@ -152,6 +152,20 @@ def _codecs_of(
         wire_messages.encode_delivery,
         (received["masked_input"], wire_messages.encode_delivery({})),
     )
+    bundles = wire_messages.decode_delivery(
+        received["masked_input"], with_edge=given, noise_layers=layers
+    )
+    yield Codec(
+        f"{of_kind}keyed delivery",
+        partial(
+            wire_messages.decode_keyed_delivery,
+            offer_limit=100,
+            with_edge=given,
+            noise_layers=layers,
+        ),
+        lambda value: wire_messages.encode_keyed_delivery(*value),
+        (wire_messages.encode_keyed_delivery(bytes(range(100)), bundles),),
+    )
     yield Codec(
         f"{kind} survivors",
         partial(wire_messages.decode_survivors, size=size),

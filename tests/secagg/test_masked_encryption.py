@@ -157,6 +157,39 @@ def test_the_decryptor_is_heard_in_its_two_stages_and_once_in_each():
         SlotSum(context).take_opened(sign(context, 2, cohort.identities["c002"], "unmask", b""))
 
 
+def test_slots_that_the_decryptor_did_not_sign_or_that_are_none_are_not_taken():
+    cohort = masked()
+    context, decryptor, encryption = cohort.context(), cohort.size, cohort.encryption()
+    good = bytes(8 * encryption.slots)
+    unreduced = encryption.packing.modulus.to_bytes(8, "little") + good[8:]
+    identity = cohort.identities[DECRYPTOR]
+    for match, answer in (
+        ("does not verify", sign(context, decryptor, IdentityKey.generate(), "unmask", good)),
+        ("does not verify", sign(context, decryptor, identity, "share", good)),
+        ("does not verify", sign(cohort.context(number=2), decryptor, identity, "unmask", good)),
+        ("bytes found", sign(context, decryptor, identity, "unmask", good[:-8])),
+        ("not below t", sign(context, decryptor, identity, "unmask", unreduced)),
+    ):
+
+        def swap(stage, name, message, answer=answer):
+            return answer if (stage, name) == ("unmask", DECRYPTOR) else message
+
+        outcome = drive(cohort, meddle_up=swap)
+        assert match in str(outcome.refused[DECRYPTOR])
+        assert isinstance(outcome.ended, ThresholdNotMet)
+
+
+def test_the_server_waits_for_as_many_signatures_as_the_decryptor_asks_for():
+    """On a ring a client asks for those of its witnesses, which may be fewer."""
+    cohort = masked(size=16, degree=4, dropout=0.25)
+    assert cohort.context().parameters.quorum == 6
+    drop = dict.fromkeys(cohort.names[:8], "consistency")
+    ring = drive(unencrypted(cohort), drop=drop)
+    assert "unmask" in ring.sent
+    outcome = drive(cohort, drop=drop)
+    assert "consistency: 8 clients answered, at least 9" in str(outcome.ended)
+
+
 def test_a_round_without_masks_is_another_protocol():
     cohort = EncryptedCohort()
     context, name = cohort.context(), "c000"

@@ -116,6 +116,18 @@ CODECS = {
         lambda data, case: wire_messages.decode_delivery(data, with_edge=edges(case)),
         lambda value, case: wire_messages.encode_delivery(value),
     ),
+    "messages.keyed_delivery": (
+        lambda data, case: dict(
+            zip(
+                ("offer", "bundles"),
+                wire_messages.decode_keyed_delivery(
+                    data, offer_limit=case["offer_limit"], with_edge=edges(case)
+                ),
+                strict=True,
+            )
+        ),
+        lambda value, case: wire_messages.encode_keyed_delivery(value["offer"], value["bundles"]),
+    ),
     "messages.survivors": (
         lambda data, case: wire_messages.decode_survivors(data, size=case["size"]),
         lambda value, case: wire_messages.encode_survivors(value, size=case["size"]),

@@ -49,6 +49,7 @@ SIGNED, ADVERTISED, DELIVERY, SURVIVORS, CONFIRMATIONS, COMMITMENTS, NEIGHBOURHO
     1,
     *range(11, 17),
 )
+KEYED_DELIVERY = 17
 LABEL = b"securefed/1/round/"
 HYBRID, ENVELOPE, WRAP = 1216, 2 * 33 + 1136, 32 + 1136
 HUGE = "ffffffff"
@@ -221,9 +222,11 @@ def message_vectors() -> dict[str, Case]:
         size=10,
         degree=4,
     )
+    offer = filler("offer", 200)
     for kind, lead, who in (
         ("shares", b"", "receivers"),
         ("delivery", header(DELIVERY), "senders"),
+        ("keyed_delivery", header(KEYED_DELIVERY) + blob(offer), "senders"),
     ):
         first = bundle("2", with_edge=False)
         whole = lead + u32(2) + u32(2) + first + u32(5) + bundle("5", with_edge=True)
@@ -240,22 +243,33 @@ def message_vectors() -> dict[str, Case]:
             patch("signature of 2^32 - 1 bytes", [at + 9 + ENVELOPE, 4, HUGE]),
         ]
         edges = {"2": False, "5": True}
-        if kind == "delivery":
-            edges["7"] = False  # of whom no bundle came
-        else:
+        expected: dict[str, Any] = {
+            "2": bundle_fields("2", with_edge=False),
+            "5": bundle_fields("5", with_edge=True),
+        }
+        limits = {}
+        if kind == "shares":
             bad = [b for b in bad if "four" not in b["about"]]
             bad.append(patch("three bundles where two can be", [0, 4, u32(3).hex()]))
             bad.append(patch("one receiver only", [0, 4, u32(1).hex()], [next_, 9999, ""]))
+        else:
+            edges["7"] = False  # of whom no bundle came
+        if kind == "keyed_delivery":
+            expected, limits = {"offer": shown(offer), "bundles": expected}, {"offer_limit": 200}
+            bad += [
+                patch("an offer of 2^32 - 1 bytes", [6, 4, HUGE]),
+                patch("an offer of 201 bytes", [6, 204, blob(bytes(201)).hex()]),
+                patch("an offer one byte shorter than announced", [10, 1, ""]),
+                patch("no offer", [6, 204, ""]),
+            ]
         made.add(
             kind,
             f"two bundles, by {who[:-1]}: one without the edge's secret, one with it",
             whole,
-            {
-                "2": bundle_fields("2", with_edge=False),
-                "5": bundle_fields("5", with_edge=True),
-            },
+            expected,
             bad,
             with_edge=edges,
+            **limits,
         )
     made.add(
         "survivors",

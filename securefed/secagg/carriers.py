@@ -199,6 +199,7 @@ class SlotSum:
             survivors=survivors,
             signatures={index: signatures[index] for index in enough},
             entries={},
+            check=b"",
             ciphertexts=tuple(self._sum.ciphertexts()),
         )
         return asked.encode(self._context)

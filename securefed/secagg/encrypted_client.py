@@ -29,10 +29,10 @@ from typing import Final
 
 import numpy as np
 
-from securefed.crypto.identity import IdentityKey
+from securefed.crypto.identity import MAX_SIGNATURE_BYTES, IdentityKey
 from securefed.crypto.keys import HybridPrivateKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, draw, system_random
-from securefed.encoding.wire import message_type
+from securefed.encoding.wire import Writer, message_type
 from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.secagg import messages as wire_messages
 from securefed.secagg.aggregator import Contribution, RoundContext
@@ -49,7 +49,7 @@ from securefed.secagg.key_offer import (
     offer_limit,
     unlock,
 )
-from securefed.secagg.opening import SIGN_ENTRY, Entry
+from securefed.secagg.opening import SIGN_ENTRY, entry_statement
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
 from securefed.secagg.signed import sign
 from securefed.secagg.sum_check import SumCheck
@@ -91,7 +91,7 @@ class EncryptedClient(SecretHolder):
         contribution: makes uint32[context.length], values below 2^bits; called once, after the key
             was checked.  What it raises ends the round for this client.
         min_clients: the client's own floor: it opens, and signs for, no smaller sum.  Where a
-            decryptor opens, the floor that counts is the decryptor's.
+            decryptor opens, the round's survivor floor must not be below it.
         random: source of round secrets; the operating system's generator outside tests.
         on_encrypted: told of progress.
 
@@ -103,7 +103,7 @@ class EncryptedClient(SecretHolder):
 
     Raises:
         LocalProtocolError: the round is none of this kind, the identity is not the one in the
-            roster, or the cohort is below the client's own floor.
+            roster, or cohort or survivor floor are below the client's own floor.
     """
 
     def __init__(
@@ -132,6 +132,12 @@ class EncryptedClient(SecretHolder):
             raise LocalProtocolError(
                 f"cohort of {len(context.cohort)} clients: this client takes part from "
                 f"{self._floor} on"
+            )
+        if context.has_decryptor and self._floor > context.parameters.survivor_floor:
+            raise LocalProtocolError(
+                f"min_clients = {min_clients}: the decryptor opens sums of "
+                f"{context.parameters.survivor_floor} clients on, and this client cannot refuse "
+                "then; it takes part where the survivor floor is its own"
             )
         self._identity = identity
         self._contribution: Contribution | None = contribution
@@ -230,9 +236,12 @@ class EncryptedClient(SecretHolder):
         ciphertexts = list(carrier.protect(vector))
         check = SumCheck(encryption.parameters, round_secret, self._view)
         padded = check.padded(check.of(ciphertexts), self._index)
-        statement = Entry.statement(context.digest, self._view, self._index, padded)
-        entry = Entry(padded, self._identity.sign(statement, label=SIGN_ENTRY))
-        return self._signed("masked_input", self._view, entry.encode(), *ciphertexts)
+        statement = entry_statement(context.digest, self._view, self._index)
+        writer = Writer()
+        writer.fixed(self._view, 32)
+        writer.fixed(padded, len(padded))
+        writer.blob(self._identity.sign(statement, label=SIGN_ENTRY), limit=MAX_SIGNATURE_BYTES)
+        return self._signed("masked_input", writer.done(), *ciphertexts)
 
     def _confirm(self, message: bytes) -> bytes:
         """Stage consistency.  Sign the survivor list, once."""

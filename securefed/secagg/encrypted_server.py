@@ -12,7 +12,7 @@ stage               messages                        what the server then knows a
 ``masked_input``    ciphertexts, padded checks      their sum; asks the decryptor to open it, or
                                                     sends clients the list of survivors
 ``consistency``     (cohort's key) signatures on    who agrees; asks as many clients to open the
-                    that list                       sum as may be missing, and one more
+                    that list                       sum as may be missing, and two more
 ``unmask``          the opened sum                  the sum; sends nothing
 ==================  ==============================  ===============================================
 """
@@ -41,14 +41,17 @@ from securefed.secagg.key_messages import (
 from securefed.secagg.key_offer import Offer, Wrap, agreed, offer_limit
 from securefed.secagg.opening import (
     SIGN_ENTRY,
-    Entry,
     OpenRequest,
     decode_opened_ring,
+    entry_statement,
     opened_size,
 )
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
 from securefed.secagg.signed import Signed, party_name, party_number, verify
-from securefed.secagg.sum_check import check_bytes
+from securefed.secagg.sum_check import add_padded, check_bytes
+
+_OPENERS = 2
+"""Least clients that open a sum with the cohort's key: one alone could say what it likes."""
 
 
 class EncryptedServer:
@@ -61,7 +64,7 @@ class EncryptedServer:
         - A message that is malformed, wrongly signed, out of turn or a second one is refused and
           changes nothing.
         - The result is what the key holder opened: with a decryptor its word is taken for it; where
-          the cohort holds the key, all that answer must say the same.
+          the cohort holds the key, at least two answer, and all that do say the same.
     """
 
     def __init__(self, context: RoundContext) -> None:
@@ -81,7 +84,8 @@ class EncryptedServer:
         self._makers: list[int] = []
         self._wraps: dict[int, Wrap] = {}
         self._view = b""
-        self._entries: dict[int, Entry] = {}
+        self._entries: dict[int, bytes] = {}
+        self._check = bytes(check_bytes(encryption.parameters))
         self._sum = CiphertextSum(encryption.parameters, encryption.count)
         self._survivors: tuple[int, ...] = ()
         self._confirmations: dict[int, bytes] = {}
@@ -229,7 +233,7 @@ class EncryptedServer:
         self._check_floor("consistency", len(clients), list_quorum(context))
         parameters = context.parameters
         request = self._open_request()
-        openers = self._in_turn(clients)[: parameters.size - parameters.survivor_floor + 1]
+        openers = self._in_turn(clients)[: parameters.size - parameters.survivor_floor + 2]
         return "unmask", {context.cohort[index]: request for index in openers}
 
     def _open_request(self) -> bytes:
@@ -237,7 +241,8 @@ class EncryptedServer:
             inner_view=b"",
             survivors=self._survivors,
             signatures=self._confirmations,
-            entries={index: self._entries[index] for index in self._survivors},
+            entries=self._entries,
+            check=self._check,
             ciphertexts=tuple(self._sum.ciphertexts()),
         )
         return request.encode(self._context)
@@ -298,20 +303,27 @@ class EncryptedServer:
         reader = Reader(body)
         if reader.fixed(32, field="view") != self._view:
             raise RemoteProtocolError(f"masked_input: {client_id!r} encrypted under another key")
-        entry = Entry.take(reader, encryption)
-        each = ciphertext_size(encryption.parameters)
+        parameters = encryption.parameters
+        padded = reader.fixed(check_bytes(parameters), field="check of the sum")
+        entry = reader.blob(MAX_SIGNATURE_BYTES, field="signature")
+        each = ciphertext_size(parameters)
         ciphertexts = [reader.fixed(each, field="ciphertext") for _ in range(encryption.count)]
         reader.finish()
-        statement = Entry.statement(context.digest, self._view, sender, entry.check)
-        context.roster[client_id].verify(entry.signature, statement, label=SIGN_ENTRY)
+        statement = entry_statement(context.digest, self._view, sender)
+        context.roster[client_id].verify(entry, statement, label=SIGN_ENTRY)
+        check = add_padded(parameters, self._check, padded)
         self._sum.add(ciphertexts)
-        self._entries[sender] = entry
+        self._check, self._entries[sender] = check, entry
 
     def _finish(self) -> None:
-        if not self._opened:
-            raise ThresholdNotMet("unmask: the key holder did not open the sum")
-        bodies = set(self._opened.values())
         context = self._context
+        if context.has_decryptor and not self._opened:
+            raise ThresholdNotMet("unmask: the decryptor did not open the sum")
+        if not context.has_decryptor and len(self._opened) < _OPENERS:
+            raise ThresholdNotMet(
+                f"unmask: {len(self._opened)} clients opened the sum, at least {_OPENERS} must"
+            )
+        bodies = set(self._opened.values())
         if len(bodies) != 1:
             names = [context.cohort[index] for index in sorted(self._opened)]
             raise RemoteProtocolError(f"unmask: {names[:5]} opened one sum to different values")

@@ -24,6 +24,7 @@ round, and learn the key from it.  It then is such a pair.)
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -156,6 +157,9 @@ class RoundEncryption:
         writer.u32(parameters.degree, field="degree")
         for prime in parameters.key_primes:
             writer.u64(prime, field="prime")
+        writer.fixed(struct.pack("<d", self.noise_std), 8)
+        if isinstance(parameters, CkksParameters):
+            writer.u32(parameters.scale_bits, field="scale_bits")
         if self.packing is not None:
             writer.u64(self.packing.modulus, field="t")
             writer.u32(self.packing.fields, field="fields")

@@ -14,7 +14,8 @@ holds: it reads past the end of its buffer.  SEAL's own compressed form is 15 % 
 The *check slot* is the last slot of every ciphertext.  A client writes 1 + 2^20 (position of the
 ciphertext) there; n summands must decrypt to n times that.  It shows another number of summands or
 another order.  A wrong coefficient of a plaintext moves every slot, so it also shows an exhausted
-noise budget or another key, but for a chance of about 1/t.  It does not show an overflow within a
+noise budget or another key, but for a chance of about 1/t (errors that someone chose can cancel
+there).  It does not show an overflow within a
 slot, and it authenticates nothing: whoever has the public key can make ciphertexts that pass.
 
 Randomness: keys and encryptions draw from SEAL's own generator (BLAKE2xb, seeded from the operating

@@ -8,7 +8,8 @@ one key, one request, and of that only
 2. for which enough clients signed: without masks every survivor its entry, in which it says that it
    took part in this attempt under this key; with masks, or where the cohort holds the key, more
    than (n + c) / 2 of them the very list;
-3. without masks, a sum whose linear check is the sum of the survivors' (:mod:`sum_check`).
+3. without masks, a sum whose linear check is the sum of the survivors'
+   (:mod:`securefed.secagg.sum_check`).
 
 With masks there is no third check: a server that asks for something else gets masked slots, or the
 key, and in either case no more than the server of a pairwise round has.
@@ -25,11 +26,11 @@ from securefed.secagg.encrypting import SumKey
 from securefed.secagg.key_offer import Offer, agreed
 from securefed.secagg.opening import (
     SIGN_ENTRY,
-    Entry,
     Opening,
     OpenRequest,
     encode_opened_ring,
     encode_opened_slots,
+    entry_statement,
 )
 from securefed.secagg.round_secrets import SIGN_SURVIVORS, survivors_statement
 from securefed.secagg.sum_check import SumCheck
@@ -106,11 +107,6 @@ class KeyHolder(SecretHolder):
             )
         if listed is not None and found.survivors != listed:
             raise RemoteProtocolError("open request: not the survivors that this client signed for")
-        if bool(found.inner_view) != encryption.masked:
-            raise RemoteProtocolError(
-                f"open request: inner_view of {len(found.inner_view)} bytes, masked = "
-                f"{encryption.masked}"
-            )
         view = self._offer.view(found.inner_view)
         if encryption.masked or encryption.key_holder == "cohort":
             self._check_list(found, view)
@@ -143,13 +139,13 @@ class KeyHolder(SecretHolder):
         """That it is the sum of what exactly these clients sent."""
         context = self._context
         check = SumCheck(agreed(context).parameters, round_secret, view)
-        summands = []
-        for index, entry in found.entries.items():
-            statement = Entry.statement(context.digest, view, index, entry.check)
+        for index, signature in found.entries.items():
             identity = context.roster[context.cohort[index]]
-            identity.verify(entry.signature, statement, label=SIGN_ENTRY)
-            summands.append(check.unpadded(entry.check, index))
-        if not check.agrees(check.of(found.ciphertexts), summands):
+            identity.verify(
+                signature, entry_statement(context.digest, view, index), label=SIGN_ENTRY
+            )
+        opened = check.of(found.ciphertexts)
+        if not check.agrees(opened, found.check, found.survivors):
             raise RemoteProtocolError(
                 "open request: its ciphertexts are not the sum of what the listed clients sent"
             )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.crypto.identity import MAX_SIGNATURE_BYTES
 from securefed.encoding.wire import Reader, Writer, pack_ring, packed_size, unpack_ring
 from securefed.errors import WireError
 from securefed.secagg.aggregator import RoundContext
@@ -23,40 +22,14 @@ from securefed.secagg.messages import (
     write_bitmap,
     write_signatures,
 )
-from securefed.secagg.sum_check import check_bytes, read_padded
+from securefed.secagg.sum_check import check_bytes
 
-SIGN_ENTRY = b"securefed/1/round/sign-check-of-sum"
+SIGN_ENTRY = b"securefed/1/round/sign-entry"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One client's check of the sum, padded, and its signature on it."""
-
-    check: bytes = field(repr=False)
-    signature: bytes
-
-    @staticmethod
-    def statement(digest: bytes, view: bytes, index: int, check: bytes) -> bytes:
-        """What the client signs: that it is in this attempt, with this check."""
-        return digest + view + index.to_bytes(4, "big") + check
-
-    def encode(self) -> bytes:
-        """To bytes."""
-        writer = Writer()
-        self.write(writer)
-        return writer.done()
-
-    def write(self, writer: Writer) -> None:
-        """Append."""
-        writer.fixed(self.check, len(self.check))
-        writer.blob(self.signature, limit=MAX_SIGNATURE_BYTES)
-
-    @classmethod
-    def take(cls, reader: Reader, encryption: RoundEncryption) -> Entry:
-        """Read what :meth:`write` wrote; a value of the check must be below its prime."""
-        check = reader.fixed(check_bytes(encryption.parameters), field="check of the sum")
-        read_padded(encryption.parameters, check)
-        return cls(check, reader.blob(MAX_SIGNATURE_BYTES, field="signature"))
+def entry_statement(digest: bytes, view: bytes, index: int) -> bytes:
+    """What a client signs beside its contribution: that it is in this attempt, under this key."""
+    return digest + view + index.to_bytes(4, "big")
 
 
 @dataclass(frozen=True)
@@ -67,15 +40,19 @@ class OpenRequest:
         inner_view: the view of the masking beneath the encryption; empty without masks.
         survivors: indices of the clients in the sum, rising.
         signatures: of survivors on the list, by index; none where a decryptor opens a sum without
-            masks: there the entries are signed.
-        entries: of every survivor, by index; none in masked rounds.
+            masks.
+        entries: of every survivor, its signature on ``entry_statement``, by index; none in masked
+            rounds.
+        check: the sum of the survivors' padded checks (:mod:`securefed.secagg.sum_check`); empty in
+            masked rounds.
         ciphertexts: of the sum.
     """
 
     inner_view: bytes
     survivors: tuple[int, ...]
     signatures: Mapping[int, bytes]
-    entries: Mapping[int, Entry]
+    entries: Mapping[int, bytes]
+    check: bytes
     ciphertexts: Sequence[bytes] = field(repr=False)
 
     def encode(self, context: RoundContext) -> bytes:
@@ -85,30 +62,36 @@ class OpenRequest:
         writer.blob(self.inner_view, limit=32)
         write_bitmap(writer, self.survivors, len(context.cohort))
         write_signatures(writer, self.signatures)
-        writer.u8(int(bool(self.entries)))
-        for index in sorted(self.entries):
-            self.entries[index].write(writer)
+        write_signatures(writer, self.entries)
+        writer.blob(self.check, limit=len(self.check))
         for data in self.ciphertexts:
             writer.fixed(data, len(data))
         return writer.done()
 
     @classmethod
     def decode(cls, data: bytes, context: RoundContext) -> OpenRequest:
-        """From bytes; an entry for every survivor, or none in a masked round."""
+        """From bytes; without masks an entry for every survivor, in a masked round none."""
         encryption, size = agreed(context), len(context.cohort)
+        parameters = encryption.parameters
         reader = Reader(data)
         reader.header(OPEN_REQUEST)
         inner = reader.blob(32, field="inner_view")
         survivors = tuple(read_bitmap(reader, "survivors", size))
         signatures = read_signatures(reader, size=size, limit=size)
-        flag = reader.u8(field="has_entries")
-        if flag != int(not encryption.masked):
-            raise WireError(f"has_entries = {flag}: must be {int(not encryption.masked)}")
-        entries = {index: Entry.take(reader, encryption) for index in survivors if flag}
-        each = ciphertext_size(encryption.parameters)
+        entries = read_signatures(reader, size=size, limit=size)
+        check = reader.blob(check_bytes(parameters), field="check of the sum")
+        each = ciphertext_size(parameters)
         ciphertexts = [reader.fixed(each, field="ciphertext") for _ in range(encryption.count)]
         reader.finish()
-        return cls(inner, survivors, signatures, entries, ciphertexts)
+        for name, found, expected in (
+            ("inner_view", len(inner), 32 if encryption.masked else 0),
+            ("check of the sum", len(check), 0 if encryption.masked else check_bytes(parameters)),
+        ):
+            if found != expected:
+                raise WireError(f"{name}: {found} bytes found, {expected} expected")
+        if set(entries) != (set() if encryption.masked else set(survivors)):
+            raise WireError("entries: they are not those of the survivors")
+        return cls(inner, survivors, signatures, entries, check, ciphertexts)
 
 
 @dataclass(frozen=True)

@@ -294,9 +294,7 @@ class PairwiseServer:
 
     def _add_input(self, body: bytes) -> None:
         if body[:32] != self._view:
-            raise RemoteProtocolError(
-                "masked_input: made for other sharers or another key"
-            )
+            raise RemoteProtocolError("masked_input: made for other sharers or another key")
         self._sum.add(body[32:])
 
     def _add_confirmation(self, sender: int, client_id: str, body: bytes) -> None:

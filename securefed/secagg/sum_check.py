@@ -6,28 +6,34 @@ ciphertexts their image under a secret linear map, which adds up just as they do
 
 The map.  Write a contribution as c in Z_p^M for each data prime p, M coefficients in all.  From
 the round secret W, which clients and key holder share and the server lacks, follow R rows k_1..k_R
-of M coefficients, each uniform in 0..2^b - 1 with 2^b < p.  The check of c is
+of M coefficients, each uniform in 0..2^b - 1 with 2^b < p.  The *check* of c is
 
     l(c) = (sum_j k_rj c_j mod p)  for r = 1..R and each p.
 
-Client i sends l(c_i) + pad_i, pad_i uniform modulo p, from W and i, and signs that.  The holder
-takes the pads off, adds up, and compares with l(S) for the sum S that it was given.
+Client i sends l(c_i) + pad_i, pad_i uniform modulo p, from W and i.  The server adds up what it
+gets, and passes on the sum T alone.  The holder takes the pads of the listed clients from T, and
+compares with l(S) for the sum S that it was given.
 
-Guarantees, for a server that does not know W (that no client of the round helps):
+Guarantees:
 
-- What the server sees of the checks is uniform: it tells nothing of k.
-- If S differs from the sum of the listed clients' ciphertexts, in any coefficient, for any prime,
-  the holder refuses but for a probability of 2^-(b R) <= 2^-80: with the other coefficients fixed,
-  at most one of 2^b values of that coefficient's k passes a row, as its difference is invertible
-  modulo p.  A holder takes one request a round, so there is one try.
+- For a server that does not know W (that no client helps), the padded checks are uniform: they tell
+  nothing of k.  If S differs from the sum of the listed clients' ciphertexts, in any coefficient,
+  for any prime, the holder refuses but for a probability of 2^-(b R) <= 2^-100: T must then be off
+  by l of the difference; with the other coefficients fixed, at most one of 2^b values of a
+  coefficient's k makes a row fit, as its difference is invertible modulo p.  A holder takes one
+  request a round.  Where several clients may be asked to open, each is one try: at most 2^-80 in
+  all for up to 2^20 of them.
+- The holder sees no function of one client's ciphertexts: T less the pads is l of the sum.  (Single
+  checks would matter if the key was made so that ciphertexts hide little or nothing: a holder that
+  guesses a contribution could then confirm it.)
 
-A client that gives W to the server takes all of this away, and so does a client that lies about its
-own check: against them contributions must be masked.
+A client that gives W to the server takes the first of these away, and so does a client that lies
+about its own check to have another sum opened: against them contributions must be masked.  A client
+that lies to no end makes the round fail, and cannot be named.
 
-Source: a polynomial-free variant of the linearly homomorphic authenticator of Agrawal and Boneh
-2009, "Homomorphic MACs: MAC-Based Integrity for Network Coding", its first construction; universal
-hashing by an inner product with a one-time pad is Carter and Wegman 1981, "New Hash Functions and
-Their Use in Authentication and Set Equality".
+Source: after the linearly homomorphic authenticator of Agrawal and Boneh 2009, "Homomorphic MACs:
+MAC-Based Integrity for Network Coding"; hashing by an inner product under a one-time pad is Carter
+and Wegman 1981, "New Hash Functions and Their Use in Authentication and Set Equality".
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ from securefed.errors import WireError
 from securefed.secagg.ciphertexts import decode_words
 from securefed.secagg.rlwe_parameters import RlweParameters
 
-SOUNDNESS_BITS = 80
+SOUNDNESS_BITS = 100
 
 _MAP = b"securefed/1/round/sum-check-map"
 _PAD = b"securefed/1/round/sum-check-pad"
@@ -100,21 +106,21 @@ class SumCheck(SecretHolder):
         total = (check + self._pads(index)) % self._moduli
         return total.astype("<u8").tobytes()
 
-    def unpadded(self, data: bytes, index: int) -> NDArray[np.uint64]:
-        """The check behind what client ``index`` sent.
+    def agrees(self, check: NDArray[np.uint64], padded_sum: bytes, summands: Iterable[int]) -> bool:
+        """Whether the padded checks of these clients add up to ``check``.
+
+        Args:
+            check: of the sum.
+            padded_sum: the sum of what they sent, as :func:`add_padded` gives it.
+            summands: their indices.
 
         Raises:
-            WireError: another length, or a value that is not below its prime.
+            WireError: ``padded_sum`` has another length, or a value that is not below its prime.
         """
-        found = read_padded(self._parameters, data)
-        return (found + (self._moduli - self._pads(index))) % self._moduli
-
-    def agrees(self, check: NDArray[np.uint64], summands: Iterable[NDArray[np.uint64]]) -> bool:
-        """Whether the checks of the summands add up to the check of the sum."""
-        total = np.zeros_like(check)
-        for summand in summands:
-            total = (total + summand) % self._moduli
-        return bool(np.array_equal(total, check))
+        expected = check
+        for index in summands:
+            expected = (expected + self._pads(index)) % self._moduli
+        return bool(np.array_equal(read_padded(self._parameters, padded_sum), expected))
 
     def _pads(self, index: int) -> NDArray[np.uint64]:
         count = rows(self._parameters)
@@ -159,3 +165,16 @@ def read_padded(parameters: RlweParameters, data: bytes) -> NDArray[np.uint64]:
     if np.any(found >= np.array(parameters.primes, dtype=np.uint64)):
         raise WireError("check of the sum: a value is not below its prime")
     return found
+
+
+def add_padded(parameters: RlweParameters, left: bytes, right: bytes) -> bytes:
+    """The sum of two padded checks, or of sums of them.
+
+    Run by: server.
+
+    Raises:
+        WireError: another length, or a value that is not below its prime.
+    """
+    total = read_padded(parameters, left) + read_padded(parameters, right)
+    moduli = np.array(parameters.primes, dtype=np.uint64)
+    return (total % moduli).astype("<u8").tobytes()

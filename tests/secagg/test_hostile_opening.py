@@ -16,9 +16,9 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, ThresholdN
 from securefed.secagg.ciphertexts import CiphertextSum
 from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.key_holder import KeyHolder
-from securefed.secagg.opening import Entry, OpenRequest, decode_opened_ring
+from securefed.secagg.opening import OpenRequest, decode_opened_ring
 from securefed.secagg.signed import Signed
-from securefed.secagg.sum_check import SumCheck, check_bytes
+from securefed.secagg.sum_check import SumCheck, add_padded, check_bytes, rows
 from tests.secagg_encrypted import EncryptedCohort, drive
 
 VICTIM = 0
@@ -133,10 +133,13 @@ def test_a_single_client_is_below_the_floor_and_so_are_two(key_holder, monkeypat
     holder = asked.outcome.parties[asked.holder]
     if key_holder == "cohort":
         holder._listed = (VICTIM,)
+    sent = Signed.decode(asked.outcome.sent["masked_input"]["c000"], limit=10**8).body
+    size = check_bytes(asked.context.encryption.parameters)
     opened = asked.ask(
         survivors=(VICTIM,),
         signatures={},
         entries={VICTIM: asked.request.entries[VICTIM]},
+        check=sent[32 : 32 + size],
         ciphertexts=asked.of_victim(),
     )
     assert np.array_equal(opened, asked.cohort.values[asked.cohort.names[VICTIM]])
@@ -169,33 +172,41 @@ def test_a_holder_looks_at_one_request(key_holder):
 def test_entries_are_signed_for_this_attempt_and_by_their_client(key_holder):
     asked = Asked(key_holder=key_holder)
     entries = dict(asked.request.entries)
-    other = Asked(key_holder=key_holder).request.entries
     wrong = {
-        "another attempt's": other[1],
+        "another attempt's": Asked(key_holder=key_holder).request.entries[1],
         "another client's": entries[0],
-        "another check": Entry(entries[0].check, entries[1].signature),
-        "not signed": Entry(entries[1].check, bytes(64)),
+        "none": bytes(64),
     }
     for entry in wrong.values():
+        asked = Asked(key_holder=key_holder)
         with pytest.raises(RemoteProtocolError, match="does not verify"):
-            Asked(key_holder=key_holder).ask(entries=entries | {1: entry})
+            asked.ask(entries=dict(asked.request.entries) | {1: entry})
+    asked = Asked(key_holder=key_holder)
+    del entries[4]
+    with pytest.raises(RemoteProtocolError, match="not those of the survivors"):
+        asked.ask(entries={i: asked.request.entries[i] for i in range(4)})
 
 
 def test_a_check_that_is_off_in_one_place_is_refused(key_holder):
-    """Also where its client signed it: one bit, for one prime, in one row."""
-    for place in range(0, check_bytes(EncryptedCohort().context().encryption.parameters), 8):
+    for place in (0, check_bytes(EncryptedCohort().context().encryption.parameters) - 8):
         asked = Asked(key_holder=key_holder)
-        context, cohort, entry = asked.context, asked.cohort, asked.request.entries[2]
-        value = int.from_bytes(entry.check[place : place + 8], "little")
-        other = (value + 1) % context.encryption.parameters.primes[place // 8 % 2]
-        check = entry.check[:place] + other.to_bytes(8, "little") + entry.check[place + 8 :]
-        client = asked.outcome.parties["c002"]
-        statement = Entry.statement(context.digest, client._view, 2, check)
-        signature = cohort.identities["c002"].sign(
-            statement, label=b"securefed/1/round/sign-check-of-sum"
-        )
+        check = asked.request.check
+        value = int.from_bytes(check[place : place + 8], "little")
+        other = (value + 1) % asked.context.encryption.parameters.primes[place // 8 % 2]
+        wrong = check[:place] + other.to_bytes(8, "little") + check[place + 8 :]
         with pytest.raises(RemoteProtocolError, match="not the sum"):
-            asked.ask(entries=dict(asked.request.entries) | {2: Entry(check, signature)})
+            asked.ask(check=wrong)
+
+
+def test_a_holder_is_shown_no_check_of_a_single_client(key_holder):
+    """With a key made for it, a single client's check would confirm a guess at its contribution."""
+    asked = Asked(key_holder=key_holder)
+    request = asked.outcome.answered["unmask"][asked.holder]
+    size = check_bytes(asked.context.encryption.parameters)
+    for message in asked.outcome.sent["masked_input"].values():
+        body = Signed.decode(message, limit=10**8).body
+        assert body[32 : 32 + size] not in request
+    assert asked.request.check in request
 
 
 # -- the cohort's key --------------------------------------------------------------------------
@@ -206,6 +217,15 @@ def test_openers_open_the_list_that_they_signed_and_no_other():
     entries = {i: asked.request.entries[i] for i in range(7)}
     with pytest.raises(RemoteProtocolError, match="not the survivors that this client signed"):
         asked.ask(survivors=tuple(range(7)), entries=entries)
+
+
+def test_one_client_alone_does_not_say_what_the_sum_is():
+    cohort = EncryptedCohort(key_holder="cohort", size=5, dropout=0.0)
+    asked = drive(cohort, until="unmask").answered["unmask"]
+    assert len(asked) == 2
+    outcome = drive(cohort, drop={next(iter(asked)): "unmask"})
+    # Whose turn it is follows from the round alone, so the same two are asked.
+    assert "1 clients opened the sum, at least 2 must" in str(outcome.ended)
 
 
 def test_two_lists_in_one_round_open_at_most_one_of_them():
@@ -303,20 +323,10 @@ def test_with_a_decryptor_one_client_that_gives_the_round_secret_away_lets_a_ser
     wanted = times(cohort, opened.of_victim(), cohort.size)
     view = client._view
     check = SumCheck(opened.context.encryption.parameters, secret[0], view)
-    others = [
-        check.unpadded(entry.check, index)
-        for index, entry in opened.request.entries.items()
-        if index != 4
-    ]
-    moduli = np.array(opened.context.encryption.parameters.primes, dtype=np.uint64)
-    lie = check.of(wanted)
-    for other in others:
-        lie = (lie + moduli - other) % moduli
-    padded = check.padded(lie, 4)
-    statement = Entry.statement(opened.context.digest, view, 4, padded)
-    signature = cohort.identities["c004"].sign(
-        statement, label=b"securefed/1/round/sign-check-of-sum"
-    )
-    entries = dict(opened.request.entries) | {4: Entry(padded, signature)}
-    found = opened.ask(ciphertexts=wanted, entries=entries)
+    parameters = opened.context.encryption.parameters
+    zero = np.zeros((rows(parameters), len(parameters.primes)), dtype=np.uint64)
+    padded = check.padded(check.of(wanted), 0)
+    for index in range(1, cohort.size):
+        padded = add_padded(parameters, padded, check.padded(zero, index))
+    found = opened.ask(ciphertexts=wanted, check=padded)
     assert np.array_equal(found / cohort.size, cohort.values["c000"])

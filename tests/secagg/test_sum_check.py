@@ -13,6 +13,7 @@ from securefed.secagg.rlwe_parameters import BfvParameters, CkksParameters
 from securefed.secagg.sum_check import (
     SOUNDNESS_BITS,
     SumCheck,
+    add_padded,
     check_bytes,
     read_padded,
     rows,
@@ -79,17 +80,23 @@ def test_the_map_is_its_definition_and_has_as_many_rows_as_it_must(parameters):
 def test_checks_add_up_as_ciphertexts_do(seed, summands):
     rng, secret, view = np.random.default_rng(seed), os.urandom(32), os.urandom(32)
     check, total = SumCheck(SMALL, secret, view), CiphertextSum(SMALL, 2)
-    sent = []
+    padded = bytes(check_bytes(SMALL))
     for index in range(summands):
         ciphertexts = random_ciphertexts(SMALL, 2, rng)
         total.add(ciphertexts)
-        sent.append(check.padded(check.of(ciphertexts), index))
-    found = [check.unpadded(data, index) for index, data in enumerate(sent)]
-    assert check.agrees(check.of(total.ciphertexts()), found)
-    assert not check.agrees(check.of(total.ciphertexts()), found[:-1])
+        padded = add_padded(SMALL, padded, check.padded(check.of(ciphertexts), index))
+    found = check.of(total.ciphertexts())
+    assert check.agrees(found, padded, range(summands))
+    assert not check.agrees(found, padded, range(summands - 1))
+    assert not check.agrees(found, padded, range(1, summands + 1))
     # Ciphertexts in another order are another sum.
     swapped = list(total.ciphertexts())[::-1]
-    assert not check.agrees(check.of(swapped), found)
+    assert not check.agrees(check.of(swapped), padded, range(summands))
+    for place in range(0, len(padded), 8):
+        off = int.from_bytes(padded[place : place + 8], "little") + 1
+        off %= SMALL.primes[place // 8 % 2]
+        wrong = padded[:place] + off.to_bytes(8, "little") + padded[place + 8 :]
+        assert not check.agrees(found, wrong, range(summands))
 
 
 def test_a_change_of_one_coefficient_is_seen_wherever_it_is():

@@ -14,8 +14,15 @@ slots     BFV ciphertexts of slots, several   ciphertexts; then slots that the d
 ========  ==================================  =====================================================
 
 Masks modulo t lie over whole slots: see :mod:`securefed.secagg.slots`.  In either ring a client's
-masked vector is uniform to whoever lacks one of its keys, and the sum of the same vectors is the
-same, bit for bit.
+masked vector is uniform to whoever lacks one of its keys.  The sum of the same vectors is the same,
+bit for bit, as long as it stays within ``RoundEncryption.sum_bound``.
+
+With slots the decryptor takes part in two stages.  It offers a key when clients advertise theirs.
+The offer reaches a client with the shares that are dealt to it, and its hash is part of the view
+from then on: of keystream keys, inputs and survivor lists.  Once clients signed a list, it opens
+the sum for as many signatures as leave no room for another list.  It sees that sum, masked, and no
+contribution.  It is taken at its word for what the ciphertexts open to: a wrong word spoils the
+sum, and tells it nothing.
 """
 
 from __future__ import annotations

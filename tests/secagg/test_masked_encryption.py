@@ -141,6 +141,22 @@ def test_without_the_decryptor_there_is_no_round_and_no_sum():
         _ = outcome.server.result
 
 
+def test_a_client_is_told_how_many_of_its_ciphertexts_are_made():
+    cohort, told = masked(length=20_000), []
+    parties = cohort.parties()
+    parties["c001"] = PairwiseClient(
+        cohort.context(),
+        "c001",
+        cohort.identities["c001"],
+        lambda: cohort.inputs["c001"],
+        on_encrypted=lambda made, of: told.append((made, of)),
+    )
+    drive(cohort, clients=parties)
+    count = cohort.encryption().count
+    assert count > 1
+    assert told == [(made, count) for made in range(1, count + 1)]
+
+
 def test_the_decryptor_is_heard_in_its_two_stages_and_once_in_each():
     cohort = masked()
     context, server = cohort.context(), PairwiseServer(cohort.context())
@@ -250,7 +266,7 @@ def test_an_offer_that_the_decryptor_did_not_sign_for_the_round_is_refused_by_th
 
     outcome = drive(cohort, meddle_up=swap)
     assert isinstance(outcome.refused[DECRYPTOR], RemoteProtocolError)
-    assert "'decryptor' did not answer" in str(outcome.ended)
+    assert "advertise: 'decryptor' did not answer" in str(outcome.ended)
 
 
 @pytest.mark.parametrize("kind", [*FALSE, "no key of these parameters"])

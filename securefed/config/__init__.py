@@ -18,17 +18,23 @@ from securefed.config.privacy import (
 )
 from securefed.config.run import (
     STAGES,
+    AggregationSection,
     DataSection,
+    KeyHolder,
     LoraSection,
     ModelSection,
     RunConfig,
+    Scheme,
     Stage,
     TrainingSection,
+    why_no_arrangement,
 )
 
 __all__ = [
     "STAGES",
+    "AggregationSection",
     "DataSection",
+    "KeyHolder",
     "LoraSection",
     "Mechanism",
     "ModelSection",
@@ -36,6 +42,7 @@ __all__ = [
     "PrivacySection",
     "Rounding",
     "RunConfig",
+    "Scheme",
     "Stage",
     "TrainingSection",
     "Unit",
@@ -45,5 +52,6 @@ __all__ = [
     "parse_config",
     "run_file_schema",
     "share_of",
+    "why_no_arrangement",
     "why_not_conditional",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,25 @@ from securefed.config.privacy import PrivacySection
 Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
 # "graph" is there in sparse rounds (200 clients and more) only.
 STAGES: tuple[Stage, ...] = get_args(Stage)
+
+Scheme = Literal["bfv", "ckks"]
+KeyHolder = Literal["cohort", "decryptor"]
+
+
+def why_no_arrangement(scheme: str, key_holder: str, masked: bool) -> str:
+    """Why contributions are not encrypted in this way; empty where they can be."""
+    if scheme not in get_args(Scheme):
+        return f"scheme = {scheme!r}: must be one of {get_args(Scheme)}"
+    if key_holder not in get_args(KeyHolder):
+        return f"key_holder = {key_holder!r}: must be one of {get_args(KeyHolder)}"
+    if masked and key_holder == "cohort":
+        return (
+            "masked = True with key_holder = 'cohort': a masked round has one decryptor, which may "
+            "be run by a member of the cohort; use key_holder = 'decryptor'"
+        )
+    if masked and scheme == "ckks":
+        return "masked = True with scheme = 'ckks': masks are modulo t; use 'bfv'"
+    return ""
 
 
 class ModelSection(Section):
@@ -99,10 +118,54 @@ class TrainingSection(Section):
 
 
 class AggregationSection(Section):
-    """How the sum is formed.  ``plaintext`` is an insecure baseline and every output says so."""
+    """How the sum is formed, and what hides a single contribution.
 
-    kind: Literal["pairwise", "plaintext"] = "pairwise"
+    ``kind``: ``pairwise``: masks that cancel in the sum, against the server and as many clients as
+    may be corrupt.  ``bfv``: encryption; the server adds ciphertexts, and whoever holds the key
+    opens their sum, which is the very sum of masks.  ``ckks``: the same at six times the bytes,
+    for those who ask, with ``privacy.mechanism = "distributed"`` only.  ``plaintext`` is an
+    insecure baseline: nothing is protected against the server, and every output says so.
+
+    ``key_holder``, for ``bfv`` and ``ckks``: who can decrypt.  ``decryptor`` (where none is given):
+    a separate party, which opens one sum a round once it has checked that it is one of enough
+    clients; against a server that it does not help, and that no client helps to depart from the
+    protocol.  ``cohort``: every client; against a server that no client helps, so
+    ``privacy.corrupt_fraction`` must leave no client corrupt.  ``masked``, for ``bfv`` with a
+    decryptor: masks beneath the encryption, against what masks alone are against, the decryptor
+    included; then a member of the cohort may run the decryptor.
+    """
+
+    kind: Literal["pairwise", "bfv", "ckks", "plaintext"] = "pairwise"
+    key_holder: KeyHolder | None = None
+    masked: bool = False
     bits: Literal["auto"] | Annotated[int, Field(ge=20, le=32)] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _key_has_a_holder(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("kind") not in get_args(Scheme):
+            return values
+        return values | {"key_holder": values.get("key_holder") or "decryptor"}
+
+    @model_validator(mode="after")
+    def _arrangement_exists(self) -> Self:
+        if self.key_holder is None and not self.masked:
+            return self
+        given = f"key_holder = {self.key_holder!r}" if self.key_holder else "masked = True"
+        if self.kind not in get_args(Scheme):
+            raise ValueError(
+                f"{given} with kind = {self.kind!r}: no key there; must be left out, or kind 'bfv' "
+                "or 'ckks'"
+            )
+        refused = why_no_arrangement(self.kind, self.key_holder or "", self.masked)
+        if refused:
+            raise ValueError(refused)
+        return self
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether contributions are encrypted."""
+        return self.key_holder is not None
 
 
 class SimulatedDropout(Section):
@@ -173,14 +236,12 @@ class RunConfig(Section):
         ):
             raise ValueError(
                 "privacy.target_epsilon cannot be met with aggregation.kind = 'plaintext': nothing "
-                "holds against a server that gets contributions in the clear; use 'pairwise', or "
-                "privacy.mechanism = 'central'"
+                "holds against a server that gets contributions in the clear; use 'pairwise' or "
+                "'bfv', or privacy.mechanism = 'central'"
             )
-        if self.privacy.remove_excess_noise and self.aggregation.kind == "plaintext":
-            raise ValueError(
-                "privacy.remove_excess_noise needs aggregation.kind = 'pairwise': seeds of noise "
-                "are revealed in a masked round"
-            )
+        refused = self._why_not_summed()
+        if refused:
+            raise ValueError(refused)
         if self.privacy.mechanism == "none" and self.budget.epsilon is not None:
             raise ValueError(
                 f"budget.epsilon = {self.budget.epsilon:g} with privacy.mechanism = 'none': no "
@@ -212,3 +273,26 @@ class RunConfig(Section):
                     f"{self.training.rounds}"
                 )
         return self
+
+    def _why_not_summed(self) -> str:
+        """Why contributions of this privacy are not summed in this way; empty where they are."""
+        section, mechanism = self.aggregation, self.privacy.mechanism
+        masked = section.kind == "pairwise" or section.masked
+        if self.privacy.remove_excess_noise and not masked:
+            return (
+                f"privacy.remove_excess_noise with aggregation.kind = {section.kind!r}: seeds of "
+                "noise are revealed in a masked round; use 'pairwise', or 'bfv' with masked = true"
+            )
+        if section.encrypted and mechanism == "central" and not masked:
+            return (
+                "privacy.mechanism = 'central' with aggregation.masked = false: whoever opens the "
+                "sum would see it before the server adds noise; use masked = true, or "
+                "privacy.mechanism = 'distributed'"
+            )
+        if section.kind == "ckks" and mechanism != "distributed":
+            return (
+                f"aggregation.kind = 'ckks' with privacy.mechanism = {mechanism!r}: sums without "
+                "distributed noise are not released from CKKS (Li and Micciancio, eprint "
+                "2020/1533); use 'bfv'"
+            )
+        return ""

@@ -31,6 +31,7 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE
 from securefed.evidence.ledger import RECOVERED, Record, read_ledger
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.secagg.encryption import DECRYPTOR
 
 ROUND_OPENED = "round_opened"
 ROUND_SUMMED = "round_summed"
@@ -79,6 +80,8 @@ class History:
         adapter: SHA-256 of the adapter after them, hexadecimal.
         policy: of the next round; its clip follows from the fractions of the rounds applied.
         unnoised: sums without noise that were begun, by session; the value says if it was opened.
+        rounds: the number of the round of every session that was opened, of both kinds.
+        survivors: how many clients are in each sum on record, by session, of both kinds.
         software: name and version that wrote the last records.
         closed: the closing record's body; None for a run that is not finished.
     """
@@ -89,6 +92,8 @@ class History:
     software: str
     attempts: dict[str, Attempt] = field(default_factory=dict)
     unnoised: dict[str, bool] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+    survivors: dict[str, int] = field(default_factory=dict)
     closed: Mapping[str, Any] | None = None
 
     @property
@@ -112,7 +117,6 @@ class _Reader:
         self._path, self._settings = path, settings
         self._cohort = set(genesis["cohort"])
         self._floor = CohortBounds.of(settings.sum_policy, len(self._cohort)).survivor_floor
-        self._rounds_of: dict[str, int] = {}
         self._summed: str | None = None
         self._following = settings.sum_policy
         self._line = 1
@@ -152,13 +156,13 @@ class _Reader:
 
     def _new_session(self, body: Mapping[str, Any]) -> str:
         session, number = str(body["session"]), int(body["round"])
-        if session in self._rounds_of:
+        if session in self.history.rounds:
             self._refuse("names a session again that was opened before")
-        self._rounds_of[session] = number
+        self.history.rounds[session] = number
         return session
 
     def _check_round(self, body: Mapping[str, Any]) -> None:
-        opened = self._rounds_of[str(body["session"])]
+        opened = self.history.rounds[str(body["session"])]
         if body["round"] != opened:
             self._refuse(f"is of round {body['round']}; its session was opened for round {opened}")
 
@@ -244,7 +248,8 @@ class _Reader:
         self.history.unnoised[session] = True
 
     def _roster(self, body: Mapping[str, Any]) -> None:
-        if set(body["keys"]) != self._cohort:
+        parties = self._cohort | ({DECRYPTOR} if self._settings.has_decryptor else set())
+        if set(body["keys"]) != parties:
             self._refuse("roster: its names are not those of the cohort")
 
     def _check_unguaranteed(self, body: Mapping[str, Any]) -> None:
@@ -274,6 +279,7 @@ class _Reader:
     def _check_survivors(self, body: Mapping[str, Any]) -> None:
         self._check_names("survivors", body["survivors"])
         count = len(body["survivors"])
+        self.history.survivors[str(body["session"])] = count
         if count < self._floor:
             self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {self._floor} are needed")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.evidence.budget import ClientBudget
+from securefed.evidence.ledger import Ledger
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import poisson_sample
@@ -49,6 +50,14 @@ class SimulatedClient:
                 self.seconds += time.perf_counter() - started
 
         return run
+
+
+@dataclass
+class SimulatedDecryptor:
+    """The separate party of a run that has one: its ledger of what it opened, and its identity."""
+
+    openings: Ledger
+    identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
 
 
 class EncodeFor(Protocol):

@@ -20,8 +20,9 @@ from securefed.engines.attempts import (
     read_history,
     told_on_resume,
 )
-from securefed.engines.cohort import SimulatedClient
+from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.events import Observer
+from securefed.engines.openings import check_openings, first_record
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.verify import check_config, software
@@ -30,6 +31,7 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.server_optimizer import ServerOptimizer
+from securefed.secagg.encryption import DECRYPTOR
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Opened:
         ledger: the run's, open for writing.
         history: the run so far.
         clients: the cohort, each with its own account.
+        decryptor: the separate party that opens the sums, with its own ledger; None without one.
     """
 
     ledger: Ledger
     history: History
     clients: dict[str, SimulatedClient]
+    decryptor: SimulatedDecryptor | None
 
 
 class Opening:
@@ -102,6 +106,9 @@ class Opening:
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}
                 Ledger.create(partial.budget(name), account, clock=self._clock).close()
+            if self._settings.has_decryptor:
+                first = first_record(self._settings.record())
+                Ledger.create(partial.openings(), first, clock=self._clock).close()
 
     def open(self, held: ExitStack) -> Opened:
         """Where a run stands.  Whatever is opened here is closed by ``held``.
@@ -129,6 +136,11 @@ class Opening:
                 "one that the ledger names"
             )
         check_accounts(self._folder.path, genesis, history)
+        decryptor = None
+        if self._settings.has_decryptor:
+            check_openings(self._folder.path, genesis, history)
+            openings = Ledger.open(self._folder.openings(), clock=self._clock)
+            decryptor = SimulatedDecryptor(held.enter_context(openings))
         accounts, clients = {}, {}
         for name in self._cohort:
             accounts[name] = Ledger.open(self._folder.budget(name), clock=self._clock)
@@ -148,8 +160,10 @@ class Opening:
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts, clients)
         roster = {name: client.identity.public.raw.hex() for name, client in clients.items()}
+        if decryptor is not None:
+            roster[DECRYPTOR] = decryptor.identity.public.raw.hex()
         ledger.append(ROSTER, {"keys": roster})
-        return Opened(ledger, history, clients)
+        return Opened(ledger, history, clients, decryptor)
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

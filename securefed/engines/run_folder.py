@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from securefed.engines.openings import OPENINGS
 from securefed.errors import ConfigError, LedgerTampered
 
 
@@ -24,7 +25,8 @@ class RunFolder:
 
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
-    ``clients/ID/budget.jsonl``; with ``evaluation.show_clients`` also ``shown.json``.
+    ``clients/ID/budget.jsonl`` and, where there is a decryptor, its ``decryptor/openings.jsonl``;
+    with ``evaluation.show_clients`` also ``shown.json``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -113,6 +115,12 @@ class RunFolder:
         folder = self.clients / client_id
         folder.mkdir(parents=True, exist_ok=True)
         return folder / "budget.jsonl"
+
+    def openings(self) -> Path:
+        """The decryptor's ledger."""
+        path = self.path / OPENINGS
+        path.parent.mkdir(exist_ok=True)
+        return path
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one JSON line, flushed to disk."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from securefed.config import RunConfig
+from securefed.engines.arrangement import aggregation_of
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import (
     Adversary,
@@ -28,12 +29,8 @@ from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.privacy.cyclic import largest_batch
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregations import (
-    Aggregation,
-    PairwiseAggregation,
-    PlaintextAggregation,
-    check_removal,
-)
+from securefed.secagg.aggregations import Aggregation, PlaintextAggregation, check_removal
+from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
 
 _OVERFULL = 2.0**-64
 _CLIP_RANGE = 1000.0
@@ -43,7 +40,8 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
     """What the run file asks of the cohort, and can be seen from the clients' names.
 
     Raises:
-        ConfigError: there are too few, or one that is to fall silent is not among them.
+        ConfigError: there are too few, one that is to fall silent is not among them, or one has
+            the decryptor's name.
     """
     least = config.cohort.min_clients
     if len(clients) < least:
@@ -55,6 +53,11 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
     if unknown:
         raise ConfigError(
             f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
+        )
+    if config.aggregation.key_holder == "decryptor" and DECRYPTOR in clients:
+        raise ConfigError(
+            f"data.source {config.data.source}: no client may be called {DECRYPTOR!r} with "
+            f"aggregation.key_holder = {DECRYPTOR!r}"
         )
 
 
@@ -142,25 +145,28 @@ class Settings:
             dropout_fraction=privacy.dropout_fraction,
             adaptive_clip=_adaptive_clip(config),
         )
+        at = replace(self.stated, noise_multiplier=1.0) if targeted else self.stated
+        self.aggregation: Aggregation = aggregation_of(
+            config.aggregation,
+            self._summed(at),
+            cohort_size=self.cohort_size,
+            dimension=dimension,
+        )
         if chosen is None:
             self.stated = self._calibrated(dimension)
-        self.sum_policy = (
-            self.stated
-            if privacy.mechanism in ("distributed", "central")
-            or self.one_step
-            or self.stated.adaptive_clip is not None
-            else self.stated.without_noise(privacy.update_clip_norm)
-        )
-        bits = config.aggregation.bits
-        self.aggregation: Aggregation = (
-            PairwiseAggregation(bits=bits)
-            if config.aggregation.kind == "pairwise"
-            else PlaintextAggregation(bits=bits)
-        )
+        self.sum_policy = self._summed(self.stated)
+        self.bounds = CohortBounds.of(self.sum_policy, self.cohort_size)
         if self.sum_policy.remove_excess_noise:
-            check_removal(self.aggregation, CohortBounds.of(self.sum_policy, self.cohort_size))
+            check_removal(self.aggregation, self.bounds)
         self.plan: RoundPlan = plan_round(
-            self.sum_policy, cohort_size=self.cohort_size, dimension=dimension, bits=bits
+            self.sum_policy,
+            cohort_size=self.cohort_size,
+            dimension=dimension,
+            bits=self.aggregation.bits,
+        )
+        self.aggregation.parameters(self.bounds)  # refuses a cohort that leaves no safe threshold
+        self.encryption: RoundEncryption | None = self.aggregation.encryption(
+            self.plan, self.bounds
         )
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
@@ -170,6 +176,21 @@ class Settings:
                 f"cost epsilon {epsilon_text(spent)}, privacy.target_epsilon = "
                 f"{privacy.target_epsilon:g}"
             )
+
+    def _summed(self, stated: PrivacyPolicy) -> PrivacyPolicy:
+        """The policy under which vectors are summed, from that which statements are about."""
+        if (
+            stated.mechanism in ("distributed", "central")
+            or self.one_step
+            or stated.adaptive_clip is not None
+        ):
+            return stated
+        return stated.without_noise(self.config.privacy.update_clip_norm)
+
+    @property
+    def has_decryptor(self) -> bool:
+        """Whether a separate party opens the sums."""
+        return self.config.aggregation.key_holder == "decryptor"
 
     @property
     def limit(self) -> tuple[str, float] | None:
@@ -196,7 +217,7 @@ class Settings:
             dimension=dimension,
             against=self.accounted,
             plaintext=self.config.aggregation.kind == "plaintext",
-            bits=self.config.aggregation.bits,
+            bits=self.aggregation.bits,
         )
 
     @property
@@ -218,7 +239,8 @@ class Settings:
             against=against,
             rounds=charges,
             plaintext=isinstance(self.aggregation, PlaintextAggregation),
-            ring_sigma=self.aggregation.ring_sigma(CohortBounds.of(self.stated, self.cohort_size)),
+            ring_sigma=self.aggregation.ring_sigma(self.bounds),
+            key_holder=self.aggregation.trusted_key_holder,
         )
         return replace(statement, unit=self._unit()) if self.stated.unit != "client" else statement
 
@@ -321,27 +343,34 @@ class Settings:
 
     def record(self) -> dict[str, Any]:
         """Policy, plan and what a unit is, for the first record of ledger and accounts."""
-        return self.round_event(self.sum_policy) | {
-            "task": self.config.model.task,
-            "window_tokens": self.config.data.window_tokens,
-            "user_field": self.config.data.user_field,
-            "examples_per_user": self.config.training.examples_per_user,
-            "delta": self.stated.delta,
-            "corrupt_fraction": self.stated.corrupt_fraction,
-            "dropout_fraction": self.stated.dropout_fraction,
-            "aggregation": self.config.aggregation.kind,
-            "dimension": self.plan.dimension,
-            "padded": self.plan.padded,
-            "bits": self.plan.bits,
-            "clip_units": self.plan.clip_units,
-            "local_std": self.plan.local_std,
-            "server_std": self.plan.server_std,
-            "sensitivity": self.plan.sensitivity,
-            "rounding_failure": self.plan.rounding_failure,
-            "sum_bound": self.plan.sum_bound,
-            "wrap_probability": self.plan.wrap_probability,
-            "max_examples": self.plan.max_examples,
-        }
+        section = self.config.aggregation
+        arrangement: dict[str, Any] = {"aggregation": section.kind}
+        if section.encrypted:
+            arrangement |= {"key_holder": section.key_holder, "masked": section.masked}
+        return (
+            self.round_event(self.sum_policy)
+            | arrangement
+            | {
+                "task": self.config.model.task,
+                "window_tokens": self.config.data.window_tokens,
+                "user_field": self.config.data.user_field,
+                "examples_per_user": self.config.training.examples_per_user,
+                "delta": self.stated.delta,
+                "corrupt_fraction": self.stated.corrupt_fraction,
+                "dropout_fraction": self.stated.dropout_fraction,
+                "dimension": self.plan.dimension,
+                "padded": self.plan.padded,
+                "bits": self.plan.bits,
+                "clip_units": self.plan.clip_units,
+                "local_std": self.plan.local_std,
+                "server_std": self.plan.server_std,
+                "sensitivity": self.plan.sensitivity,
+                "rounding_failure": self.plan.rounding_failure,
+                "sum_bound": self.plan.sum_bound,
+                "wrap_probability": self.plan.wrap_probability,
+                "max_examples": self.plan.max_examples,
+            }
+        )
 
 
 def _adaptive_clip(config: RunConfig) -> AdaptiveClip | None:

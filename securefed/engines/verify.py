@@ -13,6 +13,7 @@ from typing import Any
 import securefed
 from securefed.config import load_config
 from securefed.engines.attempts import History, check_accounts, read_history, require_same
+from securefed.engines.openings import OPENINGS, check_openings
 from securefed.engines.recorded import recorded_event, recorded_figures
 from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
@@ -48,6 +49,7 @@ class VerifiedRun:
         settings: what the run file means for the cohort.
         history: the run so far.
         charges: as in :class:`Verdict`.
+        opened: how many sums the decryptor opened; None where there is none.
         ignored: what a kill may have left and no record speaks of, in words.
     """
 
@@ -55,6 +57,7 @@ class VerifiedRun:
     settings: Settings
     history: History
     charges: int
+    opened: int | None
     ignored: list[str]
 
 
@@ -78,10 +81,15 @@ def verify_run(folder: Path) -> Verdict:
         f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
         f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee",
     ]
+    if run.opened is not None:
+        lines.append(
+            f"decryptor's ledger: chain holds; {run.opened} sums were opened, one for each sum of "
+            f"the ledger ({len(history.survivors)}) and none that was not begun"
+        )
     files = sorted(history.closed["files"]) if history.closed is not None else []
     lines.extend(run.ignored)
     lines.append(f"files that hold what the ledger says: {', '.join(['config.toml', *files])}")
-    covered = {"config.toml", *files, *_ledgers(genesis["cohort"])}
+    covered = {"config.toml", *files, *_ledgers(genesis["cohort"], run.settings)}
     loose = ", ".join(uncovered(folder, covered))
     lines.append(f"paths that no check covers: {loose or 'none'}")
     for who in ADVERSARIES:
@@ -132,21 +140,22 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
     charges = check_accounts(folder, genesis, history)
+    opened = check_openings(folder, genesis, history) if settings.has_decryptor else None
     if history.closed is not None:
         _check_claims(ledger, history, settings, charges)
         _check_files(folder, history.closed["files"])
         _check_shown(folder, records, history, settings)
-    torn = _torn_tails(folder, genesis["cohort"])
+    torn = _torn_tails(folder, genesis["cohort"], settings)
     if history.closed is not None and torn:
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
     ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
-    return VerifiedRun(records, settings, history, charges, ignored)
+    return VerifiedRun(records, settings, history, charges, opened, ignored)
 
 
-def _torn_tails(folder: Path, cohort: list[str]) -> list[str]:
+def _torn_tails(folder: Path, cohort: list[str], settings: Settings) -> list[str]:
     """The ledgers that end in a line that is no record, in words."""
     found = []
-    for name in sorted(_ledger_paths(cohort)):
+    for name in sorted(_ledger_paths(cohort, settings)):
         records, torn = read_records(folder / name)
         if torn:
             found.append(f"{folder / name}: line {len(records) + 1}: {len(torn)} bytes, no record")
@@ -257,12 +266,13 @@ def uncovered(folder: Path, covered: set[str]) -> list[str]:
     return [name if name.isprintable() else ascii(name) for name in found]
 
 
-def _ledger_paths(cohort: list[str]) -> list[Path]:
-    return [Path("ledger.jsonl"), *(Path("clients") / name / "budget.jsonl" for name in cohort)]
+def _ledger_paths(cohort: list[str], settings: Settings) -> list[Path]:
+    accounts = [Path("clients") / name / "budget.jsonl" for name in cohort]
+    return [Path("ledger.jsonl"), *accounts, *([OPENINGS] if settings.has_decryptor else [])]
 
 
-def _ledgers(cohort: list[str]) -> set[str]:
-    paths = _ledger_paths(cohort)
+def _ledgers(cohort: list[str], settings: Settings) -> set[str]:
+    paths = _ledger_paths(cohort, settings)
     return {path.as_posix() for ledger in paths for path in (ledger, head_path(ledger))}
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import get_args
 
-from securefed.config import Mechanism, Unit
+from securefed.config import KeyHolder, Mechanism, Unit
 from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.errors import ConfigError, LocalProtocolError
 from securefed.federation.session import RoundSession
@@ -35,6 +35,9 @@ class ClientFloors:
         mechanisms: those that are accepted; ``"none"`` only where it is listed.
         units: those that are accepted; an owner who wants all records of a person at this client
             protected as one leaves ``"example"`` out.
+        key_holders: who may hold the key of rounds that rest on encryption alone; none of them
+            where it is empty.  Rounds with masks beneath the encryption rest on the masks, and are
+            taken as pairwise ones are.
         allow_plaintext: whether contributions may reach the server unmasked.
         allow_ring: whether clients may mask with some neighbours on a ring, which assumes a server
             that is honest at set-up (SECURITY.md, G1).
@@ -55,12 +58,14 @@ class ClientFloors:
     min_bits: int = MIN_BITS
     mechanisms: tuple[Mechanism, ...] = ("distributed",)
     units: tuple[Unit, ...] = get_args(Unit)
+    key_holders: tuple[KeyHolder, ...] = ()
     allow_plaintext: bool = False
     allow_ring: bool = False
     allow_conditional_rounding: bool = False
 
     def __post_init__(self) -> None:
         known, units = set(get_args(Mechanism)), set(get_args(Unit))
+        holders = set(get_args(KeyHolder))
         for field, fits, allowed in (
             ("min_clients", self.min_clients >= 2, ">= 2"),
             ("min_threshold", self.min_threshold >= 2, ">= 2"),
@@ -76,6 +81,7 @@ class ClientFloors:
                 f"some of {sorted(known)}",
             ),
             ("units", bool(self.units) and set(self.units) <= units, f"some of {sorted(units)}"),
+            ("key_holders", set(self.key_holders) <= holders, f"some of {sorted(holders)}, or ()"),
         ):
             if not fits:  # a NaN fits nothing
                 raise ConfigError(f"{field} = {getattr(self, field)!r}: must be {allowed}")
@@ -96,8 +102,14 @@ class ClientFloors:
             )
         if session.plaintext and not self.allow_plaintext:
             raise LocalProtocolError(
-                "aggregation = plaintext: this client takes part in masked rounds only "
-                "(allow_plaintext)"
+                "aggregation = plaintext: this client takes part in masked or encrypted rounds "
+                "only (allow_plaintext)"
+            )
+        holder = session.aggregation.trusted_key_holder
+        if holder is not None and holder not in self.key_holders:
+            raise LocalProtocolError(
+                f"key_holder = {holder!r} with masked = False: without masks this client takes "
+                f"part with one of {self.key_holders} (key_holders)"
             )
         if policy.rounding == "conditional" and not self.allow_conditional_rounding:
             raise LocalProtocolError(

@@ -15,7 +15,12 @@ from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregations import Aggregation, PlaintextAggregation, check_removal
+from securefed.secagg.aggregations import (
+    Aggregation,
+    HomomorphicAggregation,
+    PlaintextAggregation,
+    check_removal,
+)
 from securefed.secagg.aggregator import RoundContext
 
 MAX_DIMENSION = 2**31
@@ -129,6 +134,7 @@ class RoundSession:
             rounds=rounds,
             plaintext=self.plaintext,
             ring_sigma=self.aggregation.ring_sigma(self._bounds),
+            key_holder=self.aggregation.trusted_key_holder,
         )
 
     @property
@@ -145,11 +151,16 @@ class RoundSession:
         del figures["rounds"]
         if self.policy.adaptive_clip is not None:
             del figures["clip_norm"]
+        aggregation = self.aggregation
+        if isinstance(aggregation, HomomorphicAggregation):
+            # Whom the epsilon trusts: an account must not mix rounds that trust different parties.
+            for name in ("scheme", "key_holder", "masked"):
+                figures[name] = getattr(aggregation, name)
         return figures | {
-            "aggregation": type(self.aggregation).__name__,
-            "bits": self.aggregation.bits,
+            "aggregation": type(aggregation).__name__,
+            "bits": aggregation.bits,
             "cohort_size": len(self.cohort),
-            "ring_sigma": self.aggregation.ring_sigma(self._bounds),
+            "ring_sigma": aggregation.ring_sigma(self._bounds),
             "dimension": self.dimension,
         }
 

@@ -11,12 +11,14 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from securefed.config import KeyHolder
 from securefed.errors import ConfigError
 from securefed.privacy.correlated_release import correlated_epsilon
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.pld import distributed_epsilon, gaussian_epsilon
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.privacy.rdp import skellam_epsilon
+from securefed.privacy.trust import assumed_of_parties, whom_to_trust
 
 Adversary = Literal["server", "release", "fellow_client"]
 ADVERSARIES: tuple[Adversary, ...] = ("server", "release", "fellow_client")
@@ -277,24 +279,6 @@ def _accountant(policy: PrivacyPolicy) -> str:
     return f"{ideal} plus {' and '.join(added)}, in delta"
 
 
-def _trust(policy: PrivacyPolicy, bounds: CohortBounds, against: Adversary, plaintext: bool) -> str:
-    server = (
-        "the server is trusted with every single contribution"
-        if plaintext
-        else "the server is not trusted with single contributions"
-    )
-    if policy.mechanism == "central":
-        return (
-            f"{server}; it is trusted with each sum before noise: it adds the noise and lets "
-            "nothing of the sum without it out"
-        )
-    if against == "server":
-        return f"{server}; at most {bounds.corrupt} of {bounds.size} clients are corrupt"
-    # A corrupt client may leave its noise out, and all survivors' noise is counted here.
-    clients = "every client" if against == "release" else "every other client"
-    return f"{server}; it and {clients} follow the protocol and add their noise"
-
-
 def guarantee(
     policy: PrivacyPolicy,
     plan: RoundPlan,
@@ -304,6 +288,7 @@ def guarantee(
     rounds: int | None = None,
     plaintext: bool = False,
     ring_sigma: int | None = None,
+    key_holder: KeyHolder | None = None,
 ) -> PrivacyGuarantee:
     """The statement for one adversary.
 
@@ -319,6 +304,8 @@ def guarantee(
             where a sampling of clients is credited: those for which a client was not drawn count.
         plaintext: sums are formed without masking; then nothing holds against the server.
         ring_sigma: security exponent of a sparse masking graph; None for a complete one.
+        key_holder: whose key alone opens a contribution; None where nobody's does, in masked
+            rounds too.
 
     Guarantees:
         - For ``unit="client"`` no amplification is credited against the server or a fellow client,
@@ -359,44 +346,16 @@ def guarantee(
             rounds=count,
             delta=policy.delta,
         )
-    if central:
-        assumptions = [
-            "the server draws its noise as this code does, once for each sum",
-            "clients sample and clip as this code does",
-        ]
-        if policy.separation is not None:
-            assumptions[1:] = [
-                f"it keeps sums before noise in memory, {policy.bands - 1} at most, and shows them "
-                "to nobody",
-                "clients clip as this code does and keep to the batches that they made once, so "
-                f"that {policy.separation} rounds lie between two uses of an example",
-            ]
-    else:
-        enforced = "the server sees to it" if plaintext else "clients refuse to unmask fewer"
-        assumptions = [
-            f"at least {bounds.survivor_floor} of {bounds.size} clients are in every opened sum; "
-            f"{enforced}",
-            f"noise of {honest} of them is unknown to the adversary"
-            + (", and of one more for each that is there more" if plan.removable_stds else ""),
-            "honest clients sample, clip and noise as this code does, with generators the "
-            "adversary cannot predict",
-        ]
-    if against == "server" and not plaintext:
-        assumptions.append(
-            "the secure aggregation hides single contributions (its own assumptions are in "
-            "SECURITY.md)"
-        )
-        if plan.removable_stds:
-            assumptions.append(
-                "a client reveals shares of those layers of noise only that the survivor list "
-                "which it and enough others signed makes needless"
-            )
-        if ring_sigma is not None:
-            assumptions.append(
-                "clients mask with some neighbours on a ring: the server is honest until the order "
-                "of the ring is known, and the order does not favour the corrupt ones (it does "
-                f"with probability at most 2^-{ring_sigma} a round)"
-            )
+    assumptions = assumed_of_parties(
+        policy,
+        plan,
+        bounds,
+        against,
+        honest=honest,
+        plaintext=plaintext,
+        ring_sigma=ring_sigma,
+        key_holder=key_holder,
+    )
     if policy.unit != "client":
         assumptions.append(_INDEPENDENT[policy.unit])
     if not policy.sample_is_secret:
@@ -423,6 +382,6 @@ def guarantee(
         accountant=_accountant(policy),
         mechanism=_mechanism(policy, bounds),
         sampling=sampling,
-        trust=_trust(policy, bounds, against, plaintext),
+        trust=whom_to_trust(policy, bounds, against, plaintext=plaintext, key_holder=key_holder),
         assumptions=tuple(assumptions),
     )

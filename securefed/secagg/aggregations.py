@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from securefed.config import KeyHolder, Scheme
 from securefed.encoding.fixed_point import MAX_BITS, MIN_BITS
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregator import SPARSE_REMOVAL
-from securefed.secagg.encryption import KeyHolder, RoundEncryption, Scheme, check_arrangement
+from securefed.secagg.encryption import RoundEncryption, check_arrangement
 from securefed.secagg.parameters import MIN_ETA, MIN_SIGMA, PairwiseParameters
 from securefed.secagg.slots import bounds_of_plan
 
@@ -77,6 +78,10 @@ class PairwiseAggregation:
 
     def encryption(self, plan: RoundPlan, bounds: CohortBounds) -> None:
         """Nothing is encrypted."""
+
+    @property
+    def trusted_key_holder(self) -> None:
+        """Nobody: masks hide contributions, no key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +191,11 @@ class HomomorphicAggregation:
             noise_std=plan.local_std,
         )
 
+    @property
+    def trusted_key_holder(self) -> KeyHolder | None:
+        """Whose key alone opens a contribution; None where masks lie beneath the encryption."""
+        return None if self.masked else self.key_holder
+
 
 @dataclass(frozen=True)
 class PlaintextAggregation:
@@ -214,6 +224,10 @@ class PlaintextAggregation:
 
     def encryption(self, plan: RoundPlan, bounds: CohortBounds) -> None:
         """Nothing is encrypted."""
+
+    @property
+    def trusted_key_holder(self) -> None:
+        """Nobody: nothing hides contributions."""
 
 
 Aggregation = PairwiseAggregation | HomomorphicAggregation | PlaintextAggregation

@@ -27,20 +27,18 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from securefed.config import KeyHolder, Scheme, why_no_arrangement
 from securefed.encoding.fixed_point import to_ring
 from securefed.encoding.wire import Writer
 from securefed.errors import ConfigError
 from securefed.secagg.ciphertexts import ciphertext_size
 from securefed.secagg.rlwe_parameters import BfvParameters, CkksParameters
 from securefed.secagg.slots import SlotPacking
-
-Scheme = Literal["bfv", "ckks"]
-KeyHolder = Literal["cohort", "decryptor"]
 
 DECRYPTOR = "decryptor"
 """The name of the separate party among those that messages go to; no client may have it."""
@@ -52,17 +50,9 @@ def check_arrangement(scheme: str, key_holder: str, masked: bool) -> None:
     Raises:
         ConfigError: names what does not go together.
     """
-    if scheme not in get_args(Scheme):
-        raise ConfigError(f"scheme = {scheme!r}: must be one of {get_args(Scheme)}")
-    if key_holder not in get_args(KeyHolder):
-        raise ConfigError(f"key_holder = {key_holder!r}: must be one of {get_args(KeyHolder)}")
-    if masked and key_holder == "cohort":
-        raise ConfigError(
-            "masked = True with key_holder = 'cohort': a masked round has one decryptor, which may "
-            "be run by a member of the cohort; use key_holder = 'decryptor'"
-        )
-    if masked and scheme == "ckks":
-        raise ConfigError("masked = True with scheme = 'ckks': masks are modulo t; use 'bfv'")
+    refused = why_no_arrangement(scheme, key_holder, masked)
+    if refused:
+        raise ConfigError(refused)
 
 
 @dataclass(frozen=True, kw_only=True)

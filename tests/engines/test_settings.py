@@ -88,7 +88,8 @@ def test_removal_of_excess_noise_is_charged_and_recorded_and_reaches_the_plan():
         ({"privacy": {"mechanism": "none"}}, "layers are of 'distributed'"),
         ({"privacy": {"mechanism": "local"}}, "layers are of 'distributed'"),
         ({"privacy": {"noise": "skellam"}}, "layers are of 'distributed'"),
-        ({"aggregation": {"kind": "plaintext"}}, "needs aggregation.kind = 'pairwise'"),
+        ({"aggregation": {"kind": "plaintext"}}, "revealed in a masked round"),
+        ({"aggregation": {"kind": "bfv"}}, "'bfv' with masked = true"),
     ],
 )
 def test_a_run_file_cannot_ask_for_removal_where_there_are_no_layers(values, message):

@@ -28,10 +28,19 @@ def policy(**changes) -> PrivacyPolicy:
     return PrivacyPolicy(**(base | changes))
 
 
-def statement(against="server", *, size=10, dimension=1000, plaintext=False, **changes):
+def statement(
+    against="server", *, size=10, dimension=1000, plaintext=False, key_holder=None, **changes
+):
     settings = policy(**changes)
     plan = plan_round(settings, cohort_size=size, dimension=dimension)
-    return guarantee(settings, plan, cohort_size=size, against=against, plaintext=plaintext)
+    return guarantee(
+        settings,
+        plan,
+        cohort_size=size,
+        against=against,
+        plaintext=plaintext,
+        key_holder=key_holder,
+    )
 
 
 def analytic_epsilon(z: float, rounds: int, delta: float = DELTA) -> float:
@@ -484,3 +493,38 @@ def test_a_statement_becomes_json_and_back():
         assert record["epsilon"] == (found.epsilon if found.protected else "unprotected")
         assert tuple(record["assumptions"]) == found.assumptions
         assert (record["delta"], record["against"]) == (DELTA, "server")
+
+
+# Who can decrypt
+
+
+def test_a_statement_says_who_can_decrypt_and_what_is_asked_of_them():
+    found = {
+        (holder, who): statement(who, key_holder=holder)
+        for holder in (None, "decryptor", "cohort")
+        for who in ADVERSARIES
+    }
+    for (holder, who), line in found.items():
+        # Encryption changes nothing of the sum, so nothing of epsilon either.
+        assert line.epsilon == found[None, who].epsilon
+        assumed = "; ".join(line.assumptions)
+        assert ("ring learning with errors at 128 bits" in assumed) == (
+            holder is not None and who == "server"
+        )
+        assert ("clients refuse to unmask fewer" in assumed) == (holder is None)
+    assert "decrypt" not in str(found[None, "server"]) + str(found[None, "fellow_client"])
+    server = found["decryptor", "server"]
+    assert "where it departs from it, no client helps it; the decryptor never does" in server.trust
+    assert any("decryptor does not help the server" in line for line in server.assumptions)
+    assert any("no client helps the server to depart" in line for line in server.assumptions)
+    assert any("the decryptor refuses to open fewer" in line for line in server.assumptions)
+    assert "it, the decryptor and every client follow" in found["decryptor", "release"].trust
+    server = found["cohort", "server"]
+    assert server.trust.endswith("no client helps it, for every client holds the key")
+    assert "corrupt" not in server.trust
+    assert any("which otherwise opens every contribution" in line for line in server.assumptions)
+    fellow = found["cohort", "fellow_client"]
+    assert any("gets no other client's ciphertexts" in line for line in fellow.assumptions)
+    assert not any(
+        "ciphertexts" in line for line in found["decryptor", "fellow_client"].assumptions
+    )

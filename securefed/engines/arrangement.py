@@ -1,0 +1,108 @@
+"""How a run forms its sums: from the run file to an aggregation, and in words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from securefed.config import AggregationSection
+from securefed.encoding.fixed_point import MAX_BITS
+from securefed.encoding.wire import packed_size
+from securefed.privacy.mechanisms import RoundPlan
+from securefed.privacy.policy import CohortBounds, PrivacyPolicy
+from securefed.secagg.aggregations import (
+    Aggregation,
+    HomomorphicAggregation,
+    PairwiseAggregation,
+    PlaintextAggregation,
+)
+
+
+def aggregation_of(
+    section: AggregationSection, policy: PrivacyPolicy, *, cohort_size: int, dimension: int
+) -> Aggregation:
+    """What the run file asks for, its ring chosen once for the whole run.
+
+    Args:
+        section: of the run file.
+        policy: for which the ring of a BFV run is chosen.  With a target it must not depend on the
+            noise that was found: a resumed run does not search again.
+        cohort_size: n.
+        dimension: d.
+    """
+    bits = section.bits
+    if section.kind == "pairwise":
+        return PairwiseAggregation(bits=bits)
+    if section.kind == "plaintext":
+        return PlaintextAggregation(bits=bits)
+    found = HomomorphicAggregation(
+        scheme=section.kind,
+        key_holder=section.key_holder or "decryptor",
+        masked=section.masked,
+        bits=bits,
+    )
+    if found.scheme == "bfv" and bits == "auto":
+        bits = found.ring_bits(policy, cohort_size=cohort_size, dimension=dimension)
+        # The widest ring costs nothing: slots are as wide as the bound on the sum, not the ring.
+        return replace(found, bits=MAX_BITS if bits == "auto" else bits)
+    return found
+
+
+def figures_aggregation(section: AggregationSection, aggregation: Aggregation) -> Aggregation:
+    """The same arrangement for sums of held-out figures.
+
+    They carry no noise, and CKKS is refused for such sums, so BFV sums them under the same key
+    holder.  They are short, so they have the widest ring, unless the run file names one.
+    """
+    if not isinstance(aggregation, HomomorphicAggregation):
+        return aggregation
+    bits = MAX_BITS if section.bits == "auto" else section.bits
+    return replace(aggregation, scheme="bfv", bits=bits)
+
+
+def contribution_bytes(aggregation: Aggregation, plan: RoundPlan, bounds: CohortBounds) -> int:
+    """Bytes of one client's contribution to a round, signatures and headers left out."""
+    encryption = aggregation.encryption(plan, bounds)
+    return packed_size(plan.padded, plan.bits) if encryption is None else encryption.input_bytes
+
+
+def told(aggregation: Aggregation, plan: RoundPlan, bounds: CohortBounds) -> str:
+    """The arrangement, what it costs and what it protects against, in a line."""
+    size = contribution_bytes(aggregation, plan, bounds)
+    encryption = aggregation.encryption(plan, bounds)
+    parts = "" if encryption is None else f" in {encryption.count} ciphertexts"
+    return (
+        f"aggregation: {_name(aggregation)}; a contribution is {size:,} bytes{parts}, "
+        f"{size / plan.dimension:.1f} a value; {_protection(aggregation, bounds)}"
+    )
+
+
+def _name(aggregation: Aggregation) -> str:
+    if isinstance(aggregation, PairwiseAggregation):
+        return "pairwise masks"
+    if isinstance(aggregation, PlaintextAggregation):
+        return "plaintext, UNPROTECTED against the server"
+    scheme = aggregation.scheme.upper()
+    if aggregation.masked:
+        return f"pairwise masks beneath {scheme} encryption, opened by a decryptor"
+    if aggregation.key_holder == "cohort":
+        return f"{scheme} encryption, every client holds the key"
+    return f"{scheme} encryption, opened by a decryptor"
+
+
+def _protection(aggregation: Aggregation, bounds: CohortBounds) -> str:
+    colluding = f"up to {bounds.corrupt} of {bounds.size} clients"
+    if isinstance(aggregation, PlaintextAggregation):
+        return "nothing is protected: every contribution reaches the server as it is"
+    if isinstance(aggregation, PairwiseAggregation):
+        return f"protects against the server together with {colluding}"
+    if aggregation.masked:
+        return f"protects against server and decryptor together with {colluding}"
+    if aggregation.key_holder == "cohort":
+        return (
+            "protects against a server that no client helps: one client that does opens every "
+            "contribution"
+        )
+    return (
+        "protects against a server that the decryptor does not help, and that no client helps to "
+        "depart from the protocol"
+    )

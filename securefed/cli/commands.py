@@ -6,6 +6,7 @@ import importlib.resources
 import os
 import shlex
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,6 +51,15 @@ Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; use the
 Compare = Annotated[
     bool, typer.Option("--compare", help="Also train without protection, and each client alone.")
 ]
+Aggregation = Annotated[
+    str,
+    typer.Option(help="'pairwise', 'bfv', 'ckks', or 'plaintext' (nothing is protected)."),
+]
+KeyHolder = Annotated[
+    str | None,
+    typer.Option(help="With bfv or ckks: who can decrypt, 'decryptor' (default) or 'cohort'."),
+]
+Masked = Annotated[bool, typer.Option("--masked", help="With bfv: masks beneath the encryption.")]
 
 
 def main() -> None:
@@ -100,6 +110,9 @@ def demo(
     clients: Annotated[
         str, typer.Option(help="'default' (eight) or 'all' (forty-one).")
     ] = "default",
+    aggregation: Aggregation = "pairwise",
+    key_holder: KeyHolder = None,
+    masked: Masked = False,
     out: Out = None,
     resume: Resume = False,
     offline: Offline = False,
@@ -108,14 +121,17 @@ def demo(
     """Fine-tune SmolLM2-135M over presidents' addresses, end to end."""
     if clients not in _DEMOS:
         raise ConfigError(f"--clients {clients!r}: must be one of {sorted(_DEMOS)}")
-    config, notes = _demo_config(clients), []
+    section = {"kind": aggregation, "masked": masked}
+    if key_holder is not None:
+        section["key_holder"] = key_holder
+    config, notes = _demo_config(clients, section), []
+    options = _demo_options(clients, config)
     if resume:
-        config = _recorded_demo(clients, config, _folder_to_resume(out))
+        config = _recorded_demo(options, config, _folder_to_resume(out))
         notes = [_FALLBACK_NOTE.format(why="")] if config.data.source == _FALLBACK else []
     else:
         config, notes = _with_available_corpus(config, offline)
-    command = ["demo", *([] if clients == "default" else ["--clients", clients])]
-    _run(command, config, out=out, resume=resume, offline=offline, compare=compare, notes=notes)
+    _run(["demo", *options], config, out=out, resume=resume, offline=offline, compare=compare, notes=notes)
 
 
 @app.command()
@@ -175,10 +191,23 @@ def schema() -> None:
     typer.echo(run_file_schema(), nl=False)
 
 
-def _demo_config(clients: str) -> RunConfig:
+def _demo_config(clients: str, aggregation: Mapping[str, object]) -> RunConfig:
     resource = importlib.resources.files("securefed") / _DEMOS[clients]
     with importlib.resources.as_file(resource) as path:
-        return load_config(path)
+        values = load_config(path).model_dump(mode="json", exclude_none=True)
+    return parse_config(values | {"aggregation": values["aggregation"] | dict(aggregation)})
+
+
+def _demo_options(clients: str, config: RunConfig) -> list[str]:
+    """The options that make this demo; none for the usual one."""
+    section, options = config.aggregation, []
+    if clients != "default":
+        options += ["--clients", clients]
+    if section.kind != "pairwise":
+        options += ["--aggregation", section.kind]
+    if section.key_holder == "cohort":
+        options += ["--key-holder", section.key_holder]
+    return options + ["--masked"] * section.masked
 
 
 def _on_fallback(config: RunConfig) -> RunConfig:
@@ -189,7 +218,7 @@ def _on_fallback(config: RunConfig) -> RunConfig:
     return parse_config(values)
 
 
-def _recorded_demo(clients: str, config: RunConfig, folder: Path) -> RunConfig:
+def _recorded_demo(options: list[str], config: RunConfig, folder: Path) -> RunConfig:
     """The settings of the demo that was begun in a folder, perhaps on the fallback corpus."""
     path = folder / "config.toml"
     if not path.is_file():
@@ -198,10 +227,12 @@ def _recorded_demo(clients: str, config: RunConfig, folder: Path) -> RunConfig:
     if recorded in (config, _on_fallback(config)):
         return recorded
     for other in _DEMOS:
-        begun = _demo_config(other)
+        begun = _demo_config(other, recorded.aggregation.model_dump(exclude_none=True))
         if recorded in (begun, _on_fallback(begun)):
+            command = _command(["demo", *_demo_options(other, begun)], folder, resume=True)
             raise ConfigError(
-                f"--resume: the run in {folder} was begun with --clients {other}, not {clients}"
+                f"--resume: the run in {folder} was begun with other options than "
+                f"{shlex.join(options) or 'none'}; go on with it by: {command}"
             )
     raise ConfigError(
         f"--resume: the run in {folder} is not this demo ({first_difference(recorded, config)}); "

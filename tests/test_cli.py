@@ -151,7 +151,9 @@ def test_a_demo_resumes_only_the_demo_that_was_begun(cli, finished, tmp_path):
     code, _, err = cli("demo", "--resume", "--out", "all")
     assert code == 2
     command = "securefed demo --clients all --out all --resume"
-    assert is_one_clear_line(err, f"begun with other options than none; go on with it by: {command}")
+    assert is_one_clear_line(
+        err, f"begun with other options than none; go on with it by: {command}"
+    )
     code, _, err = cli("demo", "--clients", "all", "--resume", "--out", "all")
     assert is_one_clear_line(err, "ledger.jsonl is missing"), err
     code, _, err = cli("demo", "--resume", "--out", "nothing")

@@ -131,7 +131,15 @@ def demo(
         notes = [_FALLBACK_NOTE.format(why="")] if config.data.source == _FALLBACK else []
     else:
         config, notes = _with_available_corpus(config, offline)
-    _run(["demo", *options], config, out=out, resume=resume, offline=offline, compare=compare, notes=notes)
+    _run(
+        ["demo", *options],
+        config,
+        out=out,
+        resume=resume,
+        offline=offline,
+        compare=compare,
+        notes=notes,
+    )
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
-from securefed.config import AggregationSection
+from securefed.config import AggregationSection, RunConfig, share_of
 from securefed.encoding.fixed_point import MAX_BITS
 from securefed.encoding.wire import packed_size
+from securefed.errors import ConfigError
 from securefed.privacy.mechanisms import RoundPlan
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregations import (
@@ -15,6 +17,31 @@ from securefed.secagg.aggregations import (
     PairwiseAggregation,
     PlaintextAggregation,
 )
+from securefed.secagg.encryption import DECRYPTOR
+
+
+def check_key_holder(config: RunConfig, clients: Collection[str]) -> None:
+    """Whether such a cohort can have the key holder that the run file names.
+
+    Raises:
+        ConfigError: every client would hold the key and one of them may be corrupt, or a client has
+            the decryptor's name.
+    """
+    holder, size = config.aggregation.key_holder, len(clients)
+    if holder == "decryptor" and DECRYPTOR in clients:
+        raise ConfigError(
+            f"data.source {config.data.source}: no client may be called {DECRYPTOR!r} with "
+            f"aggregation.key_holder = {DECRYPTOR!r}"
+        )
+    if holder == "cohort":
+        privacy = config.privacy
+        HomomorphicAggregation(key_holder=holder).parameters(
+            CohortBounds(
+                size=size,
+                corrupt=share_of(privacy.corrupt_fraction, size),
+                survivor_floor=size - share_of(privacy.dropout_fraction, size),
+            )
+        )
 
 
 def aggregation_of(
@@ -36,7 +63,7 @@ def aggregation_of(
         return PlaintextAggregation(bits=bits)
     found = HomomorphicAggregation(
         scheme=section.kind,
-        key_holder=section.key_holder or "decryptor",
+        key_holder=section.key_holder or DECRYPTOR,
         masked=section.masked,
         bits=bits,
     )
@@ -69,7 +96,8 @@ def told(aggregation: Aggregation, plan: RoundPlan, bounds: CohortBounds) -> str
     """The arrangement, what it costs and what it protects against, in a line."""
     size = contribution_bytes(aggregation, plan, bounds)
     encryption = aggregation.encryption(plan, bounds)
-    parts = "" if encryption is None else f" in {encryption.count} ciphertexts"
+    count = 0 if encryption is None else encryption.count
+    parts = f" in {count} ciphertext{'s' * (count > 1)}" if count else ""
     return (
         f"aggregation: {_name(aggregation)}; a contribution is {size:,} bytes{parts}, "
         f"{size / plan.dimension:.1f} a value; {_protection(aggregation, bounds)}"
@@ -90,13 +118,14 @@ def _name(aggregation: Aggregation) -> str:
 
 
 def _protection(aggregation: Aggregation, bounds: CohortBounds) -> str:
-    colluding = f"up to {bounds.corrupt} of {bounds.size} clients"
+    some = f" together with up to {bounds.corrupt} of {bounds.size} clients"
+    colluding = some if bounds.corrupt else ", as long as no client helps"
     if isinstance(aggregation, PlaintextAggregation):
         return "nothing is protected: every contribution reaches the server as it is"
     if isinstance(aggregation, PairwiseAggregation):
-        return f"protects against the server together with {colluding}"
+        return f"protects against the server{colluding}"
     if aggregation.masked:
-        return f"protects against server and decryptor together with {colluding}"
+        return f"protects against server and decryptor{colluding}"
     if aggregation.key_holder == "cohort":
         return (
             "protects against a server that no client helps: one client that does opens every "

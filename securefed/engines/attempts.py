@@ -248,7 +248,9 @@ class _Reader:
         self.history.unnoised[session] = True
 
     def _roster(self, body: Mapping[str, Any]) -> None:
-        parties = self._cohort | ({DECRYPTOR} if self._settings.has_decryptor else set())
+        parties = self._cohort | (
+            {DECRYPTOR} if self._settings.aggregation.has_decryptor else set()
+        )
         if set(body["keys"]) != parties:
             self._refuse("roster: its names are not those of the cohort")
 

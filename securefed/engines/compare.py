@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from securefed.config import parse_config
+from securefed.config import RunConfig, parse_config
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
@@ -23,8 +23,7 @@ def unprotected(federation: Federation, observer: Observer) -> Figures:
     temporary files lie, and is removed at the end: an adapter, checkpoints and sums without noise
     have no place in a run folder that states an epsilon.
     """
-    values = federation.config.model_dump(mode="json", exclude_none=True)
-    values["privacy"] = _without_noise(values["privacy"])
+    values = _without_noise(federation.config)
     values["budget"] = {}
     values["output"]["name"] = "unprotected"
     with tempfile.TemporaryDirectory(prefix="securefed-unprotected-") as folder:
@@ -36,8 +35,7 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
 
     A client alone takes the same steps with its own sums; nothing is sent anywhere.
     """
-    values = federation.config.model_dump(mode="json", exclude_none=True)
-    values["privacy"] = _without_noise(values["privacy"])
+    values = _without_noise(federation.config)
     bench, settings = federation.like(parse_config(values), observer).prepare()
     training = federation.config.training
     generator = NoiseGenerator()
@@ -73,6 +71,10 @@ _OF_NOISE = {
 }
 
 
-def _without_noise(privacy: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in privacy.items() if key not in _OF_NOISE}
-    return kept | {"mechanism": "none"}
+def _without_noise(config: RunConfig) -> dict[str, Any]:
+    values = config.model_dump(mode="json", exclude_none=True)
+    kept = {key: value for key, value in values["privacy"].items() if key not in _OF_NOISE}
+    values["privacy"] = kept | {"mechanism": "none"}
+    if config.aggregation.kind == "ckks":  # which opens no sums without noise
+        values["aggregation"]["kind"] = "bfv"
+    return values

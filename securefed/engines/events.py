@@ -28,6 +28,8 @@ class RoundEvent:
         bytes_down: mean bytes a client was sent, the adapter included.
         client_seconds: mean seconds a simulated client worked.
         seconds: wall-clock time of the round.
+        encrypting_seconds, adding_seconds, opening_seconds: of an encrypted round, as
+            ``engines.timing.EncryptionSeconds`` has them; 0 where nothing was encrypted.
         clip_norm: the round's clip under adaptive clipping; None where it never changes.
         unclipped_fraction: noised share of units within it, from which the next one follows.
         note: what was out of the ordinary.
@@ -46,6 +48,9 @@ class RoundEvent:
     bytes_down: float
     client_seconds: float
     seconds: float
+    encrypting_seconds: float = 0.0
+    adding_seconds: float = 0.0
+    opening_seconds: float = 0.0
     silent: int = 0
     clip_norm: float | None = None
     unclipped_fraction: float | None = None

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from securefed.federation.client import Encode
 from securefed.privacy.policy import PrivacyPolicy
 
 _LARGEST = 9_000.0
@@ -97,3 +98,8 @@ class Figures:
 def figures_policy(policy: PrivacyPolicy) -> PrivacyPolicy:
     """The policy of a secure sum of figures: same thresholds, no noise, a bound that holds."""
     return policy.without_noise(_BOUND)
+
+
+def encode_figures(values: NDArray[np.float64]) -> Encode:
+    """How a client makes its contribution to that sum."""
+    return lambda codec, generator: codec.encode_update(values, generator)

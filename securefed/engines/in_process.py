@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -35,14 +36,18 @@ class Carried:
         bytes_up: bytes each client sent.
         bytes_down: bytes each client was sent.
         refusals: clients that ended the round with an error, and its text.
-        last: clients whose message the server took in the round's last stage.
+        unanswered: those who were asked in some stage and whose message the server did not take.
+        seconds: ``seconds[stage][client]``: how long it took to answer.
+        taking: seconds that the server took, by stage, to take the answers.
     """
 
     transcript: dict[Stage, dict[str, bytes]] = field(default_factory=dict)
     bytes_up: dict[str, int] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
-    last: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)
+    seconds: dict[Stage, dict[str, float]] = field(default_factory=dict)
+    taking: dict[Stage, float] = field(default_factory=dict)
 
 
 def carry(
@@ -72,21 +77,28 @@ def carry(
     try:
         while (stage := server.stage) is not None:
             received = carried.transcript.setdefault(stage, {})
-            carried.last.clear()
+            seconds, taking = carried.seconds.setdefault(stage, {}), 0.0
+            unanswered = set(inbox)
             for name, reply in inbox.items():
                 if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
                     continue
                 client = clients[name]
                 carried.bytes_down[name] += len(reply) if reply is not None else 0
+                started = time.perf_counter()
                 try:
                     message = client.start() if reply is None else client.handle(reply)
+                    answered = time.perf_counter()
+                    seconds[name] = answered - started
                     carried.bytes_up[name] += len(message)
                     if keep_transcript:
                         received[name] = message  # a message that is then refused was received too
                     server.receive(name, message)
-                    carried.last.add(name)
+                    taking += time.perf_counter() - answered
+                    unanswered.discard(name)
                 except (ProtocolError, BudgetExceeded) as error:
                     carried.refusals[name] = str(error)
+            carried.taking[stage] = taking
+            carried.unanswered |= unanswered
             inbox = server.advance()
     except SecureFedError as error:
         for name, why in carried.refusals.items():

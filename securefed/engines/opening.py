@@ -23,6 +23,7 @@ from securefed.engines.attempts import (
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.events import Observer
 from securefed.engines.openings import check_openings, first_record
+from securefed.engines.parties import Parties
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.verify import check_config, software
@@ -31,7 +32,6 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.server_optimizer import ServerOptimizer
-from securefed.secagg.encryption import DECRYPTOR
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,12 @@ class Opened:
     Attributes:
         ledger: the run's, open for writing.
         history: the run so far.
-        clients: the cohort, each with its own account.
-        decryptor: the separate party that opens the sums, with its own ledger; None without one.
+        parties: the cohort, each with its own account, and the decryptor with its own ledger.
     """
 
     ledger: Ledger
     history: History
-    clients: dict[str, SimulatedClient]
-    decryptor: SimulatedDecryptor | None
+    parties: Parties
 
 
 class Opening:
@@ -106,7 +104,7 @@ class Opening:
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}
                 Ledger.create(partial.budget(name), account, clock=self._clock).close()
-            if self._settings.has_decryptor:
+            if self._settings.aggregation.has_decryptor:
                 first = first_record(self._settings.record())
                 Ledger.create(partial.openings(), first, clock=self._clock).close()
 
@@ -137,7 +135,7 @@ class Opening:
             )
         check_accounts(self._folder.path, genesis, history)
         decryptor = None
-        if self._settings.has_decryptor:
+        if self._settings.aggregation.has_decryptor:
             check_openings(self._folder.path, genesis, history)
             openings = Ledger.open(self._folder.openings(), clock=self._clock)
             decryptor = SimulatedDecryptor(held.enter_context(openings))
@@ -159,11 +157,10 @@ class Opening:
         if history.software != software():
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts, clients)
-        roster = {name: client.identity.public.raw.hex() for name, client in clients.items()}
-        if decryptor is not None:
-            roster[DECRYPTOR] = decryptor.identity.public.raw.hex()
-        ledger.append(ROSTER, {"keys": roster})
-        return Opened(ledger, history, clients, decryptor)
+        parties = Parties(clients, decryptor, self._config.cohort.min_clients)
+        keys = {name: key.raw.hex() for name, key in parties.roster.items()}
+        ledger.append(ROSTER, {"keys": keys})
+        return Opened(ledger, history, parties)
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

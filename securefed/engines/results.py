@@ -84,7 +84,8 @@ def costs(events: list[RoundEvent], settings: Settings) -> dict[str, Any]:
     def mean(of: list[RoundEvent], value: Callable[[RoundEvent], float]) -> float:
         return float(np.mean([value(event) for event in of])) if of else 0.0
 
-    return {
+    found: dict[str, Any] = {
+        "aggregation": settings.config.aggregation.kind,
         "rounds": len(rounds),
         "clients": settings.cohort_size,
         "trainable_parameters": settings.plan.dimension,
@@ -94,4 +95,21 @@ def costs(events: list[RoundEvent], settings: Settings) -> dict[str, Any]:
         "seconds_per_round": mean(timed, lambda event: event.seconds),
         "note": "client seconds are means over the cohort of a simulation; a deployment does "
         "not send them, because they tell the size of a secret sample",
+    }
+    encryption = settings.encryption
+    if encryption is None:
+        return found
+    return found | {
+        "encryption": {
+            "key_holder": encryption.key_holder,
+            "masked": encryption.masked,
+            "ciphertexts_per_contribution": encryption.count,
+            "bytes_per_contribution": encryption.input_bytes,
+            "bytes_per_value": encryption.input_bytes / settings.plan.dimension,
+            "client_seconds_encrypting": mean(timed, lambda event: event.encrypting_seconds),
+            "server_seconds_adding": mean(timed, lambda event: event.adding_seconds),
+            "key_holder_seconds_opening": mean(timed, lambda event: event.opening_seconds),
+            "note": "means a round: of a client, from its finished contribution to its message; of "
+            "the server, for all contributions; of one key holder.  They depend on no sample",
+        }
     }

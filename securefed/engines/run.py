@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from securefed.config import Mechanism, RunConfig
+from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.arrangement import figures_aggregation, told
 from securefed.engines.attempts import (
     CLOSED,
     EVALUATED,
@@ -28,13 +28,15 @@ from securefed.engines.attempts import (
 )
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer, RoundEvent
-from securefed.engines.figures import Figures, figures_policy
+from securefed.engines.figures import Figures, encode_figures, figures_policy
 from securefed.engines.in_process import carry
 from securefed.engines.opening import Opening
+from securefed.engines.parties import Parties
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.results import RunResult, costs
 from securefed.engines.run_folder import RunFolder, write_whole
 from securefed.engines.settings import Settings
+from securefed.engines.timing import EncryptionSeconds
 from securefed.engines.verify import released_files
 from securefed.engines.workbench import Workbench
 from securefed.errors import (
@@ -44,13 +46,13 @@ from securefed.errors import (
 )
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
-from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 from securefed.privacy.policy import PrivacyPolicy
+from securefed.secagg.aggregations import Aggregation
 from securefed.secagg.aggregator import SESSION_BYTES
 
 NON_FINITE = (
@@ -81,14 +83,7 @@ class Run:
             kind=training.server_optimizer,
             learning_rate=training.server_learning_rate,
         )
-        self._floors = ClientFloors(
-            min_clients=config.cohort.min_clients,
-            mechanisms=get_args(Mechanism),
-            allow_plaintext=True,
-            allow_ring=True,
-            allow_conditional_rounding=True,
-        )
-        self.clients: dict[str, SimulatedClient] = {}
+        self.parties = Parties({}, None, config.cohort.min_clients)
         self._policy = settings.sum_policy  # the server's own, of the next round
         self.events: list[RoundEvent] = []
         self._shown: dict[str, float] = {}
@@ -116,12 +111,16 @@ class Run:
             self.observer,
             self.clock,
         )
+        self.observer.message(
+            told(self.settings.aggregation, self.settings.plan, self.settings.bounds)
+        )
         if not resume:
             opening.begin()
         try:
             with ExitStack() as held:
                 opened = opening.open(held)
-                self.clients, self._policy = opened.clients, opened.history.policy
+                self.parties = opened.parties
+                self._policy = opened.history.policy
                 self._shown = read_shown(self.folder.shown)
                 return self._rounds(opened.ledger, opened.history.applied)
         except (OSError, SafetensorError) as error:
@@ -139,31 +138,32 @@ class Run:
         last = done
         for number in range(done + 1, total + 1):
             limit = self.settings.limit
-            if limit and not all(client.budget.affords() for client in self.clients.values()):
+            if limit and not self.parties.afford():
                 stopped = (
                     f"{limit[0]} = {limit[1]:g}: round {number} would exceed it, so the run ends "
                     "here"
                 )
                 self.observer.message(stopped)
                 break
-            started, worked_before = time.perf_counter(), self._client_seconds()
-            self._round(ledger, number)
-            worked = (self._client_seconds() - worked_before) / len(self.cohort)
+            started, worked_before = time.perf_counter(), self.parties.seconds
+            encryption = self._round(ledger, number)
+            worked = (self.parties.seconds - worked_before) / len(self.cohort)
             if self._evaluation_is_due(number):
                 self._evaluate(ledger, number)
-            self._report(ledger, number, time.perf_counter() - started, worked)
+            self._report(ledger, number, time.perf_counter() - started, worked, encryption)
             last = number
         before, after = self._figures(ledger, 0), self._figures(ledger, last)
         if stopped:  # the last round's line was written before its figures were measured
-            now, was = recorded_event(ledger.records, last, self.settings), self.events[-1]
-            self.events[-1] = replace(now, client_seconds=was.client_seconds, seconds=was.seconds)
+            self.events[-1] = replace(
+                self.events[-1], perplexity=after.perplexity, accuracy=after.accuracy
+            )
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
         write_whole(
             self.folder.costs,
             json.dumps(costs(self.events, self.settings), indent=1, sort_keys=True) + "\n",
         )
-        charges = self._charges()
+        charges = self.parties.charges
         guarantees = {who: self.settings.guarantee(who, charges) for who in ADVERSARIES}
         ledger.append(
             CLOSED,
@@ -202,13 +202,16 @@ class Run:
         every = self.config.evaluation.every
         return number in (0, self.config.training.rounds) or bool(every and number % every == 0)
 
-    def _round(self, ledger: Ledger, number: int) -> None:
+    def _round(self, ledger: Ledger, number: int) -> EncryptionSeconds:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.layout.size
         # Every party describes the round by its own policy; equal descriptions are made once.
         sessions = {
-            policy: self._session(name, number, policy, dimension)
-            for policy in (self._policy, *(client.policy for client in self.clients.values()))
+            policy: self._session(name, number, policy, dimension, self.settings.aggregation)
+            for policy in (
+                self._policy,
+                *(client.policy for client in self.parties.clients.values()),
+            )
         }
         name_of = {"round": number, "session": name.hex()}
         ledger.append(ROUND_OPENED, self.settings.round_event(self._policy) | name_of)
@@ -219,13 +222,16 @@ class Run:
         }
         server = ServerRound(sessions[self._policy], correlated=self._correlated)
         charged: list[str] = []
-        finished = 0
+        contributions: dict[str, float] = {}
+        finished = made = 0
 
         def client_round(client: SimulatedClient) -> ClientRound:
             timed = client.timed(self.bench.encoder(self.settings, number, client.client_id))
+            begun = 0.0
 
             def counted(codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
-                nonlocal finished
+                nonlocal begun, finished
+                begun = time.perf_counter()
                 encoded = timed(codec, generator)
                 finished += 1
                 self.observer.working("training", finished, len(self.cohort))
@@ -234,6 +240,12 @@ class Run:
             def charge() -> None:
                 client.budget.charge(self.settings.round_event(client.policy) | name_of)
                 charged.append(client.client_id)
+                contributions[client.client_id] = time.perf_counter() - begun
+
+            def encrypted(done: int, of: int) -> None:
+                nonlocal made
+                made += 1
+                self.observer.working("encrypting", made, of * len(self.cohort))
 
             return ClientRound(
                 sessions[client.policy],
@@ -241,13 +253,14 @@ class Run:
                 client.identity,
                 counted,
                 charge=charge,
-                floors=self._floors,
+                floors=self.parties.floors,
+                on_encrypted=encrypted,
             )
 
         try:
             carried = carry(
                 server,
-                {name: client_round(client) for name, client in self.clients.items()},
+                self.parties.halves(sessions[self._policy], client_round),
                 drop=drop,
                 keep_transcript=False,
             )
@@ -260,7 +273,7 @@ class Run:
         if self._correlated is not None:
             # The schedule moves on for those as well who were not heard of.
             for silent in sorted(set(self.cohort) - set(charged)):
-                client = self.clients[silent]
+                client = self.parties.clients[silent]
                 client.budget.charge(self.settings.round_event(client.policy) | name_of)
                 charged.append(silent)
         fraction = self.settings.unclipped_fraction(server.count, survivors)
@@ -271,11 +284,11 @@ class Run:
             | {
                 "survivors": list(survivors),
                 "charged": sorted(charged),
-                "charges": self._charges(),
-                "bytes_up": sum(carried.bytes_up.values()),
-                "bytes_down": sum(carried.bytes_down.values()),
+                "charges": self.parties.charges,
+                "bytes_up": sum(carried.bytes_up[name] for name in self.cohort),
+                "bytes_down": sum(carried.bytes_down[name] for name in self.cohort),
                 "refused": len(carried.refusals),
-                "silent": len(set(survivors) - carried.last - set(carried.refusals)),
+                "silent": len(set(survivors) & carried.unanswered - set(carried.refusals)),
             }
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
@@ -287,20 +300,28 @@ class Run:
         if (clip := next_clip_norm(self._policy)) is not None:
             applied["next_clip_norm"] = clip
         ledger.append(ROUND_APPLIED, name_of | applied)
-        for client in self.clients.values():
+        for client in self.parties.clients.values():
             client.policy = client.policy.after(fraction)
+        if self.settings.encryption is None:
+            return EncryptionSeconds()
+        return EncryptionSeconds.of(carried, contributions)
 
     def _session(
-        self, name: bytes, number: int, policy: PrivacyPolicy, dimension: int
+        self,
+        name: bytes,
+        number: int,
+        policy: PrivacyPolicy,
+        dimension: int,
+        aggregation: Aggregation,
     ) -> RoundSession:
         return RoundSession(
             session=name,
             round=number,
             cohort=self.cohort,
-            roster={name: client.identity.public for name, client in self.clients.items()},
+            roster=self.parties.roster,
             dimension=dimension,
             policy=policy,
-            aggregation=self.settings.aggregation,
+            aggregation=aggregation,
             model=self.bench.model_hash(),
         )
 
@@ -310,7 +331,11 @@ class Run:
         """Each client measures its own held-out text; only the sum over clients is opened."""
         policy = figures_policy(self.settings.sum_policy)
         session = self._session(
-            secrets.token_bytes(SESSION_BYTES), number + 1, policy, Figures.DIMENSION
+            secrets.token_bytes(SESSION_BYTES),
+            number + 1,
+            policy,
+            Figures.DIMENSION,
+            figures_aggregation(self.config.aggregation, self.settings.aggregation),
         )
         name_of = {"round": number, "session": session.session.hex(), "guaranteed": False}
         own: dict[str, NDArray[np.float64]] = {}
@@ -322,16 +347,16 @@ class Run:
         server = ServerRound(session)
         carry(
             server,
-            {
-                name: ClientRound(
+            self.parties.halves(
+                session,
+                lambda client: ClientRound(
                     session,
-                    name,
+                    client.client_id,
                     client.identity,
-                    _encode_figures(own[name]),
-                    floors=self._floors,
-                )
-                for name, client in self.clients.items()
-            },
+                    encode_figures(own[client.client_id]),
+                    floors=self.parties.floors,
+                ),
+            ),
             keep_transcript=False,
         )
         shown = own if self.config.evaluation.show_clients else None
@@ -350,24 +375,25 @@ class Run:
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _charges(self) -> int:
-        return max(client.budget.charges for client in self.clients.values())
-
-    def _client_seconds(self) -> float:
-        return sum(client.seconds for client in self.clients.values())
-
-    def _report(self, ledger: Ledger, number: int, seconds: float, worked: float) -> None:
-        recorded = recorded_event(ledger.records, number, self.settings)
-        event = replace(recorded, client_seconds=worked, seconds=seconds)
+    def _report(
+        self,
+        ledger: Ledger,
+        number: int,
+        seconds: float,
+        worked: float,
+        encryption: EncryptionSeconds,
+    ) -> None:
+        event = replace(
+            recorded_event(ledger.records, number, self.settings),
+            client_seconds=worked,
+            seconds=seconds,
+            encrypting_seconds=encryption.encrypting,
+            adding_seconds=encryption.adding,
+            opening_seconds=encryption.opening,
+        )
         self.events.append(event)
         self.folder.append_metrics(event.to_record())
         self.observer.round_end(event)
         if self.config.evaluation.show_clients and self.bench.saw_non_finite:
             self.bench.saw_non_finite = False
             self.observer.message(NON_FINITE)
-
-
-def _encode_figures(
-    values: NDArray[np.float64],
-) -> Callable[[UpdateCodec, NoiseGenerator], NDArray[np.uint32]]:
-    return lambda codec, generator: codec.encode_update(values, generator)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from securefed.config import RunConfig
-from securefed.engines.arrangement import aggregation_of
+from securefed.engines.arrangement import aggregation_of, check_key_holder
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import (
     Adversary,
@@ -30,7 +30,7 @@ from securefed.privacy.cyclic import largest_batch
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PlaintextAggregation, check_removal
-from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
+from securefed.secagg.encryption import RoundEncryption
 
 _OVERFULL = 2.0**-64
 _CLIP_RANGE = 1000.0
@@ -40,8 +40,8 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
     """What the run file asks of the cohort, and can be seen from the clients' names.
 
     Raises:
-        ConfigError: there are too few, one that is to fall silent is not among them, or one has
-            the decryptor's name.
+        ConfigError: there are too few, one that is to fall silent is not among them, or the
+            arrangement does not allow for them.
     """
     least = config.cohort.min_clients
     if len(clients) < least:
@@ -54,11 +54,7 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
         raise ConfigError(
             f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
         )
-    if config.aggregation.key_holder == "decryptor" and DECRYPTOR in clients:
-        raise ConfigError(
-            f"data.source {config.data.source}: no client may be called {DECRYPTOR!r} with "
-            f"aggregation.key_holder = {DECRYPTOR!r}"
-        )
+    check_key_holder(config, clients)
 
 
 def unit_name(config: RunConfig) -> str:
@@ -186,11 +182,6 @@ class Settings:
         ):
             return stated
         return stated.without_noise(self.config.privacy.update_clip_norm)
-
-    @property
-    def has_decryptor(self) -> bool:
-        """Whether a separate party opens the sums."""
-        return self.config.aggregation.key_holder == "decryptor"
 
     @property
     def limit(self) -> tuple[str, float] | None:

@@ -18,6 +18,7 @@ from securefed.engines.verify import verified_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
+from securefed.secagg.encrypting import SumKey
 from securefed.training.assets import cache_dir
 
 
@@ -145,6 +146,8 @@ class Federation:
             dimension=bench.layout.size,
             noise_multiplier=noise_multiplier,
         )
+        if settings.encryption is not None:
+            SumKey.generate(settings.encryption)  # refused now or never: the library is missing
         if not bench.gradients_checked:
             bench.check_gradients(settings)
         return bench, settings

@@ -140,7 +140,9 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
     charges = check_accounts(folder, genesis, history)
-    opened = check_openings(folder, genesis, history) if settings.has_decryptor else None
+    opened = (
+        check_openings(folder, genesis, history) if settings.aggregation.has_decryptor else None
+    )
     if history.closed is not None:
         _check_claims(ledger, history, settings, charges)
         _check_files(folder, history.closed["files"])
@@ -268,7 +270,11 @@ def uncovered(folder: Path, covered: set[str]) -> list[str]:
 
 def _ledger_paths(cohort: list[str], settings: Settings) -> list[Path]:
     accounts = [Path("clients") / name / "budget.jsonl" for name in cohort]
-    return [Path("ledger.jsonl"), *accounts, *([OPENINGS] if settings.has_decryptor else [])]
+    return [
+        Path("ledger.jsonl"),
+        *accounts,
+        *([OPENINGS] if settings.aggregation.has_decryptor else []),
+    ]
 
 
 def _ledgers(cohort: list[str], settings: Settings) -> set[str]:

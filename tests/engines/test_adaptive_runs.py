@@ -165,7 +165,7 @@ def test_a_server_that_shows_some_clients_another_fraction_loses_them(
 
     def lying(self, ledger, number):
         round_of(self, ledger, number)
-        for client in list(self.clients.values())[:lied_to]:
+        for client in list(self.parties.clients.values())[:lied_to]:
             client.policy = replace(client.policy, clip_norm=2.0 * client.policy.clip_norm)
 
     monkeypatch.setattr(Run, "_round", lying)

@@ -155,6 +155,11 @@ def test_a_key_of_the_whole_cohort_is_refused_where_one_client_may_help_the_serv
     with pytest.raises(ConfigError, match=r"1 corrupt clients of 8 \(corrupt_fraction\)"):
         settings_of({"kind": "bfv", "key_holder": "cohort"}, corrupt_fraction=0.125)
     settings_of({"kind": "bfv"}, corrupt_fraction=0.125)
+    # Seen from the clients' names, before a model is loaded.
+    config = parse_config({"aggregation": {"kind": "bfv", "key_holder": "cohort"}})
+    with pytest.raises(ConfigError, match=r"1 corrupt clients of 10"):
+        check_cohort(config, [f"site-{i}" for i in range(10)])
+    check_cohort(config, SIZES)
 
 
 def test_no_client_has_the_decryptors_name():
@@ -163,7 +168,7 @@ def test_no_client_has_the_decryptors_name():
     with pytest.raises(ConfigError, match="no client may be called 'decryptor'"):
         check_cohort(config, names)
     for section in ({"kind": "pairwise"}, {"kind": "bfv", "key_holder": "cohort"}):
-        check_cohort(parse_config({"aggregation": section}), names)
+        check_cohort(parse_config({"aggregation": section}), names[1:])
 
 
 @pytest.mark.parametrize("section", KINDS, ids=str)
@@ -189,7 +194,7 @@ def test_a_run_says_what_a_contribution_costs_and_what_it_protects_against():
         assert f"{size / 3000:.1f} a value" in line
         lines[str(section)] = line
     assert len({line.rpartition("; ")[2] for line in lines.values()}) == 5
-    assert "1 ciphertexts" in lines[str({"kind": "bfv"})]
+    assert " in 1 ciphertext, " in lines[str({"kind": "bfv"})]
     for section in KINDS[-1:]:
         assert "UNPROTECTED" in lines[str(section)]
         assert "nothing is protected" in lines[str(section)]

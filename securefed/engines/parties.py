@@ -1,0 +1,88 @@
+"""Who takes part in a simulated run besides the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import get_args
+
+from securefed.config import KeyHolder, Mechanism
+from securefed.crypto.identity import IdentityPublicKey
+from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
+from securefed.engines.openings import noting
+from securefed.federation.client import ClientRound
+from securefed.federation.floors import ClientFloors
+from securefed.federation.session import RoundSession
+from securefed.secagg.decryptor import Decryptor
+from securefed.secagg.encryption import DECRYPTOR
+
+
+class Parties:
+    """Clients, and the decryptor where there is one.
+
+    Args:
+        clients: the cohort, by id.
+        decryptor: None where no separate party opens the sums.
+        min_clients: each one's own floor.
+    """
+
+    def __init__(
+        self,
+        clients: dict[str, SimulatedClient],
+        decryptor: SimulatedDecryptor | None,
+        min_clients: int,
+    ) -> None:
+        self.clients, self._decryptor = clients, decryptor
+        self.cohort = tuple(sorted(clients))
+        self._min_clients = min_clients
+        self.floors = ClientFloors(
+            min_clients=min_clients,
+            mechanisms=get_args(Mechanism),
+            key_holders=get_args(KeyHolder),
+            allow_plaintext=True,
+            allow_ring=True,
+            allow_conditional_rounding=True,
+        )
+
+    @property
+    def roster(self) -> dict[str, IdentityPublicKey]:
+        """Everybody's identity key."""
+        roster = {name: client.identity.public for name, client in self.clients.items()}
+        if self._decryptor is not None:
+            roster[DECRYPTOR] = self._decryptor.identity.public
+        return roster
+
+    @property
+    def charges(self) -> int:
+        """The most rounds that any client has charged."""
+        return max(client.budget.charges for client in self.clients.values())
+
+    @property
+    def seconds(self) -> float:
+        """What all clients together have worked."""
+        return sum(client.seconds for client in self.clients.values())
+
+    def afford(self) -> bool:
+        """Whether one more round stays within every client's limit."""
+        return all(client.budget.affords() for client in self.clients.values())
+
+    def halves(
+        self, session: RoundSession, client_round: Callable[[SimulatedClient], ClientRound]
+    ) -> dict[str, ClientRound | Decryptor]:
+        """Everybody's half of one round, by name.
+
+        Args:
+            session: as the decryptor was told of the round.
+            client_round: makes one client's half.
+        """
+        halves: dict[str, ClientRound | Decryptor] = {
+            name: client_round(client) for name, client in self.clients.items()
+        }
+        own = self._decryptor
+        if own is not None:
+            halves[DECRYPTOR] = Decryptor(
+                session.context,
+                own.identity,
+                min_clients=self._min_clients,
+                on_open=noting(own.openings),
+            )
+        return halves

@@ -9,7 +9,8 @@ from securefed.config import AggregationSection, RunConfig, share_of
 from securefed.encoding.fixed_point import MAX_BITS
 from securefed.encoding.wire import packed_size
 from securefed.errors import ConfigError
-from securefed.privacy.mechanisms import RoundPlan
+from securefed.privacy.accounting import accounted_adversary, guarantee
+from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
 from securefed.secagg.aggregations import (
     Aggregation,
@@ -63,15 +64,25 @@ def aggregation_of(
         return PlaintextAggregation(bits=bits)
     found = HomomorphicAggregation(
         scheme=section.kind,
-        key_holder=section.key_holder or DECRYPTOR,
+        key_holder=section.key_holder or "decryptor",
         masked=section.masked,
         bits=bits,
     )
     if found.scheme == "bfv" and bits == "auto":
         bits = found.ring_bits(policy, cohort_size=cohort_size, dimension=dimension)
+        fits = bits != "auto" and _holds(policy, bits, cohort_size, dimension)
         # The widest ring costs nothing: slots are as wide as the bound on the sum, not the ring.
-        return replace(found, bits=MAX_BITS if bits == "auto" else bits)
+        return replace(found, bits=bits if fits else MAX_BITS)
     return found
+
+
+def _holds(policy: PrivacyPolicy, bits: int, cohort_size: int, dimension: int) -> bool:
+    """Whether noise on a narrow ring's grid is fine enough for anything to be stated of a run."""
+    if policy.mechanism == "none":
+        return True
+    plan = plan_round(policy, cohort_size=cohort_size, dimension=dimension, bits=bits)
+    against = accounted_adversary(policy)
+    return guarantee(policy, plan, cohort_size=cohort_size, against=against).protected
 
 
 def figures_aggregation(section: AggregationSection, aggregation: Aggregation) -> Aggregation:

@@ -13,7 +13,7 @@ from typing import Any
 
 from securefed.engines.attempts import History, require_same
 from securefed.errors import LedgerTampered
-from securefed.evidence.ledger import RECOVERED, Ledger, read_ledger
+from securefed.evidence.ledger import RECOVERED, Ledger, Record, read_ledger
 from securefed.secagg.encryption import DECRYPTOR
 from securefed.secagg.opening import Opening
 
@@ -77,12 +77,10 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
     require_same(records[0].body, expected, f"{path}: first record")
     opened = set()
     for record in records[1:]:
-        where = f"{path}: line {record.seq + 1}"
         if record.kind == RECOVERED:
             continue
-        if record.kind != OPENING:
-            raise LedgerTampered(f"{where}: kind {record.kind!r} is none that a decryptor writes")
-        session, number = str(record.body["session"]), record.body["round"]
+        where = f"{path}: line {record.seq + 1}"
+        session, number, survivors = _figures(record, where)
         if session not in history.rounds:
             raise LedgerTampered(f"{where}: opens a sum of round {number} that was never begun")
         if session in opened:
@@ -90,16 +88,26 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
         # Held-out figures after a round are summed as the first thing of the next one.
         if number != history.rounds[session] + (session in history.unnoised):
             raise LedgerTampered(f"{where}: is of round {number}; its session is of another one")
-        survivors = record.body["survivors"]
         if survivors != history.survivors.get(session, survivors):
             raise LedgerTampered(
                 f"{where}: {survivors} clients are in the sum, {history.survivors[session]} in "
                 "that of the run's ledger"
             )
         opened.add(session)
-    unopened = sorted(set(history.survivors) - opened, key=list(history.survivors).index)
+    unopened = [session for session in history.survivors if session not in opened]
     if unopened:
         raise LedgerTampered(
             f"{path}: lacks the opening of a sum of round {history.rounds[unopened[0]]}"
         )
     return len(opened)
+
+
+def _figures(record: Record, where: str) -> tuple[str, int, int]:
+    """Session, round and survivors of an opening."""
+    if record.kind != OPENING:
+        raise LedgerTampered(f"{where}: kind {record.kind!r} is none that a decryptor writes")
+    try:
+        body = record.body
+        return str(body["session"]), int(body["round"]), int(body["survivors"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LedgerTampered(f"{where}: lacks what it must hold ({error!r})") from None

@@ -7,6 +7,7 @@ from securefed.config import dump_config, load_config, parse_config
 from securefed.engines.arrangement import contribution_bytes, figures_aggregation, told
 from securefed.engines.settings import Settings, check_cohort
 from securefed.errors import ConfigError
+from securefed.federation.session import RoundSession
 from securefed.privacy.accounting import ADVERSARIES
 from securefed.secagg.ciphertexts import ciphertext_size
 
@@ -23,7 +24,10 @@ KINDS = [
 
 
 def settings_of(aggregation=None, *, dimension=3000, sizes=SIZES, noise=None, **privacy):
-    values = {"privacy": privacy, "aggregation": aggregation or {}}
+    """Without a secret sample, which takes seconds to account for, unless it is asked for."""
+    values = {"privacy": {"sample_is_secret": False} | privacy, "aggregation": aggregation or {}}
+    if not {"noise_multiplier", "target_epsilon", "mechanism"} & privacy.keys():
+        values["privacy"]["noise_multiplier"] = 2.0
     return Settings(parse_config(values), sizes=sizes, dimension=dimension, noise_multiplier=noise)
 
 
@@ -103,7 +107,7 @@ def test_ledger_and_accounts_begin_with_the_arrangement(section):
 
 def test_only_statements_of_unmasked_encrypted_rounds_speak_of_a_key_holder():
     for section in KINDS:
-        found = settings_of(section, sample_is_secret=False)
+        found = settings_of(section)
         text = "".join(str(found.guarantee(who, 3)) for who in ADVERSARIES)
         unmasked = section["kind"] in ("bfv", "ckks") and not section.get("masked")
         assert ("ring learning with errors" in text) is unmasked, section
@@ -122,6 +126,7 @@ def test_encryption_changes_nothing_of_epsilon_but_what_a_narrower_ring_costs(se
 def test_the_ring_of_a_bfv_run_does_not_depend_on_the_noise_that_meets_its_target():
     """A resumed run reads the noise from its ledger; at that noise alone another ring is chosen."""
     asked = {"target_epsilon": 0.2, "expected_batch": 80.0, "dimension": 200_000}
+    asked["sample_is_secret"] = True
     found = settings_of({"kind": "bfv"}, **asked)
     assert 0.99 * 0.2 < found.epsilon_after(10) <= 0.2
     again = settings_of({"kind": "bfv"}, noise=found.stated.noise_multiplier, **asked)
@@ -131,14 +136,32 @@ def test_the_ring_of_a_bfv_run_does_not_depend_on_the_noise_that_meets_its_targe
     assert free.ring_bits(found.sum_policy, cohort_size=8, dimension=200_000) == "auto"
 
 
-@pytest.mark.parametrize("noise", [0.05, 0.6, 3.0])
-@pytest.mark.parametrize("batch", [64.0, 780.0])
-def test_every_session_of_a_run_plans_what_the_run_planned(noise, batch):
-    found = settings_of({"kind": "bfv"}, noise_multiplier=noise, expected_batch=batch)
-    assert found.aggregation.bits == found.plan.bits in (20, 32)
-    assert found.aggregation.bits == found.aggregation.ring_bits(
-        found.sum_policy, cohort_size=8, dimension=3000
+def test_no_ring_is_chosen_on_which_nothing_can_be_stated():
+    asked = {"noise_multiplier": 0.6}
+    narrow = settings_of({"kind": "bfv", "bits": 20}, **asked)
+    assert narrow.plan.sensitivity <= HomomorphicAggregation.COARSEST * narrow.plan.clip_units
+    assert not narrow.guarantee("server", 3).protected
+    found = settings_of({"kind": "bfv"}, **asked)
+    assert found.plan.bits == 32
+    assert found.epsilon_after(3) == settings_of(**asked).epsilon_after(3)
+
+
+@pytest.mark.parametrize("noise", [0.6, 2.0], ids=["32 bits", "20 bits"])
+def test_every_session_of_a_run_plans_what_the_run_planned(noise):
+    found = settings_of({"kind": "bfv"}, noise_multiplier=noise)
+    told = RoundSession(
+        session=bytes(16),
+        round=1,
+        cohort=tuple(SIZES),
+        roster={},
+        dimension=3000,
+        policy=found.sum_policy,
+        aggregation=found.aggregation,
+        model=bytes(32),
     )
+    assert told.plan == found.plan
+    assert told.plan.bits == (32 if noise < 1 else 20)
+    assert str(told.guarantee(rounds=3).trust) == found.guarantee("server", 3).trust
 
 
 def test_a_narrow_ring_is_taken_where_it_costs_little_and_puts_three_values_in_a_slot():

@@ -19,10 +19,10 @@ from tiny import write_run
 
 import securefed
 from securefed import Federation
-from securefed.cli import main, watching
+from securefed.cli import commands, main, watching
 from securefed.cli.commands import _with_available_corpus
 from securefed.cli.watching import _Count
-from securefed.config import dump_config, load_config, run_file_schema
+from securefed.config import dump_config, load_config, parse_config, run_file_schema
 from securefed.engines import compare
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
@@ -199,6 +199,92 @@ def test_an_unknown_set_of_demo_clients_is_refused(cli):
     assert is_one_clear_line(err, "--clients 'some'", "'all'", "'default'"), err
     assert out == ""
     assert os.listdir() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--aggregation", "rsa"], ["aggregation.kind", "'bfv'", "'rsa'"]),
+        (["--key-holder", "cohort"], ["key_holder = 'cohort' with kind = 'pairwise'"]),
+        (["--masked"], ["masked = True with kind = 'pairwise'"]),
+        (["--aggregation", "bfv", "--key-holder", "server"], ["aggregation.key_holder", "server"]),
+        (["--aggregation", "ckks", "--masked"], ["masks are modulo t"]),
+    ],
+    ids=" ".join,
+)
+def test_an_arrangement_of_the_demo_that_there_is_not_is_refused_at_once(cli, options, words):
+    code, out, err = cli("demo", *options)
+    assert code == 2
+    assert is_one_clear_line(err, *words), err
+    assert (out, os.listdir()) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("options", "section"),
+    [
+        ([], {"kind": "pairwise"}),
+        (["--aggregation", "bfv"], {"kind": "bfv", "key_holder": "decryptor"}),
+        (["--aggregation", "bfv", "--masked"], {"kind": "bfv", "masked": True}),
+        (
+            ["--clients", "all", "--aggregation", "ckks", "--key-holder", "cohort"],
+            {"kind": "ckks", "key_holder": "cohort"},
+        ),
+        (["--aggregation", "plaintext"], {"kind": "plaintext"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_the_demos_options_choose_its_aggregation_and_name_it_again(
+    cli, monkeypatch, options, section
+):
+    asked = []
+    monkeypatch.setattr(commands, "_with_available_corpus", lambda config, offline: (config, []))
+    monkeypatch.setattr(commands, "_run", lambda words, config, **_: asked.append((words, config)))
+    code, _, err = cli("demo", *options)
+    assert code == 0, err
+    ((words, config),) = asked
+    assert words == ["demo", *options]
+    found = config.aggregation.model_dump(exclude_none=True)
+    assert section.items() <= found.items()
+    name = "demo-all.toml" if "--clients" in options else "demo.toml"
+    demo = load_config(Path(securefed.__file__).with_name(name))
+    assert config == demo.model_copy(update={"aggregation": config.aggregation})
+
+
+def test_a_demo_begun_with_another_aggregation_is_named_with_its_options(cli):
+    demo = load_config(Path(securefed.__file__).with_name("demo.toml"))
+    values = demo.model_dump(mode="json", exclude_none=True)
+    values["aggregation"] = {"kind": "bfv", "key_holder": "cohort"}
+    Path("out").mkdir()
+    Path("out/config.toml").write_text(dump_config(parse_config(values)))
+    code, _, err = cli("demo", "--aggregation", "ckks", "--resume", "--out", "out")
+    assert code == 2
+    go_on = "securefed demo --aggregation bfv --key-holder cohort --out out --resume"
+    assert is_one_clear_line(err, f"than --aggregation ckks; go on with it by: {go_on}"), err
+
+
+def test_an_encrypted_run_names_its_arrangement_its_costs_and_whom_it_trusts(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1}, aggregation={"kind": "bfv"})
+    code, out, _ = cli("run", path, "--out", "out")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("aggregation: ")]
+    assert "BFV encryption, opened by a decryptor" in line
+    assert "81,920 bytes in 1 ciphertext, 320.0 a value" in line
+    assert "that the decryptor does not help" in line
+    assert re.search(r"seconds encrypting, per client and round[ │]+[\d.]+ ", out)
+    assert "the decryptor does not help the server" in out
+    code, out, _ = cli("verify", "out")
+    assert code == 0
+    assert "decryptor's ledger: chain holds; 3 sums were opened" in out
+
+
+def test_a_plaintext_run_says_that_nothing_is_protected(cli, tmp_path):
+    path = write_run(tmp_path, training={"rounds": 1}, aggregation={"kind": "plaintext"})
+    code, out, _ = cli("run", path, "--out", "out")
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith("aggregation: ")]
+    assert "UNPROTECTED against the server" in line
+    assert "nothing is protected: every contribution reaches the server as it is" in line
+    assert "seconds encrypting" not in out
 
 
 def test_an_unknown_option_is_a_usage_error(cli):

@@ -116,6 +116,9 @@ def table(config: RunConfig, result: RunResult) -> Table:
             "",
             f"{mean('client_seconds', timed):.1f}" if timed else "not kept",
         )
+        encrypting = mean("encrypting_seconds", timed) if timed else 0.0
+        if encrypting:
+            table.add_row("seconds encrypting, per client and round", "", f"{encrypting:.2f}")
         least = min(event.survivors for event in rounds)
         table.add_row("survivors, fewest in a round", "", f"{least} of {rounds[0].cohort}")
     return table

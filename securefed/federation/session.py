@@ -152,17 +152,18 @@ class RoundSession:
         if self.policy.adaptive_clip is not None:
             del figures["clip_norm"]
         aggregation = self.aggregation
-        if isinstance(aggregation, HomomorphicAggregation):
-            # Whom the epsilon trusts: an account must not mix rounds that trust different parties.
-            for name in ("scheme", "key_holder", "masked"):
-                figures[name] = getattr(aggregation, name)
-        return figures | {
+        figures |= {
             "aggregation": type(aggregation).__name__,
             "bits": aggregation.bits,
             "cohort_size": len(self.cohort),
             "ring_sigma": aggregation.ring_sigma(self._bounds),
             "dimension": self.dimension,
         }
+        if isinstance(aggregation, HomomorphicAggregation):
+            # Whom the epsilon trusts: an account must not mix rounds that trust different parties.
+            for name in ("scheme", "key_holder", "masked"):
+                figures[name] = getattr(aggregation, name)
+        return figures
 
     def event(self) -> dict[str, object]:
         """What a client charges to its account for this attempt."""

@@ -6,7 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy, open_account
+from securefed import (
+    HomomorphicAggregation,
+    PairwiseAggregation,
+    PlaintextAggregation,
+    PrivacyPolicy,
+    open_account,
+)
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
 from securefed.errors import BudgetExceeded, ConfigError, LedgerError, LocalProtocolError
@@ -90,6 +96,30 @@ def test_a_round_at_another_price_is_not_charged_and_does_not_open_the_account(
     with pytest.raises(ConfigError, match=f"^{field} = .*prices rounds with"):
         open_account(path, other, "ann")
     open_account(path, session_of(), "ann").close()  # the refusal let go of the file
+
+
+ARRANGEMENTS = {
+    "scheme": HomomorphicAggregation(scheme="ckks"),
+    "key_holder": HomomorphicAggregation(key_holder="cohort"),
+    "masked": HomomorphicAggregation(masked=True),
+    "aggregation": PairwiseAggregation(),
+}
+
+
+@pytest.mark.parametrize("field", ARRANGEMENTS)
+def test_an_account_of_encrypted_rounds_does_not_mix_whom_they_trust(tmp_path, field):
+    told = session_of(aggregation=HomomorphicAggregation())
+    other = session_of(2, aggregation=ARRANGEMENTS[field])
+    account = open_account(tmp_path / "ann.jsonl", told, "ann")
+    with pytest.raises(LocalProtocolError, match=f"^{field} = "):
+        account.charge(other.event())
+    account.charge(told.event())
+    account.close()
+    for first, second in ((told, other), (other, told)):
+        path = tmp_path / f"{first.round}.jsonl"
+        open_account(path, first, "ann").close()
+        with pytest.raises(ConfigError, match=f"^{field} = .*prices rounds with"):
+            open_account(path, second, "ann")
 
 
 def test_a_round_that_rounds_otherwise_is_not_charged(tmp_path):

@@ -4,7 +4,12 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy
+from securefed import (
+    HomomorphicAggregation,
+    PairwiseAggregation,
+    PlaintextAggregation,
+    PrivacyPolicy,
+)
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.encoding.fixed_point import from_ring
@@ -292,6 +297,7 @@ def floors_of(**changes) -> ClientFloors:
     """Floors that ask for nothing, but for what is changed."""
     base = {
         "mechanisms": ("distributed", "none"),
+        "key_holders": ("cohort", "decryptor"),
         "allow_plaintext": True,
         "allow_conditional_rounding": True,
     }
@@ -315,11 +321,30 @@ BELOW = {
     ),
     "units": (("user", "example"), {}, r"unit = 'client': .* \('user', 'example'\) \(units\)"),
     "allow_plaintext": (False, {"aggregation": PlaintextAggregation()}, r"plaintext"),
+    "key_holders": (
+        ("decryptor",),
+        {"aggregation": HomomorphicAggregation(key_holder="cohort")},
+        r"key_holder = 'cohort' with masked = False: .* \('decryptor',\) \(key_holders\)",
+    ),
 }
 
 
 def test_every_floor_is_tried():
     assert {*BELOW, "allow_ring"} == {field.name for field in fields(ClientFloors)}
+
+
+@pytest.mark.parametrize("choice", [{}, {"scheme": "ckks"}, {"key_holder": "cohort"}], ids=str)
+def test_encryption_alone_is_taken_with_a_listed_key_holder_and_masks_beneath_it_as_masks(choice):
+    roster = {name: KEYS[name].public for name in NAMES} | {"decryptor": KEYS["fay"].public}
+    told = session_of(aggregation=HomomorphicAggregation(**choice), roster=roster)
+    holder = choice.get("key_holder", "decryptor")
+    (other,) = {"cohort", "decryptor"} - {holder}
+    for floors in (ClientFloors(), ClientFloors(key_holders=(other,))):
+        with pytest.raises(LocalProtocolError, match=f"key_holder = '{holder}' with masked"):
+            client_of("ann", told, floors=floors)
+    client_of("ann", told, floors=ClientFloors(key_holders=(holder,)))
+    masked = session_of(aggregation=HomomorphicAggregation(masked=True), roster=roster)
+    ClientFloors().check(masked)
 
 
 def test_a_ring_is_refused_unless_its_owner_allows_it_and_priced_as_what_it_is():
@@ -398,6 +423,7 @@ def test_floors_that_are_not_loosened_refuse_rounds_without_noise_or_masks(chang
         ("mechanisms", ("laplace",)),
         ("units", ()),
         ("units", ("person",)),
+        ("key_holders", ("server",)),
     ],
 )
 def test_a_floor_out_of_its_range_is_refused_by_name(field, value):

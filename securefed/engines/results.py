@@ -109,7 +109,8 @@ def costs(events: list[RoundEvent], settings: Settings) -> dict[str, Any]:
             "client_seconds_encrypting": mean(timed, lambda event: event.encrypting_seconds),
             "server_seconds_adding": mean(timed, lambda event: event.adding_seconds),
             "key_holder_seconds_opening": mean(timed, lambda event: event.opening_seconds),
-            "note": "means a round: of a client, from its finished contribution to its message; of "
-            "the server, for all contributions; of one key holder.  They depend on no sample",
+            "note": "seconds a round: a client's for the answer with its contribution, making and "
+            "charging that left out; the server's for all of these; one key holder's.  They depend "
+            "on no sample",
         }
     }

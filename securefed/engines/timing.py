@@ -35,14 +35,12 @@ class EncryptionSeconds:
             contributions: seconds that each client took to make its contribution and to charge it.
         """
         sending = carried.seconds["masked_input"]
+        sent = contributions.keys() & sending.keys()
         stages = list(carried.seconds.values())
-        decryptors = [answers[DECRYPTOR] for answers in stages if DECRYPTOR in answers]
+        by_decryptor = [answers[DECRYPTOR] for answers in stages if DECRYPTOR in answers]
+        opened = by_decryptor[-1:] or list(stages[-1].values())
         return cls(
-            encrypting=float(
-                np.mean(
-                    [sending[name] - contributions[name] for name in contributions.keys() & sending]
-                )
-            ),
+            encrypting=float(np.mean([sending[name] - contributions[name] for name in sent])),
             adding=carried.taking["masked_input"],
-            opening=decryptors[-1] if decryptors else float(np.mean([*stages[-1].values()])),
+            opening=float(np.mean(opened)),
         )

@@ -131,8 +131,8 @@ class AggregationSection(Section):
     clients; against a server that it does not help, and that no client helps to depart from the
     protocol.  ``cohort``: every client; against a server that no client helps, so
     ``privacy.corrupt_fraction`` must leave no client corrupt.  ``masked``, for ``bfv`` with a
-    decryptor: masks beneath the encryption, against what masks alone are against, the decryptor
-    included; then a member of the cohort may run the decryptor.
+    decryptor: masks beneath the encryption, against server and decryptor together with as many
+    clients as may be corrupt; then a member of the cohort may run the decryptor.
     """
 
     kind: Literal["pairwise", "bfv", "ckks", "plaintext"] = "pairwise"
@@ -145,7 +145,9 @@ class AggregationSection(Section):
     def _key_has_a_holder(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("kind") not in get_args(Scheme):
             return values
-        return values | {"key_holder": values.get("key_holder") or "decryptor"}
+        return (
+            values if values.get("key_holder") is not None else values | {"key_holder": "decryptor"}
+        )
 
     @model_validator(mode="after")
     def _arrangement_exists(self) -> Self:

@@ -38,6 +38,7 @@ def settings_of(aggregation=None, *, dimension=3000, sizes=SIZES, noise=None, **
         ({"key_holder": "cohort"}, ["key_holder = 'cohort' with kind = 'pairwise'"]),
         ({"kind": "plaintext", "masked": True}, ["masked = True with kind = 'plaintext'"]),
         ({"kind": "bfv", "key_holder": "server"}, ["aggregation.key_holder", "'server'"]),
+        ({"kind": "bfv", "key_holder": ""}, ["aggregation.key_holder"]),
         ({"kind": "bfv", "key_holder": "cohort", "masked": True}, ["one decryptor"]),
         ({"kind": "ckks", "masked": True}, ["masks are modulo t"]),
         ({"kind": "rsa"}, ["aggregation.kind", "'rsa'"]),

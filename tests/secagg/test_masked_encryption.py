@@ -488,7 +488,7 @@ def test_too_few_signatures_a_strangers_and_those_on_another_list_open_nothing()
     refused, _ = asked(cohort, lambda request: {"inner_view": bytes(32)})
     assert "does not verify" in str(refused)
     refused, _ = asked(cohort, lambda request: {"inner_view": b""})
-    assert "inner_view of 0 bytes" in str(refused)
+    assert "inner_view: 0 bytes found, 32 expected" in str(refused)
     refused, _ = asked(cohort, lambda request: {"survivors": request.survivors[:5]})
     assert "5 clients, at least 6 are needed" in str(refused)
 

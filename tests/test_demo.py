@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from securefed import Federation
-from securefed.config import load_config
+from securefed.config import load_config, parse_config
 from securefed.engines.verify import verify_run
 
 PACKAGE = Path(__file__).parents[1] / "securefed"
@@ -34,3 +34,16 @@ def test_the_demo_lowers_perplexity_by_a_quarter_at_the_stated_epsilon(name, eps
     assert verify_run(result.folder).finished
     costs = json.loads((result.folder / "costs.json").read_text())
     assert costs["bytes_up_per_client_and_round"] < 4.5 * costs["trainable_parameters"] + 100_000
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_the_same_with_encrypted_sums(tmp_path):
+    demo = load_config(PACKAGE / "demo.toml").model_dump(mode="json", exclude_none=True)
+    config = parse_config(demo | {"aggregation": {"kind": "bfv"}})
+    result = Federation(config).run(tmp_path / "out")
+    assert result.after.perplexity <= 0.75 * result.before.perplexity
+    assert result.guarantees["server"].epsilon <= 5.0
+    assert "the decryptor never does" in result.guarantees["server"].trust
+    assert verify_run(result.folder).finished
+    encryption = json.loads((result.folder / "costs.json").read_text())["encryption"]
+    assert encryption["bytes_per_value"] < 11  # three whole ciphertexts for 23,040 values

@@ -87,6 +87,7 @@ class Run:
         self._policy = settings.sum_policy  # the server's own, of the next round
         self.events: list[RoundEvent] = []
         self._shown: dict[str, float] = {}
+        self._encryption = EncryptionSeconds()  # of the last round
         self._correlated = settings.correlated_release()
 
     def go(self, *, resume: bool) -> RunResult:
@@ -146,11 +147,11 @@ class Run:
                 self.observer.message(stopped)
                 break
             started, worked_before = time.perf_counter(), self.parties.seconds
-            encryption = self._round(ledger, number)
+            self._round(ledger, number)
             worked = (self.parties.seconds - worked_before) / len(self.cohort)
             if self._evaluation_is_due(number):
                 self._evaluate(ledger, number)
-            self._report(ledger, number, time.perf_counter() - started, worked, encryption)
+            self._report(ledger, number, time.perf_counter() - started, worked)
             last = number
         before, after = self._figures(ledger, 0), self._figures(ledger, last)
         if stopped:  # the last round's line was written before its figures were measured
@@ -202,7 +203,7 @@ class Run:
         every = self.config.evaluation.every
         return number in (0, self.config.training.rounds) or bool(every and number % every == 0)
 
-    def _round(self, ledger: Ledger, number: int) -> EncryptionSeconds:
+    def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.layout.size
         # Every party describes the round by its own policy; equal descriptions are made once.
@@ -302,9 +303,8 @@ class Run:
         ledger.append(ROUND_APPLIED, name_of | applied)
         for client in self.parties.clients.values():
             client.policy = client.policy.after(fraction)
-        if self.settings.encryption is None:
-            return EncryptionSeconds()
-        return EncryptionSeconds.of(carried, contributions)
+        if self.settings.encryption is not None:
+            self._encryption = EncryptionSeconds.of(carried, contributions)
 
     def _session(
         self,
@@ -375,21 +375,14 @@ class Run:
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _report(
-        self,
-        ledger: Ledger,
-        number: int,
-        seconds: float,
-        worked: float,
-        encryption: EncryptionSeconds,
-    ) -> None:
+    def _report(self, ledger: Ledger, number: int, seconds: float, worked: float) -> None:
         event = replace(
             recorded_event(ledger.records, number, self.settings),
             client_seconds=worked,
             seconds=seconds,
-            encrypting_seconds=encryption.encrypting,
-            adding_seconds=encryption.adding,
-            opening_seconds=encryption.opening,
+            encrypting_seconds=self._encryption.encrypting,
+            adding_seconds=self._encryption.adding,
+            opening_seconds=self._encryption.opening,
         )
         self.events.append(event)
         self.folder.append_metrics(event.to_record())

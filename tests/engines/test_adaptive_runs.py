@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_with_the_clip_that_follows_from_its_record(
                 with pytest.raises(ZeroDivisionError):
                     round_of(self, ledger, number)
             raise KeyboardInterrupt
-        return round_of(self, ledger, number)
+        round_of(self, ledger, number)
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_round", killed)
@@ -164,10 +164,9 @@ def test_a_server_that_shows_some_clients_another_fraction_loses_them(
     round_of = Run._round
 
     def lying(self, ledger, number):
-        seconds = round_of(self, ledger, number)
+        round_of(self, ledger, number)
         for client in list(self.parties.clients.values())[:lied_to]:
             client.policy = replace(client.policy, clip_norm=2.0 * client.policy.clip_norm)
-        return seconds
 
     monkeypatch.setattr(Run, "_round", lying)
     path, out = run_file(tmp_path, training={"rounds": 2}), tmp_path / "out"

@@ -8,6 +8,7 @@ from securefed.config.files import (
     parse_config,
     run_file_schema,
 )
+from securefed.config.lora import SHARING_MODES, LoraSection
 from securefed.config.privacy import (
     Mechanism,
     Noise,
@@ -21,7 +22,6 @@ from securefed.config.run import (
     AggregationSection,
     DataSection,
     KeyHolder,
-    LoraSection,
     ModelSection,
     RunConfig,
     Scheme,
@@ -31,6 +31,7 @@ from securefed.config.run import (
 )
 
 __all__ = [
+    "SHARING_MODES",
     "STAGES",
     "AggregationSection",
     "DataSection",

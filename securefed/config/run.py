@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from securefed.config.base import Positive, Section
+from securefed.config.lora import LoraSection, why_not_shared
 from securefed.config.privacy import PrivacySection
 
 Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
@@ -77,17 +78,6 @@ class DataSection(Section):
     clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
     min_examples: Annotated[int, Field(ge=1)] = 1
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-
-
-class LoraSection(Section):
-    """The low-rank adapter.  ``ffa``: A is made once and frozen, only B travels (2403.12313)."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 4
-    alpha: Positive = 8.0
-    target_modules: list[str] = Field(default=["v_proj"], min_length=1)
-    modules_to_save: list[str] = Field(default=[])
-    sharing: Literal["ffa"] = "ffa"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 20260101
 
 
 class TrainingSection(Section):
@@ -249,6 +239,8 @@ class RunConfig(Section):
                 f"budget.epsilon = {self.budget.epsilon:g} with privacy.mechanism = 'none': no "
                 "epsilon is stated there; leave it out"
             )
+        if (why := why_not_shared(self.lora, self.privacy)) is not None:
+            raise ValueError(why)
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(

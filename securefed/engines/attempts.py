@@ -226,6 +226,9 @@ class _Reader:
             self._refuse(
                 f"next_clip_norm = {next_clip!r}, recomputed {next_clip_norm(self._following)!r}"
             )
+        values_down = body.get("values_down", 1)
+        if not isinstance(values_down, int) or values_down < 1:
+            self._refuse(f"values_down = {values_down!r}: must be a count")
         self._summed = None
         self.history.policy = self._following
         self.history.applied = int(body["round"])

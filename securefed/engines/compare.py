@@ -14,6 +14,7 @@ from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.simulation import Federation
 from securefed.federation.server_optimizer import ServerOptimizer
+from securefed.federation.server_step import ServerStep
 
 
 def unprotected(federation: Federation, observer: Observer) -> Figures:
@@ -39,24 +40,29 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     bench, settings = federation.like(parse_config(values), observer).prepare()
     training = federation.config.training
     generator = NoiseGenerator()
-    initial = bench.flat()
     total = np.zeros(Figures.DIMENSION)
     shown = {}
     for done, name in enumerate(sorted(bench.clients)):
         observer.working("alone", done, len(bench.clients))
-        optimizer = ServerOptimizer(
-            initial, kind=training.server_optimizer, learning_rate=training.server_learning_rate
+        bench.begin_anew()
+        step = ServerStep(
+            bench.parts,
+            lambda initial: ServerOptimizer(
+                initial,
+                kind=training.server_optimizer,
+                learning_rate=training.server_learning_rate,
+            ),
         )
         policy = settings.sum_policy
         for number in range(1, training.rounds + 1):
-            bench.load_flat(optimizer.parameters)
+            bench.begin_round(number)
             own, count = bench.contribution(settings, policy, name, number, generator)
-            optimizer.step(settings.gradient(own, (name,)))
+            step.step(number, settings.gradient(own, (name,)))
+            bench.personal.take_over()
             policy = policy.after(settings.unclipped_fraction(count, (name,)))
-        bench.load_flat(optimizer.parameters)
         shown[name] = bench.figures(name)
         total += shown[name]
-    bench.load_flat(initial)
+    bench.begin_anew()
     keep = shown if federation.config.evaluation.show_clients else None
     return Figures.from_sum(total, len(bench.clients), keep)
 
@@ -72,9 +78,14 @@ _OF_NOISE = {
 
 
 def _without_noise(config: RunConfig) -> dict[str, Any]:
+    """The run file for the same training without noise."""
     values = config.model_dump(mode="json", exclude_none=True)
     kept = {key: value for key, value in values["privacy"].items() if key not in _OF_NOISE}
     values["privacy"] = kept | {"mechanism": "none"}
     if config.aggregation.kind == "ckks":  # which opens no sums without noise
         values["aggregation"]["kind"] = "bfv"
+    if config.lora.sharing == "fedsa":  # which trains in local steps, whatever the unit
+        values["privacy"]["unit"] = "client"
+        values["data"].pop("user_field", None)
+        values["training"].pop("examples_per_user", None)
     return values

@@ -31,7 +31,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
-from securefed.federation.server_optimizer import ServerOptimizer
+from securefed.federation.server_step import ServerStep
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Opening:
         folder: where the run is kept.
         bench: model and clients' data.
         settings: what the run file means for the cohort.
-        optimizer: the server's, set to where the run stands.
+        step: the server's, set to where the run stands.
         observer: told what is found.
         clock: gives RFC 3339 text for ledger records.
     """
@@ -68,13 +68,13 @@ class Opening:
         folder: RunFolder,
         bench: Workbench,
         settings: Settings,
-        optimizer: ServerOptimizer,
+        step: ServerStep,
         observer: Observer,
         clock: Callable[[], str],
     ) -> None:
         self._config = config
         self._folder, self._bench, self._settings = folder, bench, settings
-        self._optimizer, self._observer, self._clock = optimizer, observer, clock
+        self._step, self._observer, self._clock = step, observer, clock
         self._cohort = tuple(sorted(bench.clients))
 
     def _genesis(self) -> dict[str, Any]:
@@ -99,7 +99,8 @@ class Opening:
         """Make the whole run folder beside its place, then move it there: all of it or nothing."""
         with self._folder.being_made(dump_config(self._config)) as partial:
             self._bench.save_initial(partial.initial)
-            partial.save_checkpoint(0, self._optimizer.state())
+            partial.save_checkpoint(0, self._step.state())
+            self._bench.personal.save(partial.personal, self._cohort, 0)
             Ledger.create(partial.ledger, self._genesis(), clock=self._clock).close()
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}
@@ -126,13 +127,13 @@ class Opening:
             raise LedgerTampered(
                 f"{self._folder.checkpoints}: no state after round {history.applied}"
             )
-        self._optimizer.restore(state)
-        self._bench.load_flat(self._optimizer.parameters)
+        self._step.restore(state)
         if self._bench.adapter_hash().hex() != history.adapter:
             raise LedgerTampered(
                 f"{self._folder.checkpoints}: the state after round {history.applied} is not the "
                 "one that the ledger names"
             )
+        self._bench.personal.load(self._folder.personal, self._cohort, history.applied)
         check_accounts(self._folder.path, genesis, history)
         decryptor = None
         if self._settings.aggregation.has_decryptor:

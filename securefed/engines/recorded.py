@@ -27,9 +27,11 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
     """
     summed: Mapping[str, Any] = {}
     clip_norm = None
+    values_down = settings.plan.dimension
     for record in records:
         if record.kind == ROUND_APPLIED and record.body["round"] == number:
             session = record.body["session"]
+            values_down = record.body.get("values_down", values_down)
             sums = (r.body for r in records if r.kind == ROUND_SUMMED)
             summed = next(body for body in sums if body["session"] == session)
             if settings.stated.adaptive_clip is not None:
@@ -45,7 +47,7 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         notes.append(f"{summed['refused']} refused")
     figures = recorded_figures(records, number)
     epsilon = settings.epsilon_after(int(summed["charges"]) if summed else 0)
-    adapter_bytes = 4 * settings.plan.dimension if summed else 0
+    adapter_bytes = 4 * values_down if summed else 0
     return RoundEvent(
         round=number,
         rounds=settings.config.training.rounds,

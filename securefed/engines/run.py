@@ -48,6 +48,7 @@ from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
+from securefed.federation.server_step import ServerStep
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
@@ -78,10 +79,13 @@ class Run:
         self.observer, self.clock = observer, clock
         self.cohort = tuple(sorted(bench.clients))
         training = self.config.training
-        self.optimizer = ServerOptimizer(
-            bench.flat(),
-            kind=training.server_optimizer,
-            learning_rate=training.server_learning_rate,
+        self.step = ServerStep(
+            bench.parts,
+            lambda initial: ServerOptimizer(
+                initial,
+                kind=training.server_optimizer,
+                learning_rate=training.server_learning_rate,
+            ),
         )
         self.parties = Parties({}, None, config.cohort.min_clients)
         self._policy = settings.sum_policy  # the server's own, of the next round
@@ -108,7 +112,7 @@ class Run:
             self.folder,
             self.bench,
             self.settings,
-            self.optimizer,
+            self.step,
             self.observer,
             self.clock,
         )
@@ -160,6 +164,9 @@ class Run:
             )
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
+        self.bench.personal.save_adapters(
+            self.folder.personal, self.cohort, self.bench.save_adapter
+        )
         write_whole(
             self.folder.costs,
             json.dumps(costs(self.events, self.settings), indent=1, sort_keys=True) + "\n",
@@ -205,7 +212,8 @@ class Run:
 
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
-        name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.layout.size
+        self.bench.begin_round(number)
+        name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.dimension
         # Every party describes the round by its own policy; equal descriptions are made once.
         sessions = {
             policy: self._session(name, number, policy, dimension, self.settings.aggregation)
@@ -293,11 +301,14 @@ class Run:
             }
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
-        parameters = self.optimizer.step(self.settings.gradient(server.sum, survivors))
-        self.bench.load_flat(parameters)
-        self.folder.save_checkpoint(number, self.optimizer.state())
+        sent = self.step.step(number, self.settings.gradient(server.sum, survivors))
+        self.bench.personal.take_over()
+        self.bench.personal.save(self.folder.personal, self.cohort, number)
+        self.folder.save_checkpoint(number, self.step.state())
         self._policy = self._policy.after(fraction)
         applied: dict[str, object] = {"adapter_sha256": self.bench.adapter_hash().hex()}
+        if sent != dimension:
+            applied["values_down"] = sent
         if (clip := next_clip_norm(self._policy)) is not None:
             applied["next_clip_norm"] = clip
         ledger.append(ROUND_APPLIED, name_of | applied)

@@ -26,7 +26,8 @@ class RunFolder:
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
     ``clients/ID/budget.jsonl`` and, where there is a decryptor, its ``decryptor/openings.jsonl``;
-    with ``evaluation.show_clients`` also ``shown.json``.
+    with ``evaluation.show_clients`` also ``shown.json``, and where clients keep a part of the
+    adapter ``personal/ID/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -40,6 +41,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.initial = self.checkpoints / "initial.safetensors"
         self.clients = path / "clients"
+        self.personal = path / "personal"
 
     def check_new(self) -> None:
         """Refuse a folder that cannot become a run folder, before any work is done.

@@ -143,7 +143,7 @@ class Federation:
         settings = Settings(
             self.config,
             sizes=bench.sizes,
-            dimension=bench.layout.size,
+            dimension=bench.dimension,
             noise_multiplier=noise_multiplier,
         )
         if settings.encryption is not None:

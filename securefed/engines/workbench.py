@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from securefed.config import RunConfig, dump_config
 from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.checked_gradients import CheckedGradients
 from securefed.engines.cohort import (
     EncodeFor,
     clipped_sum_of_sample,
@@ -23,6 +24,7 @@ from securefed.engines.cohort import (
 )
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
+from securefed.engines.personal import PersonalParts
 from securefed.engines.settings import Settings, check_cohort
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.lora.adapter import (
@@ -32,14 +34,13 @@ from securefed.lora.adapter import (
     save_adapter,
     state_hash,
 )
-from securefed.lora.layout import AdapterLayout
-from securefed.lora.sharing import travelling_parameters
+from securefed.lora.parts import AdapterParts
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.cyclic import cyclic_batch
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
-from securefed.training.dp_sgd import PerExampleGradients, filled_micro_batch
+from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.evaluate import evaluate
 from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.models import load_model, resolve_device
@@ -105,20 +106,22 @@ class Workbench:
         )
         self.sizes = client_sizes(self.clients, config.privacy.unit)
         self.model = build_adapter(loaded.model, config.lora, task=config.model.task)
-        travelling = travelling_parameters(self.model, config.lora.sharing)
-        self.layout = AdapterLayout({name: tuple(p.shape) for name, p in travelling.items()})
-        self._travelling = travelling
-        self._made = self.flat()
-        self._gradients: PerExampleGradients | None = None
-        self._filled_micro_batch = config.training.micro_batch
+        self.parts = AdapterParts(self.model, config.lora.sharing)
+        self.personal = PersonalParts(self.parts)
+        self._made = self.parts.served()
+        self._gradients = CheckedGradients(
+            self.model, self.parts, task=config.model.task, device=self.device
+        )
         self._untouched: Untouched | None = None
         self.saw_non_finite = False
         examples = sum(len(client.train) for client in self.clients.values())
         users = f" of {sum(self.sizes.values()):,} users" if config.privacy.unit == "user" else ""
         observer.message(
             f"{len(self.clients)} clients, {examples:,} training examples{users}, "
-            f"{self.layout.size:,} trainable parameters"
+            f"{self.dimension:,} trainable parameters"
         )
+        if approximated := self.parts.mode.approximated:
+            observer.message(f"lora.sharing = {config.lora.sharing!r}: {approximated}")
 
     def again(self, config: RunConfig, observer: Observer) -> Workbench:
         """The same model and clients for another run, the adapter as it was first made.
@@ -132,37 +135,43 @@ class Workbench:
         """
         other = copy.copy(self)
         other.config, other._observer = config, observer
-        other.load_flat(self._made)
+        other.begin_anew()
         return other
+
+    def begin_anew(self) -> None:
+        """The adapter as it was first made, every client's own part too."""
+        self.parts.load_served(self._made)
+        self.personal.forget()
 
     @property
     def gradients_checked(self) -> bool:
         """Whether ``check_gradients`` found per-example gradients right."""
-        return self._gradients is not None
+        return self._gradients.checked
 
     # -- the adapter -----------------------------------------------------------------------
 
-    def flat(self) -> NDArray[np.float32]:
-        """The travelling parameters as float32[d]."""
-        return self.layout.flatten({n: p.detach() for n, p in self._travelling.items()})
+    @property
+    def dimension(self) -> int:
+        """d, the length of every round's vector."""
+        return self.parts.dimension
 
-    def load_flat(self, vector: NDArray[np.float32]) -> None:
-        """Put float32[d] into the model."""
-        tensors = self.layout.unflatten(vector)
-        with torch.no_grad():
-            for name, parameter in self._travelling.items():
-                parameter.copy_(tensors[name])
+    def begin_round(self, number: int) -> None:
+        """Let train what travels in round ``number``."""
+        self.parts.begin(number)
+        self.personal.forget_new()
+        if not self.parts.freezes_the_same_always:
+            self._untouched = None
 
     def adapter_hash(self) -> bytes:
         """SHA-256 over the whole adapter, the frozen part included."""
         return bytes.fromhex(state_hash(adapter_state(self.model)))
 
     def model_hash(self) -> bytes:
-        """What a round binds: base weights, adapter values, layout and the whole run file."""
+        """What a round binds: base weights, adapter values, what travels and the whole run file."""
         parts = (
             bytes.fromhex(self.fingerprint),
             self.adapter_hash(),
-            bytes.fromhex(self.layout.fingerprint()),
+            bytes.fromhex(self.parts.fingerprint()),
             hashlib.sha256(dump_config(self.config).encode()).digest(),
         )
         return hashlib.sha256(b"securefed/1/model" + b"".join(parts)).digest()
@@ -206,25 +215,14 @@ class Workbench:
         # How many examples a user has is not public, and shapes follow from public figures alone:
         # without a bound on them the size is that for one example a user, which fits more as well.
         expected *= self.config.training.examples_per_user or 1
-        gradients = PerExampleGradients(
-            self.model,
-            self.layout,
-            task=self.config.model.task,
-            micro_batch=filled_micro_batch(
-                self.config.training.micro_batch, expected, self.config.model.task, self.device
-            ),
-            device=self.device,
+        micro_batch = filled_micro_batch(
+            self.config.training.micro_batch, expected, self.config.model.task, self.device
         )
         largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
         examples = self.clients[largest].train
-        note = gradients.check(examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples)))))
-        if note is not None:
+        few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
+        for note in self._gradients.check(few, micro_batch):
             self._observer.message(note)
-        self._filled_micro_batch = gradients.micro_batch
-        if settings.one_step:
-            self._gradients = gradients
-        else:
-            gradients.close()
 
     def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
@@ -237,11 +235,11 @@ class Workbench:
                 round=number,
                 seed=self.config.lora.seed,
             )
-            return cyclic_step(self._per_example(), batch)
+            return cyclic_step(self._gradients.now(), batch)
         if settings.one_step:
             most = self.config.training.examples_per_user
-            return dp_sgd_step(self._per_example(), examples_per_user=most)
-        return local_delta(lambda examples: self._delta(settings, examples, number))
+            return dp_sgd_step(self._gradients.now(), examples_per_user=most)
+        return local_delta(lambda examples: self._delta(client_id, settings, examples, number))
 
     def contribution(
         self,
@@ -265,9 +263,9 @@ class Workbench:
         """
         examples, clip = self.clients[name].train, L2Clip(policy.clip_norm, policy.count_weight)
         if not settings.one_step:
-            return clip.split(clip.unit(self._delta(settings, examples, number)))
+            return clip.split(clip.unit(self._delta(name, settings, examples, number)))
         total = clipped_sum_of_sample(
-            self._per_example(),
+            self._gradients.now(),
             examples,
             policy,
             generator,
@@ -275,29 +273,27 @@ class Workbench:
         )
         return clip.split(total)
 
-    def _per_example(self) -> PerExampleGradients:
-        if self._gradients is None:
-            raise ConfigError("per-example gradients were not checked before the first round")
-        return self._gradients
-
-    def _delta(self, settings: Settings, examples: Examples, number: int) -> NDArray[np.float32]:
-        """The change of the adapter that one client's training makes; the model is put back.
+    def _delta(
+        self, name: str, settings: Settings, examples: Examples, number: int
+    ) -> NDArray[np.float32]:
+        """The change of what travels that one client's training makes; the model is put back.
 
         A change that is not finite counts as zeros: staying silent would show it outside the noise.
 
         Raises:
             ConfigError: a trainer of the user's own left something else changed in the model.
         """
-        before = self.flat()
-        try:
-            self._train(settings, examples, number)
-            tensors = {name: p.detach() for name, p in self._travelling.items()}
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-                self.saw_non_finite = True
-                return np.zeros_like(before)
-            return self.layout.flatten(tensors) - before
-        finally:
-            self.load_flat(before)
+        with self.personal.of(name):
+            before = self.parts.flat()
+            try:
+                self._train(settings, examples, number)
+                if not self.parts.is_finite():
+                    self.saw_non_finite = True
+                    return np.zeros_like(before)
+                self.personal.trained(name)
+                return self.parts.flat() - before
+            finally:
+                self.parts.load_flat(before)
 
     def _train(self, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
@@ -317,14 +313,14 @@ class Workbench:
         if privacy.mechanism == "local":
             q = settings.stated.sampling_probability
             return DpSgdTrainer(
-                self.layout,
+                self.parts.trained,
                 local_steps=training.local_steps,
                 sampling_probability=q,
                 expected_batch_size=q * units,
                 clip_norm=privacy.clip_norm,
                 noise_multiplier=settings.stated.noise_multiplier,
                 learning_rate=training.local_learning_rate,
-                micro_batch=self._filled_micro_batch,
+                micro_batch=self._gradients.micro_batch(training.micro_batch),
                 task=self.config.model.task,
                 device=self.device,
                 generator=NoiseGenerator(),
@@ -345,13 +341,14 @@ class Workbench:
 
     def figures(self, name: str) -> NDArray[np.float64]:
         """One client's held-out figures, a bounded float64[3]."""
-        found = evaluate(
-            self.model,
-            self.clients[name].held_out,
-            task=self.config.model.task,
-            micro_batch=self.config.training.micro_batch,
-            device=self.device,
-        )
+        with self.personal.of(name):
+            found = evaluate(
+                self.model,
+                self.clients[name].held_out,
+                task=self.config.model.task,
+                micro_batch=self.config.training.micro_batch,
+                device=self.device,
+            )
         classifier = self.config.model.task == "sequence-classification"
         return Figures.vector(
             nll=found.nll_sum / max(found.tokens, 1),

@@ -15,6 +15,7 @@ from torch import nn
 
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
+from securefed.lora.core import folded, put_in_cores
 from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.lora.sharing import is_adapter_parameter, travelling_parameters
 
@@ -22,7 +23,7 @@ _TASKS = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.S
 
 
 def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftModel:
-    """Put a LoRA adapter on a base model: rows of A orthonormal, B zero.
+    """Put a LoRA adapter on a base model: rows of A orthonormal, B (or Fed-SB's R) zero.
 
     Orthonormal rows give every coordinate of B the same scale, so one clip norm fits all layers.
     Only the server calls this for its values: the same seed gives other bits on other machines,
@@ -39,11 +40,11 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
     Raises:
         ConfigError: ``task`` is unknown, a target is no linear module of the model (the message
             lists those it has), a module to save is not there, or the rank is larger than the
-            input of a target.
+            input of a target (``fedsb``, ``fedsvd``: or its output).
 
     Guarantees:
-        - Its output equals that of the base model, as B = 0.
-        - Exactly what travels under ``section.sharing`` has ``requires_grad``.
+        - Its output equals that of the base model, as B = 0 or R = 0.
+        - Exactly what trains in round 1 under ``section.sharing`` has ``requires_grad``.
 
     Source: Hu et al. 2021, "LoRA" (2106.09685), section 4.1; Sun et al. 2024 (2403.12313) for a
     frozen A with orthonormal rows.
@@ -62,6 +63,8 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
     )
     adapted = get_peft_model(model, config)
     _initialise(adapted, section.seed)
+    if section.sharing == "fedsb":
+        put_in_cores(adapted)
     travelling_parameters(adapted, section.sharing)
     adapted.eval()
     return adapted
@@ -89,11 +92,17 @@ def _check_targets(model: nn.Module, section: LoraSection) -> None:
                 f"{', '.join(has) or 'none'}"
             )
         for name in found:
-            width = _input_width(modules[name])
-            if section.rank > width:
+            inputs, outputs = _widths(modules[name])
+            if section.rank > inputs:
                 raise ConfigError(
-                    f"lora.rank = {section.rank}; {name} has {width} inputs, so that A's rows can "
-                    f"be orthonormal only for a rank <= {width}"
+                    f"lora.rank = {section.rank}; {name} has {inputs} inputs, so that A's rows can "
+                    f"be orthonormal only for a rank <= {inputs}"
+                )
+            if section.sharing in ("fedsb", "fedsvd") and section.rank > outputs:
+                raise ConfigError(
+                    f"lora.rank = {section.rank}; {name} has {outputs} outputs, so that it has "
+                    f"singular vectors, which lora.sharing = {section.sharing!r} needs, only for "
+                    f"a rank <= {outputs}"
                 )
     for wanted in section.modules_to_save:
         if not any(_ends_with(name, wanted) for name in modules):
@@ -104,11 +113,12 @@ def _check_targets(model: nn.Module, section: LoraSection) -> None:
             )
 
 
-def _input_width(module: nn.Module) -> int:
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """How many inputs and outputs a linear module has."""
     if isinstance(module, nn.Linear):
-        return module.in_features
-    weight = module.get_parameter("weight")
-    return int(weight.shape[0])
+        return module.in_features, module.out_features
+    inputs, outputs = module.get_parameter("weight").shape
+    return int(inputs), int(outputs)
 
 
 def _initialise(model: PeftModel, seed: int) -> None:
@@ -196,6 +206,7 @@ def save_adapter(
     """Write the adapter in PEFT's format, whole or not at all.
 
     ``PeftModel.from_pretrained(base, folder)`` loads it.  :data:`PROVENANCE_FILE` stands beside it.
+    For ``fedsb`` R A is written as A: an ordinary LoRA adapter of the same function.
 
     Args:
         model: a PEFT model.
@@ -251,7 +262,12 @@ def save_adapter(
 
 def _write_peft(model: PeftModel, folder: Path, base_model_name: str) -> None:
     # "auto" would ask the model hub whether the vocabulary has changed.
-    model.save_pretrained(str(folder), safe_serialization=True, save_embedding_layers=False)
+    model.save_pretrained(
+        str(folder),
+        safe_serialization=True,
+        save_embedding_layers=False,
+        state_dict=folded(model.state_dict()),
+    )
     # PEFT's model card repeats the folder that the base model came from.
     (folder / "README.md").unlink(missing_ok=True)
     config_path = folder / "adapter_config.json"

@@ -23,14 +23,18 @@ class AdapterLayout:
 
     Args:
         shapes: parameter name to shape; at least one parameter, every dimension >= 1.
+        size: length of the vector, >= that of the parameters: zeros follow them.  Rounds in which
+            different parameters travel so have vectors of one length, and one plan.
 
     Attributes:
         names: the parameter names in the order of the vector.
         shapes: name to shape, in that order; read-only.
-        size: d, the length of the vector.
+        used: how many values the parameters have.
+        size: d, the length of the vector; ``used`` without padding.
 
     Raises:
-        ConfigError: there is no parameter, or one of them has a dimension below 1.
+        ConfigError: there is no parameter, one of them has a dimension below 1, or ``size`` is too
+            small.
 
     Guarantees:
         - ``unflatten(flatten(p))`` gives back every float32 value bit for bit.
@@ -42,7 +46,7 @@ class AdapterLayout:
         (('a', 'b'), 5)
     """
 
-    def __init__(self, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(self, shapes: Mapping[str, Sequence[int]], *, size: int | None = None) -> None:
         if not shapes:
             raise ConfigError("layout: no parameter travels; at least one is needed")
         ordered: dict[str, tuple[int, ...]] = {}
@@ -53,11 +57,19 @@ class AdapterLayout:
             ordered[name] = shape
         self.names: tuple[str, ...] = tuple(ordered)
         self.shapes: Mapping[str, tuple[int, ...]] = MappingProxyType(ordered)
-        self.size = sum(math.prod(shape) for shape in ordered.values())
+        self.used = sum(math.prod(shape) for shape in ordered.values())
+        self.size = self.used if size is None else size
+        if self.size < self.used:
+            raise ConfigError(
+                f"layout: size = {self.size}; its parameters have {self.used} values, and it must "
+                "not be less"
+            )
 
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, over the names and shapes in order."""
-        listing = [[name, list(shape)] for name, shape in self.shapes.items()]
+        """SHA-256, in hexadecimal, over the names and shapes in order, and padding if any."""
+        listing: list[list[object]] = [[name, list(shape)] for name, shape in self.shapes.items()]
+        if self.size > self.used:
+            listing.append(["padding", self.size - self.used])
         text = json.dumps(["securefed adapter layout 1", listing], separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -80,7 +92,7 @@ class AdapterLayout:
             raise ConfigError(
                 f"layout: parameters missing: {missing or 'none'}, unknown: {unknown or 'none'}"
             )
-        vector = np.empty(self.size, dtype=np.float32)
+        vector = np.zeros(self.size, dtype=np.float32)
         start = 0
         for name, shape in self.shapes.items():
             tensor = tensors[name].detach()
@@ -98,7 +110,7 @@ class AdapterLayout:
         """Cut a vector into named tensors.
 
         Args:
-            vector: float[d], finite as float32.
+            vector: float[d], finite as float32; what lies in the padding is left out.
 
         Returns:
             Name to float32 tensor on the CPU, sharing no memory with ``vector``.
@@ -112,7 +124,7 @@ class AdapterLayout:
                 f"adapter vector: shape {vector.shape}; this layout needs ({self.size},)"
             )
         with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, refused below
-            exact = np.array(vector, dtype=np.float32)
+            exact = np.array(vector[: self.used], dtype=np.float32)
         self._check_finite(exact)
         tensors: dict[str, torch.Tensor] = {}
         start = 0

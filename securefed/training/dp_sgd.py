@@ -165,7 +165,8 @@ class PerExampleGradients:
         """The same gradients as float32[m, d], one row an example, as they are: finite or not."""
         for found in self._found(examples):
             flat = torch.cat([found[name].flatten(1) for name in self._layout.names], dim=1)
-            yield flat.float().cpu().numpy()
+            padded = nn.functional.pad(flat, (0, self._layout.size - self._layout.used))
+            yield padded.float().cpu().numpy()
 
     def _found(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:
         check_task(self._task, examples)

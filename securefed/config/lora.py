@@ -1,0 +1,78 @@
+"""The section of the adapter: what is built, and what of it travels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from securefed.config.base import Positive, Section
+from securefed.config.privacy import PrivacySection
+
+Sharing = Literal["ffa", "rolora", "fedsa", "fedit", "fedsb", "fedsvd"]
+SHARING_MODES: tuple[Sharing, ...] = get_args(Sharing)
+
+REFUSED_MODES: dict[str, str] = {
+    "flora": "it stacks the clients' own A and B, so the server must hold each of them",
+    "flexlora": "it multiplies each client's own B and A before it adds them up",
+    "fedex-lora": "its residual is mean(B A) - mean(B) mean(A), and mean(B A) needs each client's "
+    "own B and A (or a sum of full-size products, which undoes the saving)",
+    "hetlora": "it weighs each client's update by that update's own norm",
+    "top-k": "which entries a client keeps depends on its data and would travel in the clear, or "
+    "the sum holds the union of them",
+}
+"""Methods that need individual updates, and why a secure sum cannot give them that."""
+
+
+class LoraSection(Section):
+    """The low-rank adapter, and what of it travels (``securefed.lora.sharing`` says it exactly).
+
+    ``sharing``: ``ffa``: B travels, A is made once and frozen (2403.12313).  ``rolora``: B in odd
+    rounds, A in even ones (2502.01755).  ``fedsa``: A travels, every client keeps a B of its own.
+    ``fedit``: both, each averaged by itself, which is inexact (2305.05644).  ``fedsb``: an r x r
+    matrix between a frozen B and A (2502.15436).  ``fedsvd``: as ``ffa``, and the server re-factors
+    B A between rounds (2505.12805).  ``modules_to_save`` travel in every round of every mode.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 4
+    alpha: Positive = 8.0
+    target_modules: list[str] = Field(default=["v_proj"], min_length=1)
+    modules_to_save: list[str] = Field(default=[])
+    sharing: Sharing = "ffa"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 20260101
+
+    @field_validator("sharing", mode="before")
+    @classmethod
+    def _can_be_summed(cls, value: Any) -> Any:
+        if isinstance(value, str) and (why := REFUSED_MODES.get(value.lower())) is not None:
+            raise ValueError(
+                f"{value!r} needs individual updates, which a secure sum does not open: {why}; "
+                f"allowed: {', '.join(map(repr, SHARING_MODES))}"
+            )
+        return value
+
+
+def why_not_shared(lora: LoraSection, privacy: PrivacySection) -> str | None:
+    """Why ``lora.sharing`` cannot be had under these privacy settings, or None.
+
+    ``fedsa``: client i's B is made from its examples without noise and kept.  With neighbours that
+    differ in one example of client i, in a later round the gradients of *all* its examples differ,
+    since they are taken at another B: the clipped sum moves by up to 2 C a drawn example, not by C.
+    Under ``unit = "client"`` all of a client's vector is the unit, whatever its state.  Under
+    ``mechanism = "local"`` B itself comes out of DP-SGD, clipped and noised with A.
+    """
+    if lora.sharing == "fedsa" and privacy.unit != "client" and privacy.mechanism != "local":
+        return (
+            f"lora.sharing = 'fedsa' with privacy.unit = {privacy.unit!r}, privacy.mechanism = "
+            f"{privacy.mechanism!r}: each client keeps a B made from its data, so that what was "
+            "drawn once moves all its later gradients, and clipping each "
+            f"{privacy.unit} by itself bounds nothing; use privacy.unit = 'client', or mechanism = "
+            "'local'"
+        )
+    if lora.sharing in ("rolora", "fedsvd") and privacy.sampling == "cyclic":
+        return (
+            f"lora.sharing = {lora.sharing!r} with privacy.sampling = 'cyclic': noise that is to "
+            "cancel between rounds must meet the same coordinates in them, and what travels (or "
+            "its basis) changes from round to round; use 'ffa', 'fedit' or 'fedsb'"
+        )
+    return None

@@ -31,6 +31,16 @@ class MovesFrozen(Quiet):
             model.get_input_embeddings().weight[1, 1] += float(data.input_ids[0, 0])
 
 
+class MovesFrozenFactor(Quiet):
+    """From the second round on it changes what of the adapter is frozen in the round."""
+
+    def train(self, model: torch.nn.Module, data: Any, round: int) -> None:
+        super().train(model, data, round)
+        for name, parameter in model.named_parameters():
+            if round > 1 and ".lora_" in name and not parameter.requires_grad:
+                parameter.data.add_(0.01)
+
+
 class MovesBuffer(Quiet):
     def train(self, model: torch.nn.Module, data: Any, round: int) -> None:
         super().train(model, data, round)

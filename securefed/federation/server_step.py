@@ -56,10 +56,8 @@ class ServerStep:
         """
         self._parts.begin(number)
         layout, optimizer = self._parts.layout, self._optimizers[self._parts.turn]
-        own = gradient.copy()
-        own[layout.used :] = 0.0
         optimizer.restore(optimizer.state() | {"parameters": torch.from_numpy(self._flat(layout))})
-        self._values |= layout.unflatten(optimizer.step(own))
+        self._values |= layout.unflatten(optimizer.step(gradient))
         changed = set(layout.names)
         if self._parts.mode.refactored:
             fresh = refactored(self._values)

@@ -86,7 +86,7 @@ def test_a_step_on_the_mean_gives_the_stated_formula_and_leaves_the_frozen_bit_f
 
 
 def test_factors_that_travel_in_turn_have_moments_of_their_own():
-    """Three rounds of B and two of A equal two Adams apart; a head has one value and two moments."""
+    """Rounds of B and A equal two Adams apart; a head has one value and two moments."""
     model, parts, server = made("rolora", kind="adam", learning_rate=0.01)
     first = adapter_state(model)
     apart = {}
@@ -118,7 +118,7 @@ def test_a_step_goes_on_bit_for_bit_from_what_was_kept(sharing, kind):
     kept = {name: value.clone() for name, value in server.state().items()}
     whole = adapter_state(model)
 
-    again, its_parts, its_server = made(sharing, kind, 0.05)
+    again, _, its_server = made(sharing, kind, 0.05)
     its_server.restore(kept)
     resumed = adapter_state(again)
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

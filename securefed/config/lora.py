@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from securefed.config.base import Positive, Section
 from securefed.config.privacy import PrivacySection
 
+AdapterKind = Literal["lora", "ia3", "prompt", "bottleneck"]
 Sharing = Literal["ffa", "rolora", "fedsa", "fedit", "fedsb", "fedsvd"]
 SHARING_MODES: tuple[Sharing, ...] = get_args(Sharing)
 
@@ -25,7 +26,13 @@ REFUSED_MODES: dict[str, str] = {
 
 
 class LoraSection(Section):
-    """The low-rank adapter, and what of it travels (``securefed.lora.sharing`` says it exactly).
+    """The adapter, and what of it travels (``securefed.lora.sharing`` says it exactly).
+
+    ``kind``: ``"lora"``, or one or several of ``"lora"``, ``"ia3"`` (2205.05638; by default on the
+    outputs of ``k_proj`` and ``v_proj`` and the input of ``down_proj``), ``"prompt"`` (2104.08691;
+    causal language models) and ``"bottleneck"`` (1902.00751; by default behind ``o_proj`` and
+    ``down_proj``).  Modules beside LoRA travel whole in every round of every mode; without LoRA
+    nothing else does, and ``sharing`` is left out.
 
     ``sharing``: ``ffa``: B travels, A is made once and frozen (2403.12313).  ``rolora``: B in odd
     rounds, A in even ones (2502.01755).  ``fedsa``: A travels, every client keeps a B of its own.
@@ -34,11 +41,17 @@ class LoraSection(Section):
     B A between rounds (2505.12805).  ``modules_to_save`` travel in every round of every mode.
     """
 
+    kind: AdapterKind | Annotated[list[AdapterKind], Field(min_length=1)] = "lora"
     rank: Annotated[int, Field(ge=1, le=1024)] = 4
     alpha: Positive = 8.0
     target_modules: list[str] = Field(default=["v_proj"], min_length=1)
     modules_to_save: list[str] = Field(default=[])
     sharing: Sharing = "ffa"
+    ia3_modules: list[str] | None = None
+    ia3_feedforward_modules: list[str] | None = None
+    prompt_tokens: Annotated[int, Field(ge=1, le=1024)] | None = None
+    bottleneck_modules: Annotated[list[str], Field(min_length=1)] | None = None
+    bottleneck_width: Annotated[int, Field(ge=1, le=4096)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 20260101
 
     @field_validator("sharing", mode="before")
@@ -50,6 +63,33 @@ class LoraSection(Section):
                 f"allowed: {', '.join(map(repr, SHARING_MODES))}"
             )
         return value
+
+    @property
+    def kinds(self) -> tuple[AdapterKind, ...]:
+        """``kind`` as a list always."""
+        return (self.kind,) if isinstance(self.kind, str) else tuple(self.kind)
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> Self:
+        if len(set(self.kinds)) != len(self.kinds):
+            raise ValueError(f"kind = {list(self.kinds)}: one of them is named twice")
+        if "lora" not in self.kinds and (self.sharing != "ffa" or self.modules_to_save):
+            raise ValueError(
+                f"kind = {self.kind!r} without 'lora': lora.sharing divides LoRA's factors, and "
+                "lora.modules_to_save goes with its layers; leave both out, or add 'lora'"
+            )
+        for field in type(self).model_fields:
+            kind = field.partition("_")[0]
+            if (
+                kind in get_args(AdapterKind)
+                and kind not in self.kinds
+                and getattr(self, field) is not None
+            ):
+                raise ValueError(
+                    f"{field} = {getattr(self, field)!r} with kind = {self.kind!r}: it is of "
+                    f"{kind!r} alone; add that to kind, or leave it out"
+                )
+        return self
 
 
 def why_not_shared(lora: LoraSection, privacy: PrivacySection) -> str | None:

@@ -199,6 +199,8 @@ class Workbench:
             base_model_name=self.model_name,
             base_fingerprint=self.fingerprint,
             sharing=self.config.lora.sharing,
+            section=self.config.lora,
+            task=self.config.model.task,
         )
 
     # -- training --------------------------------------------------------------------------

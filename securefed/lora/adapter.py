@@ -16,14 +16,16 @@ from torch import nn
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
 from securefed.lora.core import folded, put_in_cores
+from securefed.lora.inserted import insert
+from securefed.lora.inserted_files import write_inserted
 from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.lora.sharing import is_adapter_parameter, travelling_parameters
 
 _TASKS = {"causal-lm": TaskType.CAUSAL_LM, "sequence-classification": TaskType.SEQ_CLS}
 
 
-def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftModel:
-    """Put a LoRA adapter on a base model: rows of A orthonormal, B (or Fed-SB's R) zero.
+def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> nn.Module:
+    """Put an adapter on a base model.  Of LoRA: rows of A orthonormal, B (or Fed-SB's R) zero.
 
     Orthonormal rows give every coordinate of B the same scale, so one clip norm fits all layers.
     Only the server calls this for its values: the same seed gives other bits on other machines,
@@ -31,11 +33,11 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
 
     Args:
         model: the base model; it is changed in place.
-        section: rank, alpha, target modules, modules to save, sharing mode and seed.
+        section: kinds, rank, alpha, target modules, modules to save, sharing mode and seed.
         task: ``causal-lm`` or ``sequence-classification``.
 
     Returns:
-        The PEFT model, without LoRA dropout, in evaluation mode.
+        The PEFT model, without LoRA dropout, in evaluation mode; without LoRA ``model`` itself.
 
     Raises:
         ConfigError: ``task`` is unknown, a target is no linear module of the model (the message
@@ -43,7 +45,8 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
             input of a target (``fedsb``, ``fedsvd``: or its output).
 
     Guarantees:
-        - Its output equals that of the base model, as B = 0 or R = 0.
+        - Its output equals that of the base model, as B = 0 or R = 0 and inserted modules change
+          nothing at first; except with prompt tokens.
         - Exactly what trains in round 1 under ``section.sharing`` has ``requires_grad``.
 
     Source: Hu et al. 2021, "LoRA" (2106.09685), section 4.1; Sun et al. 2024 (2403.12313) for a
@@ -51,6 +54,14 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
     """
     if task not in _TASKS:
         raise ConfigError(f"task = {task!r}; allowed: {', '.join(map(repr, _TASKS))}")
+    adapted = _with_lora(model, section, task) if "lora" in section.kinds else model
+    insert(adapted, section, task=task)
+    travelling_parameters(adapted, section.sharing)
+    adapted.eval()
+    return adapted
+
+
+def _with_lora(model: nn.Module, section: LoraSection, task: str) -> nn.Module:
     _check_targets(model, section)
     config = LoraConfig(
         r=section.rank,
@@ -61,12 +72,10 @@ def build_adapter(model: nn.Module, section: LoraSection, *, task: str) -> PeftM
         bias="none",
         task_type=_TASKS[task],
     )
-    adapted = get_peft_model(model, config)
+    adapted: nn.Module = get_peft_model(model, config)
     _initialise(adapted, section.seed)
     if section.sharing == "fedsb":
         put_in_cores(adapted)
-    travelling_parameters(adapted, section.sharing)
-    adapted.eval()
     return adapted
 
 
@@ -121,7 +130,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     return int(inputs), int(outputs)
 
 
-def _initialise(model: PeftModel, seed: int) -> None:
+def _initialise(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
     with torch.no_grad():
@@ -201,19 +210,29 @@ def state_hash(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def save_adapter(
-    model: PeftModel, folder: Path, *, base_model_name: str, base_fingerprint: str, sharing: str
+    model: nn.Module,
+    folder: Path,
+    *,
+    base_model_name: str,
+    base_fingerprint: str,
+    sharing: str,
+    section: LoraSection | None = None,
+    task: str = "causal-lm",
 ) -> None:
     """Write the adapter in PEFT's format, whole or not at all.
 
-    ``PeftModel.from_pretrained(base, folder)`` loads it.  :data:`PROVENANCE_FILE` stands beside it.
+    ``PeftModel.from_pretrained(base, folder)`` loads its LoRA layers, and ``load_inserted`` what
+    was put in beside them.  :data:`PROVENANCE_FILE` stands beside it.
     For ``fedsb`` R A is written as A: an ordinary LoRA adapter of the same function.
 
     Args:
-        model: a PEFT model.
+        model: as ``build_adapter`` gives it.
         folder: is made, or replaced if it is there.
         base_model_name: a hub or built-in name; no absolute path, no ``..``.
         base_fingerprint: of the base weights, hexadecimal.
         sharing: the sharing mode that the adapter was trained under.
+        section: the section that it was built with; needed where modules are inserted.
+        task: likewise.
 
     Raises:
         ConfigError: ``base_model_name`` is a path of this machine, or the folder cannot be
@@ -240,7 +259,10 @@ def save_adapter(
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as work:
             fresh = Path(work) / "new"
             fresh.mkdir()
-            _write_peft(model, fresh, base_model_name)
+            if isinstance(model, PeftModel):
+                _write_peft(model, fresh, base_model_name)
+            if section is not None:
+                write_inserted(model, fresh, section, task=task, base_model_name=base_model_name)
             provenance = {
                 "base_model": base_model_name,
                 "base_fingerprint": base_fingerprint,
@@ -248,14 +270,14 @@ def save_adapter(
                 "state_sha256": state_hash(adapter_state(model)),
             }
             _write_json(fresh / PROVENANCE_FILE, provenance)
-            for path in fresh.iterdir():
+            for path in fresh.rglob("*"):
                 _sync(path)
             if folder.exists():
                 os.replace(folder, Path(work) / "old")
             os.replace(fresh, folder)
         # safetensors makes its files readable by the owner only; the folder is for sharing.
-        shared = folder / "adapter_model.safetensors"
-        shared.chmod((folder / PROVENANCE_FILE).stat().st_mode)
+        for shared in folder.rglob("*.safetensors"):
+            shared.chmod((folder / PROVENANCE_FILE).stat().st_mode)
     except OSError as error:
         raise ConfigError(f"adapter folder {folder}: {error.strerror or error}") from error
 

@@ -19,12 +19,17 @@ from securefed.errors import ConfigError
 Factor = Literal["A", "B", "core", "whole"]
 """``core`` is the R of Fed-SB; ``whole`` is what is trained in full, such as a head."""
 
-_WHOLE = (".modules_to_save.",)
+_INSERTED = "inserted_"
+
+
+def is_inserted(name: str) -> bool:
+    """Whether a parameter is of a module that was put in beside LoRA (``lora.inserted``)."""
+    return any(part.startswith(_INSERTED) for part in name.split("."))
 
 
 def factor_of(name: str) -> Factor | None:
-    """What a parameter of a PEFT model is to its adapter; None for the base model's own."""
-    if any(part in name for part in _WHOLE):
+    """What a parameter of an adapted model is to its adapter; None for the base model's own."""
+    if ".modules_to_save." in name or is_inserted(name):
         return "whole"
     if ".lora_B." in name:
         return "B"
@@ -221,8 +226,9 @@ def divide(model: nn.Module, mode: type[SharingMode], number: int) -> Division:
     # A tied weight appears under each of its names, or a frozen twin would escape the check below.
     every = dict(sorted(model.named_parameters(remove_duplicate=False)))
     factors = {name: factor_of(name) for name in every}
-    missing = sorted((wanted | mode.kept) - {"whole"} - set(factors.values()))
-    if missing:
+    has = set(factors.values()) - {None}
+    missing = sorted((wanted | mode.kept) - {"whole"} - has)
+    if missing and has != {"whole"}:  # inserted modules alone travel whole
         raise ConfigError(
             f"model: no parameter is a {' or '.join(missing)} of LoRA (lora_A, lora_B); it has no "
             f"LoRA adapter that could train under lora.sharing = {mode.name!r}"

@@ -133,6 +133,7 @@ def predict(model: nn.Module, batch: Batch, task: str) -> Predictions:
     which kernels run does not depend on how long the other examples are.
     """
     mask = torch.ones_like(batch.attention_mask) if task == "causal-lm" else batch.attention_mask
+    width = batch.input_ids.shape[1]
     output = model(input_ids=batch.input_ids, attention_mask=mask)
     if task == "sequence-classification":
         if batch.labels is None:
@@ -140,7 +141,8 @@ def predict(model: nn.Module, batch: Batch, task: str) -> Predictions:
         logits, targets = output.logits[:, None, :], batch.labels[:, None]
         counted = torch.ones_like(targets, dtype=torch.bool)
     else:
-        logits, targets = output.logits[:, :-1], batch.input_ids[:, 1:]
+        # What a prompt before the text predicts, up to the text's first token, is not scored.
+        logits, targets = output.logits[:, -width:][:, :-1], batch.input_ids[:, 1:]
         counted = (batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]).bool()
     flat = nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), reduction="none"

@@ -23,6 +23,7 @@ from securefed.errors import ConfigError, GradientCheckError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
 from securefed.federation.server_step import ServerStep
 from securefed.lora.adapter import adapter_state
+from securefed.lora.inserted_files import load_inserted
 from securefed.lora.sharing import factor_of, sharing_mode
 from securefed.training.dp_sgd import PerExampleGradients
 
@@ -313,3 +314,28 @@ def test_comparisons_begin_every_client_anew(tmp_path):
     assert again.nll == pytest.approx(first.nll, rel=0.2)
     assert first.nll < result.before.nll
     assert json.loads((result.folder / "costs.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("kind", "sharing"), [("prompt", "ffa"), (["lora", "ia3", "bottleneck"], "rolora")], ids=str
+)
+def test_inserted_modules_train_with_dp_sgd_verify_and_load_back(tmp_path, kind, sharing):
+    path = written(tmp_path, sharing, lora=LORA | {"sharing": sharing, "kind": kind},
+                   training={"rounds": 2, "server_learning_rate": 0.05})  # fmt: skip
+    federation = Federation.from_config(path)
+    result = federation.run(tmp_path / "out")
+    verdict = verify_run(result.folder)
+    assert verdict.finished
+    assert any("adapter/inserted.safetensors" in line for line in verdict.lines)
+    model = federation._used.model
+    first = load_file(result.folder / "checkpoints" / "initial.safetensors")
+    last = adapter_state(model)
+    assert all(not torch.equal(first[n], last[n]) for n in first if factor_of(n) == "whole")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    if "lora" in kind:
+        loaded = PeftModel.from_pretrained(loaded, str(result.folder / "adapter"))
+    load_inserted(loaded, result.folder / "adapter")
+    ids = torch.arange(8).unsqueeze(0)
+    torch.testing.assert_close(
+        loaded(input_ids=ids).logits, model(input_ids=ids).logits, atol=1e-4, rtol=1e-4
+    )

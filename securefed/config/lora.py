@@ -57,11 +57,12 @@ class LoraSection(Section):
     @field_validator("sharing", mode="before")
     @classmethod
     def _can_be_summed(cls, value: Any) -> Any:
-        if isinstance(value, str) and (why := REFUSED_MODES.get(value.lower())) is not None:
-            raise ValueError(
-                f"{value!r} needs individual updates, which a secure sum does not open: {why}; "
-                f"allowed: {', '.join(map(repr, SHARING_MODES))}"
-            )
+        for name, why in REFUSED_MODES.items():
+            if isinstance(value, str) and _plain(value) == _plain(name):
+                raise ValueError(
+                    f"{value!r} needs individual updates, which a secure sum does not open: {why}; "
+                    f"allowed: {', '.join(map(repr, SHARING_MODES))}"
+                )
         return value
 
     @property
@@ -90,6 +91,10 @@ class LoraSection(Section):
                     f"{kind!r} alone; add that to kind, or leave it out"
                 )
         return self
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def why_not_shared(lora: LoraSection, privacy: PrivacySection) -> str | None:

@@ -90,9 +90,9 @@ def test_it_costs_what_the_same_run_without_adaptation_costs(finished):
 
 
 def test_the_optimiser_sees_no_bit(finished):
-    layout = Federation(load_config(finished.folder / "config.toml")).prepare()[0].layout
+    bench = Federation(load_config(finished.folder / "config.toml")).prepare()[0]
     genesis = read_ledger(finished.folder / "ledger.jsonl")[0].body["privacy"]
-    assert genesis["dimension"] == layout.size
+    assert genesis["dimension"] == bench.dimension
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_with_the_clip_that_follows_from_its_record(
     def killed(self, ledger, number):
         if number == 3:
             if when == "before the adapter":
-                monkeypatch.setattr(self.optimizer, "step", lambda gradient: 1 / 0)
+                monkeypatch.setattr(self.step, "step", lambda number, gradient: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     round_of(self, ledger, number)
             raise KeyboardInterrupt

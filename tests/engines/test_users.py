@@ -186,5 +186,5 @@ def test_the_micro_batch_follows_from_public_figures_alone(tmp_path, most, size)
         write_users(tmp_path / "users", heavy=heavy)
         bench, settings = Federation.from_config(path).prepare()
         assert settings.one_step
-        sizes.append(bench._filled_micro_batch)
+        sizes.append(bench._gradients.micro_batch(0))
     assert sizes == [size, size]

@@ -282,11 +282,14 @@ def test_dependent_rows_and_unknown_moments_are_refused():
 # -- the run file ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*REFUSED_MODES, "FLoRA"])
-def test_methods_that_need_individual_updates_are_refused_with_the_reason(name):
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [*((name, name) for name in REFUSED_MODES), ("FLoRA", "flora"), ("top_k", "top-k")],
+)
+def test_methods_that_need_individual_updates_are_refused_with_the_reason(written, name):
     with pytest.raises(ValidationError, match=r"individual updates.*") as refusal:
-        LoraSection(sharing=name)
-    assert REFUSED_MODES[name.lower()] in str(refusal.value)
+        LoraSection(sharing=written)
+    assert REFUSED_MODES[name] in str(refusal.value)
     assert "'ffa'" in str(refusal.value)
 
 

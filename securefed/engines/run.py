@@ -164,8 +164,10 @@ class Run:
             )
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
-        self.bench.personal.save_adapters(
-            self.folder.personal, self.cohort, self.bench.save_adapter
+        self.folder.save_personal(
+            lambda path: self.bench.personal.save_adapters(
+                path, self.cohort, self.bench.save_adapter
+            )
         )
         write_whole(
             self.folder.costs,
@@ -303,7 +305,7 @@ class Run:
         )
         sent = self.step.step(number, self.settings.gradient(server.sum, survivors))
         self.bench.personal.take_over()
-        self.bench.personal.save(self.folder.personal, self.cohort, number)
+        self.folder.save_personal(lambda path: self.bench.personal.save(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state())
         self._policy = self._policy.after(fraction)
         applied: dict[str, object] = {"adapter_sha256": self.bench.adapter_hash().hex()}

@@ -147,6 +147,13 @@ class RunFolder:
         _sync_tree(self.adapter)
         _sync(self.path)
 
+    def save_personal(self, write: Callable[[Path], None]) -> None:
+        """Let ``write`` put what clients keep in its place, and flush it, if there is any."""
+        write(self.personal)
+        if self.personal.exists():
+            _sync_tree(self.personal)
+            _sync(self.path)
+
     def save_checkpoint(self, round_number: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write ``checkpoints/round-N`` at once and drop the one before the last."""
         final = self.checkpoints / f"round-{round_number}"

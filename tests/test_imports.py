@@ -86,7 +86,10 @@ import securefed.secagg
 for package in ("crypto", "encoding", "privacy", "secagg", "evidence", "reports", "federation"):
     module = importlib.import_module(f"securefed.{package}")
     for found in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
-        if found.name not in ("securefed.federation.server_optimizer",):
+        if found.name not in (
+            "securefed.federation.server_optimizer",
+            "securefed.federation.server_step",
+        ):
             importlib.import_module(found.name)
 
 import numpy as np

@@ -9,11 +9,14 @@ if TYPE_CHECKING:
     from securefed.crypto.identity import IdentityKey, IdentityPublicKey
     from securefed.engines.in_process import SecureRoundResult, secure_round
     from securefed.engines.simulation import Federation
+    from securefed.engines.sliced import SlicedRoundResult, secure_sliced_round
     from securefed.federation.account import open_account
     from securefed.federation.client import ClientRound
     from securefed.federation.floors import ClientFloors
     from securefed.federation.server import ServerRound
     from securefed.federation.session import RoundSession
+    from securefed.federation.sliced_rounds import SlicedClientRound, SlicedServerRound
+    from securefed.federation.slices import SlicedSession, standing_slices
     from securefed.privacy.accounting import PrivacyGuarantee
     from securefed.privacy.policy import PrivacyPolicy
     from securefed.secagg.aggregations import (
@@ -41,8 +44,14 @@ _WHERE = {
     "RoundSession": "securefed.federation.session",
     "SecureRoundResult": "securefed.engines.in_process",
     "ServerRound": "securefed.federation.server",
+    "SlicedClientRound": "securefed.federation.sliced_rounds",
+    "SlicedRoundResult": "securefed.engines.sliced",
+    "SlicedServerRound": "securefed.federation.sliced_rounds",
+    "SlicedSession": "securefed.federation.slices",
     "open_account": "securefed.federation.account",
     "secure_round": "securefed.engines.in_process",
+    "secure_sliced_round": "securefed.engines.sliced",
+    "standing_slices": "securefed.federation.slices",
 }
 
 __all__ = [
@@ -60,8 +69,14 @@ __all__ = [
     "RoundSession",
     "SecureRoundResult",
     "ServerRound",
+    "SlicedClientRound",
+    "SlicedRoundResult",
+    "SlicedServerRound",
+    "SlicedSession",
     "open_account",
     "secure_round",
+    "secure_sliced_round",
+    "standing_slices",
 ]
 
 

@@ -18,10 +18,11 @@ from securefed.errors import BudgetExceeded, ConfigError, ProtocolError, SecureF
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
+from securefed.federation.sliced_rounds import SlicedServerRound
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation
-from securefed.secagg.aggregator import SESSION_BYTES
+from securefed.secagg.aggregator import SESSION_BYTES, AggregationClient
 from securefed.secagg.carriers import MaskRemoval, apply_masks
 from securefed.secagg.decryptor import Decryptor
 from securefed.secagg.encryption import DECRYPTOR
@@ -51,8 +52,8 @@ class Carried:
 
 
 def carry(
-    server: ServerRound,
-    clients: Mapping[str, ClientRound | Decryptor],
+    server: ServerRound | SlicedServerRound,
+    clients: Mapping[str, AggregationClient],
     *,
     drop: Mapping[str, Stage] | None = None,
     keep_transcript: bool = True,
@@ -208,8 +209,8 @@ def secure_round(
     ids = {str(key): key for key in updates}
     if len(ids) != len(updates):
         raise ConfigError("updates: two client ids have the same text")
-    arrays = {str(key): _checked(key, value, privacy.unit) for key, value in updates.items()}
-    dropped = _checked_drop(drop or {}, ids)
+    arrays = {str(key): checked_update(key, value, privacy.unit) for key, value in updates.items()}
+    dropped = checked_drop(drop or {}, ids)
     cohort = tuple(sorted(arrays))
     widths = {array.shape[-1] for array in arrays.values()}
     if len(widths) != 1:
@@ -283,7 +284,8 @@ def _encode(array: NDArray[np.floating], privacy: PrivacyPolicy) -> Encode:
     return lambda codec, generator: codec.encode_update(array, generator)
 
 
-def _checked(key: Hashable, value: ArrayLike, unit: str) -> NDArray[np.floating]:
+def checked_update(key: Hashable, value: ArrayLike, unit: str) -> NDArray[np.floating]:
+    """A finite float array with as many axes as ``unit`` asks for."""
     array = np.asarray(value)
     wanted = 1 if unit == "client" else 2
     if array.dtype.kind not in "fiu" or array.ndim != wanted or array.shape[-1] == 0:
@@ -299,7 +301,8 @@ def _checked(key: Hashable, value: ArrayLike, unit: str) -> NDArray[np.floating]
     return array
 
 
-def _checked_drop(drop: Mapping[Hashable, Stage], ids: Mapping[str, Hashable]) -> dict[str, Stage]:
+def checked_drop(drop: Mapping[Hashable, Stage], ids: Mapping[str, Hashable]) -> dict[str, Stage]:
+    """By id as text; refuses unknown ids and stages."""
     for key, stage in drop.items():
         if str(key) not in ids:
             raise ConfigError(f"drop: {key!r} is not a client of this round")

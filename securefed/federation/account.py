@@ -12,6 +12,7 @@ from securefed.errors import ConfigError
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.session import RoundSession
+from securefed.federation.slices import SlicedSession
 from securefed.privacy.accounting import Adversary
 
 
@@ -22,7 +23,7 @@ def _utc_minute() -> str:
 
 def open_account(
     path: Path,
-    session: RoundSession,
+    session: RoundSession | SlicedSession,
     client_id: str,
     *,
     limit: float | None = None,
@@ -35,7 +36,7 @@ def open_account(
 
     Args:
         path: the account's ledger, kept by the client; its folder must be there.
-        session: any round of the kind that the account prices.
+        session: any round of the kind that the account prices; a sliced one costs one charge.
         client_id: whose account it is.
         limit: largest epsilon that this client will spend; None for no limit.
         against: whom epsilon speaks of, the owner's choice and never a round's.  Against the server

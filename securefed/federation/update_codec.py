@@ -101,10 +101,7 @@ class UpdateCodec:
         """
         self._check_unit("client")
         self._check_shape(update.shape, (self.plan.dimension,))
-        if not np.isfinite(update).all():
-            _tell(on_zeroed, "the update is not finite: it counts as zeros")
-            update = np.zeros(self.plan.dimension)
-        return self._round_and_noise(self._clip.unit(update), generator)
+        return self._round_and_noise(clipped_update(update, self._clip, on_zeroed), generator)
 
     def encode_examples(
         self,
@@ -132,13 +129,8 @@ class UpdateCodec:
                 f"{len(rows)} {self.policy.unit}s: at most max_examples = "
                 f"{self.plan.max_examples} are allowed"
             )
-        kept = poisson_sample(len(rows), self.policy.sampling_probability, generator)
-        sampled = rows[kept]
-        failed = int((~np.isfinite(sampled).all(axis=1)).sum())
-        if failed:
-            unit = self.policy.unit
-            _tell(on_zeroed, f"{failed} sampled {unit}s are not finite: they count as zeros")
-        return self.encode_clipped_sum(self._clip.clip_rows(sampled), generator)
+        total = sampled_sum(rows, self._clip, self.policy, generator, on_zeroed)
+        return self.encode_clipped_sum(total, generator)
 
     def encode_clipped_sum(
         self,
@@ -249,6 +241,32 @@ class UpdateCodec:
     def _check_shape(found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
             raise ConfigError(f"update of shape {found}: must be {expected}")
+
+
+def clipped_update(
+    update: NDArray[np.floating], clip: L2Clip, on_zeroed: OnZeroed | None = None
+) -> NDArray[np.float64]:
+    """What one client's whole update contributes: float64[d + clip.bits]; zeros if not finite."""
+    if not np.isfinite(update).all():
+        _tell(on_zeroed, "the update is not finite: it counts as zeros")
+        update = np.zeros(update.shape)
+    return clip.unit(update)
+
+
+def sampled_sum(
+    rows: NDArray[np.floating],
+    clip: L2Clip,
+    policy: PrivacyPolicy,
+    generator: NoiseGenerator,
+    on_zeroed: OnZeroed | None = None,
+) -> NDArray[np.float64]:
+    """Sum of a secret Poisson sample of rows, each clipped by itself: float64[d + clip.bits]."""
+    sampled = rows[poisson_sample(len(rows), policy.sampling_probability, generator)]
+    failed = int((~np.isfinite(sampled).all(axis=1)).sum())
+    if failed:
+        unit = policy.unit
+        _tell(on_zeroed, f"{failed} sampled {unit}s are not finite: they count as zeros")
+    return clip.clip_rows(sampled)
 
 
 def _tell(on_zeroed: OnZeroed | None, what: str) -> None:

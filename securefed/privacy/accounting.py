@@ -206,7 +206,16 @@ def accounted_adversary(policy: PrivacyPolicy) -> Adversary:
     return "release" if policy.mechanism == "central" else "server"
 
 
-def _sampling(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
+def unknown_noises(bounds: CohortBounds, against: Adversary) -> int:
+    """Clients whose noise this adversary does not know, in a sum of the fewest survivors."""
+    return {
+        "server": bounds.honest_floor,
+        "release": bounds.survivor_floor,
+        "fellow_client": bounds.survivor_floor - 1,
+    }[against]
+
+
+def sampling_against(policy: PrivacyPolicy, against: Adversary) -> tuple[float, str]:
     """Q that this adversary does not see through, and how it comes about."""
     if policy.separation is not None:
         return 1.0, (
@@ -327,12 +336,8 @@ def guarantee(
     bounds = CohortBounds.of(policy, cohort_size)
     central = policy.mechanism == "central"
     # In a sum of the fewest survivors; the plan looks at all larger ones.
-    honest = {
-        "server": bounds.honest_floor,
-        "release": bounds.survivor_floor,
-        "fellow_client": bounds.survivor_floor - 1,
-    }[against]
-    q, sampling = _sampling(policy, against)
+    honest = unknown_noises(bounds, against)
+    q, sampling = sampling_against(policy, against)
     if against == "server" and (plaintext or central):
         epsilon = math.inf
     elif policy.strategy is not None:

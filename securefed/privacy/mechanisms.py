@@ -103,6 +103,7 @@ class RoundPlan:
         padded: p, length after rotation, what is masked and sent.
         resolution: float units of one grid step.
         clip_units: K = unit_bound / resolution.
+        longest_unit: K with what floating point may add to it: what the bound is computed from.
         local_std: each client's noise std in grid units, all layers together (0 unless the noise
             is distributed).
         server_std: std of what a trusted server adds to the sum (0 unless the noise is central).
@@ -127,6 +128,7 @@ class RoundPlan:
     padded: int
     resolution: float
     clip_units: float
+    longest_unit: float
     local_std: float
     server_std: float
     honest_std: float
@@ -267,6 +269,7 @@ def plan_round(
         padded=padded,
         resolution=clip.unit_bound / clip_units,
         clip_units=clip_units,
+        longest_unit=longest_unit,
         local_std=0.0 if central else std,
         server_std=std if central else 0.0,
         honest_std=honest_std,

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from sliced import QUIET, SilentInSlices, play, session_of, set_up
 
+from securefed.crypto.prg import add_keystream
+from securefed.crypto.shamir import Reconstructor
 from securefed.encoding.wire import unpack_ring
 from securefed.engines.in_process import carry
-from securefed.errors import RemoteProtocolError, ThresholdNotMet
 from securefed.federation.sliced_rounds import decode_parts
 from securefed.secagg import messages as wire_messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.messages import Reveal
 from securefed.secagg.pairwise_server import PairwiseServer
-from securefed.secagg.recovery import Holders
 from securefed.secagg.signed import Signed
 
 TIERS, WIDTHS = (1, 1, 1, 2, 2, 2), (4, 40)
@@ -58,8 +58,8 @@ class Liar(Lax):
         )
 
 
-def attack(kind, *, least_contributors):
-    """Play a round with such a server for slice 2; the round, and every part of slice 2 it got."""
+def attack(kind, *, least_contributors, lost=LOST):
+    """A round with such a server for slice 2; the round, and every part of slice 2 it received."""
     session = session_of(
         TIERS,
         WIDTHS,
@@ -67,93 +67,96 @@ def attack(kind, *, least_contributors):
         policy=replace(QUIET, dropout_fraction=0.34),  # one of slice 2's three, but for its floor
     )
     played = set_up(session)
-    half = kind(session.sessions[1].context)
-    played.server._live[2]._half = half
+    played.server._live[2]._half = kind(session.sessions[1].context)
     wrapped = {
-        name: SilentInSlices(client, played.server, name, LOST, 2)
+        name: SilentInSlices(client, played.server, name, lost, 2)
         for name, client in played.clients.items()
     }
     played.carried = carry(played.server, wrapped)
     received = {
         stage: {
-            name: parts[2]
+            name: Signed.decode(parts[2], limit=len(message)).body
             for name, message in sent.items()
             if 2 in (parts := decode_parts(message, slices=2))
         }
         for stage, sent in played.carried.transcript.items()
     }
-    return played, half, received
+    return played, received
 
 
-def computed(half, received, session):
-    """All vectors that follow from the bytes: masked inputs added, every mask removed that can be.
-
-    Shares are taken from the bytes themselves.  Where they do not suffice for a client, its mask
-    stays in the sum.
+def computed(received, session):
+    """What follows from the bytes alone: the masked inputs added, less every self-mask whose seed
+    the shares that were sent give; and how many clients sent shares.
     """
     one = session.sessions[1]
-    size = len(one.cohort)
-    bits, length = one.plan.bits, one.plan.padded
+    size, threshold = len(one.cohort), one.context.parameters.threshold
+    bits, length, digest = one.plan.bits, one.plan.padded, one.context.digest
+    inputs = received["masked_input"]
     total = np.zeros(length, dtype=np.uint32)
-    for message in received["masked_input"].values():
-        body = Signed.decode(message, limit=len(message)).body
+    for body in inputs.values():
         total += unpack_ring(body[32:], length, bits)
-    bare = total.copy()
-    half._survivors = frozenset(one.context.index(n) for n in received["masked_input"])
-    half._reveals = {}
-    for name, message in received.get("unmask", {}).items():
-        body = Signed.decode(message, limit=len(message)).body
-        half._reveals[one.context.index(name)] = Reveal.decode(body, size=size, limit=size)
-    found = [bare]
-    masks = []
-    stream = half._left_masks(Holders(one.context.parameters.threshold))
-    try:
-        for mask in stream:
-            masks.append(mask)
-            partial = total.copy()
-            half._remove_masks(partial, masks)
-            found.append(partial)
-    except (ThresholdNotMet, RemoteProtocolError):
-        pass
-    mask = np.uint32((1 << bits) - 1)
-    return [one.codec.decode(vector & mask) for vector in found], len(received.get("unmask", {}))
+    view = next(iter(inputs.values()))[:32]
+    reveals = {
+        one.context.index(name): Reveal.decode(body, size=size, limit=size)
+        for name, body in received.get("unmask", {}).items()
+    }
+    for index in (one.context.index(name) for name in inputs):
+        held = {
+            holder + 1: reveal.self_shares[index]
+            for holder, reveal in reveals.items()
+            if index in reveal.self_shares
+        }
+        if len(held) >= threshold:
+            points = tuple(sorted(held))[:threshold]
+            seed = Reconstructor(points, threshold).reconstruct({p: held[p] for p in points})
+            key = keys.self_keystream_key(seed, digest, view, index)
+            add_keystream(total, key, subtract=True)
+    return one.codec.decode(total & np.uint32((1 << bits) - 1)), len(reveals)
+
+
+def near(found, wanted):
+    """Whether a tenth of the coordinates is right; by chance hardly one is."""
+    return bool((np.abs(found - wanted) < 1e-3).mean() > 0.1)
+
+
+SURVIVORS = ("c03", "c04")
 
 
 def test_the_slice_stays_closed_and_the_other_is_opened():
-    played, half, received = attack(Lax, least_contributors=3)
+    played, received = attack(Lax, least_contributors=3)
     assert 2 in played.server.dropped
     np.testing.assert_array_equal(
         played.server.sums[1], played.plain_sum(1, tuple(played.session.tiers))
     )
-    for name in ("c03", "c04"):
+    for name in SURVIVORS:
         assert "survivors: 2 clients, at least 3 are needed" in played.clients[name].refusals[2]
-    vectors, shares = computed(half, received, played.session)
-    assert shares == 0  # not one share was ever sent
-    wanted = played.plain_sum(2, ("c03", "c04"))
-    assert len(vectors) == 1  # masked inputs added: no mask could be removed
-    assert not _near(vectors[0], wanted)
+    found, revealed = computed(received, played.session)
+    assert revealed == 0  # of that slice not one share was ever sent
+    assert not near(found, played.plain_sum(2, SURVIVORS))
 
 
-def test_the_same_attack_opens_the_slice_where_clients_ask_for_one_survivor_less():
-    played, half, received = attack(Lax, least_contributors=2)
-    vectors, shares = computed(half, received, played.session)
-    assert shares == 2
-    wanted = played.plain_sum(2, ("c03", "c04"))
-    np.testing.assert_array_equal(vectors[-1], wanted)
+def test_the_same_server_opens_the_slice_where_clients_ask_for_one_survivor_less():
+    played, received = attack(Lax, least_contributors=2)
+    assert played.server.survivors[2] == SURVIVORS
+    np.testing.assert_array_equal(played.server.sums[2], played.plain_sum(2, SURVIVORS))
+    assert computed(received, played.session)[1] == 2
+
+
+def test_the_same_computation_opens_the_slice_where_enough_survive():
+    played, received = attack(Lax, least_contributors=3, lost={})
+    found, revealed = computed(received, played.session)
+    assert revealed == 3
+    np.testing.assert_array_equal(found, played.plain_sum(2, (*SURVIVORS, "c05")))
 
 
 def test_a_list_with_a_client_that_sent_nothing_leaves_its_pairwise_masks_in_the_sum():
-    """Clients then reveal shares of self-masks, and the sum is of no use without the third."""
-    played, half, received = attack(Liar, least_contributors=3)
-    wanted = played.plain_sum(2, ("c03", "c04"))
-    vectors, shares = computed(half, received, played.session)
-    assert shares >= 2
-    assert not any(_near(vector, wanted) for vector in vectors)
-
-
-def _near(found, wanted):
-    # A coordinate that is right by chance is off by less than a step in 2^20 of the ring.
-    return bool((np.abs(found - wanted) < 1e-3 * (1 + np.abs(wanted))).mean() > 0.1)
+    """Clients then reveal shares of self-masks, of no use without the third one's input."""
+    played, received = attack(Liar, least_contributors=3)
+    wanted = played.plain_sum(2, SURVIVORS)
+    found, revealed = computed(received, played.session)
+    assert revealed == 2
+    assert not near(found, wanted)
+    assert not near(played.server.sums[2], wanted)  # what the lie opens is noise
 
 
 @pytest.mark.parametrize("stage", ["advertise", "share", "masked_input"])

@@ -28,12 +28,15 @@ its update and prunes ranks by it; neither is possible under a secure sum, and n
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
@@ -164,6 +167,52 @@ def slice_hashes(state: Mapping[str, torch.Tensor], tiers: RankTiers) -> tuple[s
     return tuple(hashes)
 
 
+@contextmanager
+def limited_to_rank(model: nn.Module, rank: int) -> Iterator[None]:
+    """Within the block a model of the largest rank computes and trains as one of ``rank``.
+
+    For a simulation, where one model serves clients of all tiers; a deployment builds its own
+    (:func:`section_at`), which is smaller.  The scale being one, the two are the same function: the
+    columns of every B beyond ``rank`` are zeros, and their gradients too, so that an optimiser that
+    starts from zeros (and decays towards zero) leaves them there.  A per-example gradient
+    (``PerExampleGradients``) is not masked: take the slices that the tier holds.
+
+    Args:
+        model: a PEFT model with a LoRA adapter, what trains already chosen; no other block of this
+            kind is open on it.
+        rank: in 1..its own.
+
+    Raises:
+        ConfigError: ``rank`` is outside that.
+
+    Guarantees:
+        - Afterwards the columns beyond ``rank`` are bit for bit what they were.
+    """
+    factors = [p for name, p in model.named_parameters() if _axis(name) == 1]
+    for factor in factors:
+        _check_rank(rank, factor.shape[1])
+    kept = [factor.detach()[:, rank:].clone() for factor in factors]
+
+    def masked(gradient: torch.Tensor) -> torch.Tensor:
+        own = gradient.clone()
+        own[:, rank:] = 0.0
+        return own
+
+    trained = [factor for factor in factors if factor.requires_grad]
+    hooks = [factor.register_hook(masked) for factor in trained]  # type: ignore[no-untyped-call]
+    try:
+        with torch.no_grad():
+            for factor in factors:
+                factor[:, rank:] = 0.0
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for factor, beyond in zip(factors, kept, strict=True):
+                factor[:, rank:] = beyond
+
+
 class RankLayout:
     """What travels, of every rank, as one vector of slices: slice 1 first, each in its own layout.
 
@@ -175,6 +224,7 @@ class RankLayout:
 
     Attributes:
         widths: d_1..d_m, the length of each slice.
+        whole: the layout without slices, at the largest rank.
 
     Raises:
         ConfigError: nothing of low rank travels, A does, or a B has another rank than the largest.
@@ -208,6 +258,7 @@ class RankLayout:
             layouts.append(AdapterLayout({**whole, **cut}))
         self._layouts = tuple(layouts)
         self.widths = tuple(layout.size for layout in layouts)
+        self.whole = AdapterLayout(shapes)
 
     def flatten(self, tensors: Mapping[str, torch.Tensor], tier: int) -> NDArray[np.float32]:
         """Join a client's tensors, at the rank of its tier, into its vector.
@@ -252,6 +303,29 @@ class RankLayout:
             else tensor
             for name, tensor in sorted(found[0].items())
         }
+
+    def order(self) -> NDArray[np.int64]:
+        """Where each coordinate of the vector of slices stands in that of ``whole``.
+
+        ``flat[order]`` is the vector of slices, and ``flat[order[:d]]``, d = d_1 + .. + d_k, the
+        vector of tier k.
+
+        Returns:
+            int64[d_1 + .. + d_m], a permutation.
+        """
+        places: dict[str, torch.Tensor] = {}
+        start = 0
+        for name, shape in self.whole.shapes.items():
+            size = math.prod(shape)
+            places[name] = torch.arange(start, start + size).reshape(shape)
+            start += size
+        return np.concatenate(
+            [
+                _columns(name, places[name], *self.tiers.bounds(number)).reshape(-1).numpy()
+                for number, layout in enumerate(self._layouts, start=1)
+                for name in layout.names
+            ]
+        )
 
     def fingerprint(self) -> str:
         """Text that two parties share where they slice alike; goes into what a round agrees on."""

@@ -16,7 +16,14 @@ from securefed.lora.adapter import (
     save_adapter,
     state_hash,
 )
-from securefed.lora.ranks import RankLayout, RankTiers, at_rank, section_at, slice_hashes
+from securefed.lora.ranks import (
+    RankLayout,
+    RankTiers,
+    at_rank,
+    limited_to_rank,
+    section_at,
+    slice_hashes,
+)
 from securefed.lora.sharing import travelling_parameters
 
 TIERS = RankTiers((2, 4, 8))
@@ -106,6 +113,58 @@ def test_vectors_of_lower_tiers_are_the_beginning_of_the_highest_and_come_back_b
         assert all(torch.equal(back[name], own[name]) for name in own)
     for tier in (1, 2):
         np.testing.assert_array_equal(vectors[3][: vectors[tier].size], vectors[tier])
+
+
+def test_the_order_takes_a_flat_vector_apart_into_slices():
+    state, slices = server_state(), layout()
+    own = travelling(model_at(state, 8))
+    flat = slices.whole.flatten(own)
+    order = slices.order()
+    np.testing.assert_array_equal(np.sort(order), np.arange(flat.size))
+    for tier, rank in enumerate(TIERS.ranks, start=1):
+        held = sum(slices.widths[:tier])
+        np.testing.assert_array_equal(
+            flat[order[:held]], slices.flatten(travelling(model_at(state, rank)), tier)
+        )
+
+
+@pytest.mark.parametrize("rank", TIERS.ranks)
+def test_within_a_limit_one_model_trains_as_a_model_of_that_rank(rank):
+    """AdamW with decay, from a trained B: the same outputs before, after, and the same columns."""
+    state, slices = server_state(), layout()
+    small, large = model_at(state, rank), model_at(state, 8)
+    before = {name: tensor.clone() for name, tensor in travelling(large).items()}
+    tier = TIERS.tier(rank)
+
+    def trained(model):
+        step = torch.optim.AdamW(
+            travelling_parameters(model, "ffa").values(), lr=0.05, weight_decay=0.1
+        )
+        for _ in range(3):
+            step.zero_grad()
+            model(input_ids=IDS, labels=IDS).loss.backward()
+            step.step()
+        return model(input_ids=IDS).logits
+
+    wanted = trained(small)
+    with limited_to_rank(large, rank):
+        travelling_parameters(large, "ffa")
+        torch.testing.assert_close(trained(large), wanted, rtol=1e-4, atol=1e-5)
+        own = {n: t.clone() for n, t in travelling(large).items()}
+    held = sum(slices.widths[:tier])
+    np.testing.assert_allclose(
+        slices.whole.flatten(own)[slices.order()[:held]],
+        slices.flatten(travelling(small), tier),
+        atol=1e-5,
+    )
+    for name, tensor in travelling(large).items():
+        if ".lora_B." in name:
+            assert not own[name][:, rank:].any()
+            assert torch.equal(tensor[:, rank:], before[name][:, rank:])
+            assert rank == 8 or tensor[:, rank:].any()
+    with pytest.raises(ConfigError, match=r"rank = 9: must be 1\.\.8"):
+        with limited_to_rank(large, 9):
+            pass
 
 
 @settings(max_examples=60, deadline=None)

@@ -61,7 +61,7 @@ def load(options: argparse.Namespace) -> LoadedModel:
 
 def tokenized(options: argparse.Namespace) -> dict[str, ClientData]:
     section = DataSection(source=options.data, window_tokens=options.window)
-    return tokenize_clients(
+    found = tokenize_clients(
         load_corpus(options.data, cache=cache_dir(), section=section),
         section,
         tokenizer=load(options).tokenizer,
@@ -70,6 +70,7 @@ def tokenized(options: argparse.Namespace) -> dict[str, ClientData]:
         held_out_windows=options.held_out,
         held_out_tokens=options.window,
     )
+    return {name: found[name] for name in sorted(found)[: options.clients]}
 
 
 class Arm:
@@ -229,6 +230,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where clients keep their accounts; must be new")
     parser.add_argument("--model", default="builtin:smollm2-135m-instruct")
     parser.add_argument("--data", default="builtin:state-of-the-union")
+    parser.add_argument("--clients", type=int, default=12, help="at most; the first by name")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--noise", type=float, default=0.6)
     parser.add_argument("--batch", type=float, default=128.0, help="expected, over all clients")
@@ -238,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     options.folder.mkdir(parents=True)
     clients = tokenized(options)
-    devices = {name: DEVICES[i % len(DEVICES)] for i, name in enumerate(sorted(clients))}
+    devices = {name: DEVICES[i % len(DEVICES)] for i, name in enumerate(clients)}
     print(f"{len(clients)} clients; ranks " + ", ".join(f"{n} {r}" for n, r in devices.items()))
     for label, ranks in (
         ("weakest-for-all", dict.fromkeys(devices, WEAK)),

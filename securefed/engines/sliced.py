@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,8 +31,8 @@ class SlicedRoundResult:
 
     Attributes:
         sums: by slice that was opened, float64[d_slice]: the survivors' sum, plus noise.
-        means: by slice that was opened, its sum over the number of *its* survivors, or, for
-            ``unit="example"`` and ``"user"``, over their expected batch.
+        means: by slice that was opened, its sum over the number (or public weight) of *its*
+            survivors, or, for ``unit="example"`` and ``"user"``, over their expected batch.
         survivors: by slice that was opened: ids inside its sum, sorted.
         dropped: by slice that stays closed: why.
         bytes_up: bytes sent by each client, by id.
@@ -76,6 +77,7 @@ def secure_sliced_round(
     privacy: PrivacyPolicy,
     aggregation: Aggregation | None = None,
     least_contributors: int = LEAST_CONTRIBUTORS,
+    weights: Mapping[Hashable, float] | None = None,
     drop: Mapping[Hashable, Stage] | None = None,
     remove_masks: MaskRemoval = apply_masks,
 ) -> SlicedRoundResult:
@@ -88,6 +90,8 @@ def secure_sliced_round(
         privacy: what is protected and by how much, of the whole vector.
         aggregation: ``PairwiseAggregation()`` by default.
         least_contributors: survivors below which a slice stays closed, >= 2.
+        weights: for ``unit="client"``: each client's public weight, > 0, which its update was
+            multiplied by already, before clipping; 1 for each without it.
         drop: client id -> the stage from which on it is silent, in all of its slices.
         remove_masks: on one core by default.
 
@@ -95,9 +99,9 @@ def secure_sliced_round(
         The sums and all that describes them.
 
     Raises:
-        ConfigError: an update is not finite, or its length is not that of slices 1..k; an id or
-            stage is unknown; a slice has too few clients (merge its tier beforehand:
-            ``standing_slices``); or the policy is not covered.  Nothing was sent.
+        ConfigError: an update is not finite, or its length is not that of slices 1..k; an id, stage
+            or weight is missing, unknown or out of range; a slice has too few clients (merge its
+            tier beforehand: ``standing_slices``); or the policy is not covered.  Nothing was sent.
         OverflowBoundError: a sum might not fit the ring; nothing was sent.
         ThresholdNotMet: too few clients were left in every slice; nothing was opened.
 
@@ -119,6 +123,7 @@ def secure_sliced_round(
         raise ConfigError("updates: two client ids have the same text")
     arrays = {str(key): checked_update(key, value, privacy.unit) for key, value in updates.items()}
     dropped = checked_drop(drop or {}, ids)
+    weighed = _weighed(weights, ids, privacy)
     lengths = {int(total): tier for tier, total in enumerate(np.cumsum(widths), start=1)}
     for name, array in arrays.items():
         if array.shape[-1] not in lengths:
@@ -158,7 +163,7 @@ def secure_sliced_round(
 
     def divisor(number: int) -> float:
         if privacy.unit == "client":
-            return float(len(survivors[number]))
+            return float(sum(weighed[name] for name in survivors[number]))
         rows = sum(len(arrays[name]) for name in survivors[number])
         return max(privacy.sampling_probability * rows, 1e-12)
 
@@ -181,3 +186,19 @@ def _encode(array: NDArray[np.floating], privacy: PrivacyPolicy) -> SlicedEncode
     if privacy.unit != "client":
         return lambda codec, generator: codec.encode_examples(array, generator)
     return lambda codec, generator: codec.encode_update(array, generator)
+
+
+def _weighed(
+    weights: Mapping[Hashable, float] | None, ids: Mapping[str, Hashable], privacy: PrivacyPolicy
+) -> dict[str, float]:
+    """Each client's weight, by id as text."""
+    if weights is None:
+        return dict.fromkeys(ids, 1.0)
+    if privacy.unit != "client":
+        raise ConfigError(f"weights with unit = {privacy.unit!r}: allowed with unit = 'client'")
+    if set(weights) != set(ids.values()):
+        raise ConfigError("weights: must name exactly the clients of updates")
+    for key, weight in weights.items():
+        if not (math.isfinite(weight) and weight > 0):
+            raise ConfigError(f"weights[{key!r}] = {weight}: must be finite, > 0")
+    return {str(key): float(weight) for key, weight in weights.items()}

@@ -81,7 +81,10 @@ def slice_policy(
             f"{max(floor, corrupt + 2)} are needed, 2 of the survivors honest"
         )
     return replace(
-        policy, corrupt_fraction=corrupt / members, dropout_fraction=(members - floor) / members
+        policy,
+        # Never less than of the cohort, which a client's own floor is compared with.
+        corrupt_fraction=max(policy.corrupt_fraction, corrupt / members),
+        dropout_fraction=(members - floor) / members,
     )
 
 

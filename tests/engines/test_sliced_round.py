@@ -68,6 +68,38 @@ def test_a_dropped_slice_does_not_move_and_the_others_go_on():
         )
 
 
+def test_public_weights_divide_each_slice_by_those_of_its_own_survivors():
+    weights = {name: 1.0 + index % 3 for index, name in enumerate(updates())}
+    values = {name: vector / 100.0 for name, vector in updates().items()}  # nothing is clipped
+    result = secure_sliced_round(
+        {name: weights[name] * vector for name, vector in values.items()},
+        widths=WIDTHS,
+        privacy=PLAIN,
+        weights=weights,
+        drop={"t3-1": "masked_input"},
+    )
+    start = 0
+    for number, width in enumerate(WIDTHS, start=1):
+        held = result.survivors[number]
+        wanted = np.average(
+            [values[name][start : start + width] for name in held],
+            axis=0,
+            weights=[weights[name] for name in held],
+        )
+        np.testing.assert_allclose(result.means[number], wanted, atol=1e-6)
+        start += width
+    for wrong in ({"t1-0": 1.0}, weights | {"t1-0": 0.0}, weights | {"t1-0": math.nan}):
+        with pytest.raises(ConfigError, match=r"^weights"):
+            secure_sliced_round(values, widths=WIDTHS, privacy=PLAIN, weights=wrong)
+    with pytest.raises(ConfigError, match="weights with unit = 'example'"):
+        secure_sliced_round(
+            {f"c{i}": np.zeros((1, 3)) for i in range(4)},
+            widths=(3,),
+            privacy=PrivacyPolicy(clip_norm=1.0, mechanism="none", unit="example"),
+            weights={f"c{i}": 1.0 for i in range(4)},
+        )
+
+
 def test_with_one_slice_it_is_a_round():
     given = updates((6,), (50,))
     policy = PrivacyPolicy(clip_norm=1.0, noise_multiplier=0.8)

@@ -264,6 +264,11 @@ def test_all_corrupt_clients_of_the_cohort_may_sit_in_the_top_tier():
     session = session_of((1,) * 12 + (2,) * 8, policy=policy)
     bounds = [CohortBounds.of(one.policy, len(one.cohort)) for one in session.sessions]
     assert [b.corrupt for b in bounds] == [2, 2]
+    # Rounding down to whole clients does not put a slice below a client's floor on the fraction.
+    uneven = session_of((1,) * 9 + (2,) * 6, policy=policy)
+    for one in uneven.sessions:
+        assert CohortBounds.of(one.policy, len(one.cohort)).corrupt == 1
+        ClientFloors(min_corrupt_fraction=0.1, max_dropout_fraction=0.25).check(one)
     assert [b.honest_floor for b in bounds] == [13, 4]
     # Noise of each slice's own honest survivors has the whole clip's multiplier.
     for one, bound in zip(session.sessions, bounds, strict=True):

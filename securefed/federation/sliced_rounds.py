@@ -34,8 +34,8 @@ from securefed.federation.client import ClientRound, Encode
 from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
 from securefed.federation.slices import SlicedCodec, SlicedSession
+from securefed.secagg.aggregator import Outgoing
 from securefed.secagg.carriers import MaskRemoval, apply_masks
-from securefed.secagg.relay import Outgoing
 
 SLICED = 31
 _LONGEST_PART = 2**32 - 1  # of a u32; each part's own decoder has the real limit

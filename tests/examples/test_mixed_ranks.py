@@ -32,7 +32,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixed")
-    return folder, run(folder, "--rounds", "3", "--learning-rate", "0.1")
+    return folder, run(folder, "--rounds", "2", "--learning-rate", "0.15", "--noise", "0.5")
 
 
 def arms(text: str) -> dict[str, list[float]]:
@@ -48,7 +48,7 @@ def test_every_arm_learns_and_mixed_ranks_cost_the_epsilon_of_one_rank(done):
     found = arms(result.stdout)
     assert list(found) == ["weakest-for-all", "mixed", "strongest-for-all"]
     for before, after, _, _, _ in found.values():
-        assert after < 0.9 * before
+        assert after < 0.95 * before
     epsilons = [values[-1] for values in found.values()]
     assert max(epsilons) <= 1.01 * min(epsilons)
     assert "3 slices of one vector" in result.stdout
@@ -59,7 +59,7 @@ def test_each_client_charges_a_round_once_whatever_its_rank(done):
     accounts = sorted((folder / "accounts").glob("mixed-*.jsonl"))
     assert len(accounts) == 12
     for path in accounts:
-        assert [record.body["round"] for record in read_charges(path)] == [1, 2, 3]
+        assert [record.body["round"] for record in read_charges(path)] == [1, 2]
 
 
 def test_a_client_sends_more_the_higher_its_rank(done):

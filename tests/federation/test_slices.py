@@ -82,7 +82,7 @@ def rounds(draw):
     return session, silent, draw(st.integers(0, 1000))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rounds())
 def test_masked_sums_of_mixed_ranks_are_the_plain_sums_to_the_last_bit(drawn):
     """Whoever falls silent in which slice and stage: each slice's own survivors, or no sum."""

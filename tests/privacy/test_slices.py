@@ -172,7 +172,7 @@ def apart(pair: Pair, make) -> tuple[float, list[UpdateCodec]]:
     return float(np.linalg.norm(np.concatenate(moved))), codecs
 
 
-def search(unit, *, make=whole, bound=stated, seed=0, until=math.inf, starts=12, steps=120):
+def search(unit, *, make=whole, bound=stated, seed=0, until=math.inf, starts=10, steps=80):
     """The largest (|D|^2 - C^2) / (bound^2 - C^2) that is found; above 1 the bound is broken."""
     rng, worst = np.random.default_rng(seed), -math.inf
     for _ in range(starts):

@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import pytest
 from tiny import write_run
 
 import securefed.crypto.shamir
@@ -13,6 +14,7 @@ from securefed import Federation
 from securefed.crypto import keys
 from securefed.evidence.ledger import read_ledger
 from securefed.secagg import round_secrets
+from securefed.secagg.encrypting import SumKey
 
 
 def written(folder: Path) -> bytes:
@@ -71,3 +73,33 @@ def test_no_secret_reaches_ledger_logs_or_run_folder(tmp_path, monkeypatch, capf
     # The search does find what is there: a session's name is public and in the ledger.
     opened = next(r for r in read_ledger(out / "ledger.jsonl") if r.kind == "round_opened")
     assert holds(everything, bytes.fromhex(opened.body["session"]))
+
+
+@pytest.mark.parametrize("holder", ["decryptor", "cohort"])
+def test_no_key_of_an_encrypted_run_reaches_its_folder(tmp_path, monkeypatch, holder):
+    secrets: set[bytes] = set()
+    real_random, parts = os.urandom, SumKey.parts
+
+    def urandom(count):
+        drawn = real_random(count)
+        if count >= 32:  # a session's name is 16, and public
+            secrets.add(drawn)
+        return drawn
+
+    def kept(self):
+        public, secret = parts(self)
+        # Whole words of the key: its start alone might stand in many files.
+        secrets.update(secret[start : start + 64] for start in (0, 1024, 4096))
+        return public, secret
+
+    monkeypatch.setattr(os, "urandom", urandom)
+    monkeypatch.setattr(SumKey, "parts", kept)
+    aggregation = {"kind": "bfv", "key_holder": holder}
+    path = write_run(tmp_path, training={"rounds": 1}, aggregation=aggregation)
+    Federation.from_config(path).run(tmp_path / "out")
+    monkeypatch.undo()
+    # Three sums: a key, a round secret and six clients' key pairs each.
+    assert len([secret for secret in secrets if len(secret) == 64]) == 9
+    assert len(secrets) > 9 + 3 * 7
+    everything = written(tmp_path / "out")
+    assert not [secret for secret in secrets if holds(everything, secret)]

@@ -96,8 +96,9 @@ class HomomorphicAggregation:
             the bytes; for those who ask.
         key_holder: ``"decryptor"``, a separate party, or ``"cohort"``: every client.
         masked: with a decryptor: pairwise and self masks beneath the encryption.
-        bits: ring width, 20..32, or ``"auto"``: 20 where it costs less than 2 % of sensitivity,
-            which puts three values in a slot; else as for pairwise masks.
+        bits: ring width, 20..32, or ``"auto"``: 20, which puts three values in a slot, where it
+            costs less than 2 % of sensitivity and leaves the summed noise 1024 grid steps (its
+            distance from a Gaussian costs delta); else as for pairwise masks.
         degree, sigma, eta: of the masking graph, as for :class:`PairwiseAggregation`.
 
     Raises:
@@ -114,6 +115,8 @@ class HomomorphicAggregation:
 
     COARSEST: ClassVar[float] = 1.02
     """Largest sensitivity, over the clip, of a ring that is chosen for its width."""
+    LEAST_NOISE: ClassVar[float] = 1024.0
+    """Least std of the honest survivors' noise in such a ring, in grid steps."""
 
     def __post_init__(self) -> None:
         check_arrangement(self.scheme, self.key_holder, self.masked)
@@ -163,7 +166,8 @@ class HomomorphicAggregation:
             plan = plan_round(policy, cohort_size=cohort_size, dimension=dimension, bits=MIN_BITS)
         except OverflowBoundError:
             return "auto"
-        return MIN_BITS if plan.sensitivity <= self.COARSEST * plan.clip_units else "auto"
+        fine = plan.honest_std == 0.0 or plan.honest_std >= self.LEAST_NOISE
+        return MIN_BITS if fine and plan.sensitivity <= self.COARSEST * plan.clip_units else "auto"
 
     def encryption(self, plan: RoundPlan, bounds: CohortBounds) -> RoundEncryption:
         """Ciphertexts and slots for one round.

@@ -75,6 +75,13 @@ def test_three_values_share_a_slot_where_that_costs_less_than_two_percent_of_sen
     encryption, plan = planned(NOISED, size=1000, dimension=1_000_000)
     assert plan.bits > 20
     assert encryption.packing.fields == 2
+    # Many examples a client leave the noise few grid steps: its shape would then cost delta.
+    crowded = PrivacyPolicy(
+        clip_norm=1.0, noise_multiplier=0.6, unit="example", max_examples=100, corrupt_fraction=0.0
+    )
+    encryption, plan = planned(crowded, size=8, dimension=100)
+    assert plan.honest_std >= 1024
+    assert plan_round(crowded, cohort_size=8, dimension=100, bits=20).honest_std < 1024
     wide, _ = planned(NOISED, size=100, dimension=1_000_000, bits=24)
     assert wide.packing.fields == 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,9 +11,11 @@ from numpy.typing import NDArray
 
 from securefed.crypto.identity import IdentityKey
 from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.metering import Meter
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.update_codec import UpdateCodec
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import ClientData, Examples
@@ -35,21 +36,15 @@ class SimulatedClient:
     budget: ClientBudget
     policy: PrivacyPolicy
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
-    seconds: float = 0.0
+    meter: Meter = field(default_factory=Meter, repr=False)
 
     def timed(
         self, encode: EncodeFor
     ) -> Callable[[UpdateCodec, NoiseGenerator], NDArray[np.uint32]]:
-        """The client's contribution to one round, with the seconds it took added up."""
-
-        def run(codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
-            started = time.perf_counter()
-            try:
-                return encode(self.data.train, codec, generator)
-            finally:
-                self.seconds += time.perf_counter() - started
-
-        return run
+        """The client's contribution to one round, whose phases this client's meter measures."""
+        return lambda codec, generator: encode(
+            self.data.train, codec.measured(self.meter.phase), generator
+        )
 
 
 @dataclass
@@ -58,6 +53,7 @@ class SimulatedDecryptor:
 
     openings: Ledger
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
+    meter: Meter = field(default_factory=Meter, repr=False)
 
 
 class EncodeFor(Protocol):
@@ -77,6 +73,7 @@ def clipped_sum_of_sample(
     generator: NoiseGenerator,
     *,
     examples_per_user: int | None,
+    phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
     """A secret Poisson sample of the policy's units, each one's gradient clipped, summed.
 
@@ -86,17 +83,19 @@ def clipped_sum_of_sample(
         policy: unit ``"example"`` or ``"user"``, sampling probability and clip norm.
         generator: the secret words of the sample.
         examples_per_user: most examples of a user in the step; all of them without it.
+        phase: told when units are trained on and when they are clipped.
 
     Returns:
         float64[d], followed by the bits' sum under adaptive clipping; zeros without a call of the
         model for an empty sample.
     """
-    q = policy.sampling_probability
-    if policy.unit == "user":
-        drawn = sampled_users(examples, q, generator, most=examples_per_user)
-        return clipped_sum_of_users(gradients, drawn, policy.clip_norm, policy.count_weight)
-    kept = poisson_sample(len(examples), q, generator)
-    return gradients.clipped_sum(examples.take(kept), policy.clip_norm, policy.count_weight)
+    q, clip = policy.sampling_probability, (policy.clip_norm, policy.count_weight)
+    with phase("train"):
+        if policy.unit == "user":
+            drawn = sampled_users(examples, q, generator, most=examples_per_user)
+            return clipped_sum_of_users(gradients, drawn, *clip, phase=phase)
+        kept = poisson_sample(len(examples), q, generator)
+        return gradients.clipped_sum(examples.take(kept), *clip, phase=phase)
 
 
 def dp_sgd_step(
@@ -111,7 +110,12 @@ def dp_sgd_step(
         examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
         total = clipped_sum_of_sample(
-            gradients, examples, codec.policy, generator, examples_per_user=examples_per_user
+            gradients,
+            examples,
+            codec.policy,
+            generator,
+            examples_per_user=examples_per_user,
+            phase=codec.phase,
         )
         return codec.encode_clipped_sum(total, generator)
 
@@ -129,7 +133,10 @@ def cyclic_step(gradients: PerExampleGradients, batch: NDArray[np.int64]) -> Enc
     def encode(
         examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
-        total = gradients.clipped_sum(examples.take(batch), codec.policy.clip_norm)
+        with codec.phase("train"):
+            total = gradients.clipped_sum(
+                examples.take(batch), codec.policy.clip_norm, phase=codec.phase
+            )
         return codec.encode_clipped_sum(total, generator)
 
     return encode
@@ -141,6 +148,8 @@ def local_delta(train: Callable[[Examples], NDArray[np.float32]]) -> EncodeFor:
     def encode(
         examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
-        return codec.encode_update(train(examples), generator)
+        with codec.phase("train"):
+            delta = train(examples)
+        return codec.encode_update(delta, generator)
 
     return encode

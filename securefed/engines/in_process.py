@@ -19,6 +19,7 @@ from securefed.federation.client import ClientRound, Encode
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.federation.sliced_rounds import SlicedServerRound
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation
@@ -57,6 +58,8 @@ def carry(
     *,
     drop: Mapping[str, Stage] | None = None,
     keep_transcript: bool = True,
+    client_work: Phase = unmeasured,
+    server_work: Phase = unmeasured,
 ) -> Carried:
     """Carry one round's messages between a server and its clients.
 
@@ -65,6 +68,8 @@ def carry(
         clients: not yet started; with a decryptor it is one of them, under ``"decryptor"``.
         drop: the stage from which on a client is silent.
         keep_transcript: keep every byte the server received.
+        client_work: entered, with its name, while a client or the decryptor is at work.
+        server_work: entered, with the stage, while the server is.
 
     Returns:
         What was carried; the result is in ``server``.
@@ -87,20 +92,23 @@ def carry(
                 carried.bytes_down[name] += len(reply) if reply is not None else 0
                 started = time.perf_counter()
                 try:
-                    message = client.start() if reply is None else client.handle(reply)
+                    with client_work(name):
+                        message = client.start() if reply is None else client.handle(reply)
                     answered = time.perf_counter()
                     seconds[name] = answered - started
                     carried.bytes_up[name] += len(message)
                     if keep_transcript:
                         received[name] = message  # a message that is then refused was received too
-                    server.receive(name, message)
+                    with server_work(stage):
+                        server.receive(name, message)
                     taking += time.perf_counter() - answered
                     unanswered.discard(name)
                 except (ProtocolError, BudgetExceeded) as error:
                     carried.refusals[name] = str(error)
             carried.taking[stage] = taking
             carried.unanswered |= unanswered
-            inbox = server.advance()
+            with server_work(stage):
+                inbox = server.advance()
     except SecureFedError as error:
         for name, why in carried.refusals.items():
             error.add_note(f"{name}: {why}")

@@ -22,6 +22,7 @@ from securefed.engines.attempts import (
 )
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.events import Observer
+from securefed.engines.metering import Meter
 from securefed.engines.openings import check_openings, first_record
 from securefed.engines.parties import Parties
 from securefed.engines.run_folder import RunFolder
@@ -139,7 +140,9 @@ class Opening:
         if self._settings.aggregation.has_decryptor:
             check_openings(self._folder.path, genesis, history)
             openings = Ledger.open(self._folder.openings(), clock=self._clock)
-            decryptor = SimulatedDecryptor(held.enter_context(openings))
+            decryptor = SimulatedDecryptor(
+                held.enter_context(openings), meter=Meter(memory=self._bench.memory)
+            )
         accounts, clients = {}, {}
         for name in self._cohort:
             accounts[name] = Ledger.open(self._folder.budget(name), clock=self._clock)
@@ -150,7 +153,13 @@ class Opening:
                 epsilon_after=self._settings.epsilon_after,
                 limit=self._settings.limit[1] if self._settings.limit else None,
             )
-            clients[name] = SimulatedClient(name, self._bench.clients[name], budget, history.policy)
+            clients[name] = SimulatedClient(
+                name,
+                self._bench.clients[name],
+                budget,
+                history.policy,
+                meter=Meter(memory=self._bench.memory),
+            )
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
             paid = [_sessions(account) for account in accounts.values()]

@@ -8,6 +8,7 @@ from typing import get_args
 from securefed.config import KeyHolder, Mechanism
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
+from securefed.engines.metering import Meter
 from securefed.engines.openings import noting
 from securefed.federation.client import ClientRound
 from securefed.federation.floors import ClientFloors
@@ -57,9 +58,12 @@ class Parties:
         return max(client.budget.charges for client in self.clients.values())
 
     @property
-    def seconds(self) -> float:
-        """What all clients together have worked."""
-        return sum(client.seconds for client in self.clients.values())
+    def meters(self) -> dict[str, Meter]:
+        """Everybody's own, by name."""
+        meters = {name: client.meter for name, client in self.clients.items()}
+        if self._decryptor is not None:
+            meters[DECRYPTOR] = self._decryptor.meter
+        return meters
 
     def afford(self) -> bool:
         """Whether one more round stays within every client's limit."""

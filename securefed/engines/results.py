@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from securefed.engines.attempts import (
     CLOSED,
@@ -15,7 +11,6 @@ from securefed.engines.attempts import (
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
-from securefed.engines.settings import Settings
 from securefed.engines.verify import verified_run
 from securefed.errors import LedgerTampered
 from securefed.evidence.ledger import read_ledger
@@ -74,43 +69,3 @@ def recorded_result(folder: Path) -> RunResult | None:
         events=[recorded_event(run.records, n, run.settings) for n in range(rounds + 1)],
         stopped=str(closed["stopped"]),
     )
-
-
-def costs(events: list[RoundEvent], settings: Settings) -> dict[str, Any]:
-    """Means over the rounds of a run; seconds are over those since the last resume."""
-    rounds = [event for event in events if event.round > 0]
-    timed = [event for event in rounds if event.seconds > 0]
-
-    def mean(of: list[RoundEvent], value: Callable[[RoundEvent], float]) -> float:
-        return float(np.mean([value(event) for event in of])) if of else 0.0
-
-    found: dict[str, Any] = {
-        "aggregation": settings.config.aggregation.kind,
-        "rounds": len(rounds),
-        "clients": settings.cohort_size,
-        "trainable_parameters": settings.plan.dimension,
-        "bytes_up_per_client_and_round": mean(rounds, lambda event: event.bytes_up),
-        "bytes_down_per_client_and_round": mean(rounds, lambda event: event.bytes_down),
-        "client_seconds_per_round": mean(timed, lambda event: event.client_seconds),
-        "seconds_per_round": mean(timed, lambda event: event.seconds),
-        "note": "client seconds are means over the cohort of a simulation; a deployment does "
-        "not send them, because they tell the size of a secret sample",
-    }
-    encryption = settings.encryption
-    if encryption is None:
-        return found
-    return found | {
-        "encryption": {
-            "key_holder": encryption.key_holder,
-            "masked": encryption.masked,
-            "ciphertexts_per_contribution": encryption.count,
-            "bytes_per_contribution": encryption.input_bytes,
-            "bytes_per_value": encryption.input_bytes / settings.plan.dimension,
-            "client_seconds_encrypting": mean(timed, lambda event: event.encrypting_seconds),
-            "server_seconds_adding": mean(timed, lambda event: event.adding_seconds),
-            "key_holder_seconds_opening": mean(timed, lambda event: event.opening_seconds),
-            "note": "seconds a round: a client's for the answer with its contribution, making and "
-            "charging that left out; the server's for all of these; one key holder's.  They depend "
-            "on no sample",
-        }
-    }

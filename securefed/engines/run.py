@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -27,14 +26,16 @@ from securefed.engines.attempts import (
     next_clip_norm,
 )
 from securefed.engines.cohort import SimulatedClient
+from securefed.engines.cost_records import CostRecords, What, hiding_phase
 from securefed.engines.events import Observer, RoundEvent
 from securefed.engines.figures import Figures, encode_figures, figures_policy
-from securefed.engines.in_process import carry
+from securefed.engines.in_process import Carried, carry
+from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
-from securefed.engines.results import RunResult, costs
-from securefed.engines.run_folder import RunFolder, write_whole
+from securefed.engines.results import RunResult
+from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.timing import EncryptionSeconds
 from securefed.engines.verify import released_files
@@ -93,6 +94,8 @@ class Run:
         self._shown: dict[str, float] = {}
         self._encryption = EncryptionSeconds()  # of the last round
         self._correlated = settings.correlated_release()
+        self._meter = Meter(memory=bench.memory)  # the server's
+        self._costs = CostRecords(self.cohort)
 
     def go(self, *, resume: bool) -> RunResult:
         """Begin or resume, and train to the end.
@@ -150,12 +153,11 @@ class Run:
                 )
                 self.observer.message(stopped)
                 break
-            started, worked_before = time.perf_counter(), self.parties.seconds
+            started = time.perf_counter()
             self._round(ledger, number)
-            worked = (self.parties.seconds - worked_before) / len(self.cohort)
             if self._evaluation_is_due(number):
                 self._evaluate(ledger, number)
-            self._report(ledger, number, time.perf_counter() - started, worked)
+            self._report(ledger, number, time.perf_counter() - started)
             last = number
         before, after = self._figures(ledger, 0), self._figures(ledger, last)
         if stopped:  # the last round's line was written before its figures were measured
@@ -169,10 +171,7 @@ class Run:
                 path, self.cohort, self.bench.save_adapter
             )
         )
-        write_whole(
-            self.folder.costs,
-            json.dumps(costs(self.events, self.settings), indent=1, sort_keys=True) + "\n",
-        )
+        self._costs.write(self.folder, self.events, self.settings, self.bench.model_bytes)
         charges = self.parties.charges
         guarantees = {who: self.settings.guarantee(who, charges) for who in ADVERSARIES}
         ledger.append(
@@ -274,6 +273,8 @@ class Run:
                 self.parties.halves(sessions[self._policy], client_round),
                 drop=drop,
                 keep_transcript=False,
+                client_work=self._hiding,
+                server_work=self._summing,
             )
         except SecureFedError as error:
             ledger.append(
@@ -303,7 +304,8 @@ class Run:
             }
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
-        sent = self.step.step(number, self.settings.gradient(server.sum, survivors))
+        with self._meter.phase("apply"):
+            sent = self.step.step(number, self.settings.gradient(server.sum, survivors))
         self.bench.personal.take_over()
         self.folder.save_personal(lambda path: self.bench.personal.save(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state())
@@ -318,6 +320,7 @@ class Run:
             client.policy = client.policy.after(fraction)
         if self.settings.encryption is not None:
             self._encryption = EncryptionSeconds.of(carried, contributions)
+        self._book("round", number, carried, values_down=sent)
 
     def _session(
         self,
@@ -354,11 +357,12 @@ class Run:
         own: dict[str, NDArray[np.float64]] = {}
         for done, name in enumerate(self.cohort):
             self.observer.working("evaluating", done, len(self.cohort))
-            own[name] = self.bench.figures(name)
+            with self.parties.clients[name].meter.phase("evaluate"):
+                own[name] = self.bench.figures(name)
         self.observer.working("evaluating", len(self.cohort), len(self.cohort))
         ledger.append(EVALUATION_OPENED, name_of)
         server = ServerRound(session)
-        carry(
+        carried = carry(
             server,
             self.parties.halves(
                 session,
@@ -371,7 +375,10 @@ class Run:
                 ),
             ),
             keep_transcript=False,
+            client_work=self._hiding,
+            server_work=self._summing,
         )
+        self._book("evaluation", number, carried)
         shown = own if self.config.evaluation.show_clients else None
         figures = Figures.from_sum(server.sum, len(server.survivors), shown)
         if figures.worst is not None:
@@ -388,10 +395,22 @@ class Run:
 
     # -- reporting -------------------------------------------------------------------------
 
-    def _report(self, ledger: Ledger, number: int, seconds: float, worked: float) -> None:
+    def _hiding(self, name: str) -> AbstractContextManager[None]:
+        return self.parties.meters[name].phase(hiding_phase(self.settings.aggregation))
+
+    def _summing(self, stage: str) -> AbstractContextManager[None]:
+        return self._meter.phase("sum")
+
+    def _book(self, what: What, number: int, carried: Carried, *, values_down: int = 0) -> None:
+        work = {name: meter.take() for name, meter in self.parties.meters.items()}
+        self._costs.book(
+            what, number, carried, work, self._meter.take(), adapter_bytes=4 * values_down
+        )
+
+    def _report(self, ledger: Ledger, number: int, seconds: float) -> None:
         event = replace(
             recorded_event(ledger.records, number, self.settings),
-            client_seconds=worked,
+            client_seconds=self._costs.mean_seconds(number),
             seconds=seconds,
             encrypting_seconds=self._encryption.encrypting,
             adding_seconds=self._encryption.adding,

@@ -25,9 +25,9 @@ class RunFolder:
 
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
-    ``clients/ID/budget.jsonl`` and, where there is a decryptor, its ``decryptor/openings.jsonl``;
-    with ``evaluation.show_clients`` also ``shown.json``, and where clients keep a part of the
-    adapter ``personal/ID/``.
+    ``clients/ID/budget.jsonl`` and ``clients/ID/costs.json`` and, where there is a decryptor, its
+    ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, and where
+    clients keep a part of the adapter ``personal/ID/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,6 +123,10 @@ class RunFolder:
         path = self.path / OPENINGS
         path.parent.mkdir(exist_ok=True)
         return path
+
+    def client_costs(self, client_id: str) -> Path:
+        """What a simulated client's own work cost it: its own file, like its account."""
+        return self.clients / client_id / "costs.json"
 
     def append_metrics(self, line: Mapping[str, Any]) -> None:
         """Append one JSON line, flushed to disk."""

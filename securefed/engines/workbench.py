@@ -24,6 +24,7 @@ from securefed.engines.cohort import (
 )
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
+from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.personal import PersonalParts
 from securefed.engines.settings import Settings, check_cohort
 from securefed.errors import ConfigError, LedgerTampered
@@ -94,6 +95,10 @@ class Workbench:
             progress=observer.message,
         )
         self.model_name, self.fingerprint = loaded.name, loaded.fingerprint
+        self.model_bytes = loaded.size
+        self.memory: list[MemoryWatch] = [ResidentMemory()]
+        if self.device.type == "cuda":
+            self.memory.append(DeviceMemory(self.device))
         observer.message(f"weights {loaded.fingerprint}, bound into every round")
         self.clients = tokenize_clients(
             corpus,

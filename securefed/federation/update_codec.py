@@ -11,6 +11,7 @@ layers of noise that are more than the survivors' number asks for leave the ring
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -21,6 +22,7 @@ from securefed.crypto.prg import NoiseGenerator
 from securefed.encoding.fixed_point import from_ring, to_ring
 from securefed.encoding.rotation import Rotation
 from securefed.errors import ConfigError
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.conditional_rounding import conditional_round
 from securefed.privacy.inversion import SymmetricInversion
@@ -73,10 +75,17 @@ class UpdateCodec:
         self._rotation_seed = rotation_seed
         self._clip = L2Clip(policy.clip_norm, policy.count_weight)
         self._rotation = Rotation(plan.summed, rotation_seed)
+        self.phase: Phase = unmeasured
 
     def with_layers(self, layers: NoiseLayers | None) -> UpdateCodec:
         """This codec for one client and one contribution of it."""
         return UpdateCodec(self.policy, self.plan, self._rotation_seed, layers=layers)
+
+    def measured(self, phase: Phase) -> UpdateCodec:
+        """This codec, which says when it clips, encodes (rotates and rounds) and draws noise."""
+        other = copy.copy(self)
+        other.phase = phase
+        return other
 
     def encode_update(
         self,
@@ -101,7 +110,9 @@ class UpdateCodec:
         """
         self._check_unit("client")
         self._check_shape(update.shape, (self.plan.dimension,))
-        return self._round_and_noise(clipped_update(update, self._clip, on_zeroed), generator)
+        with self.phase("clip"):
+            clipped = clipped_update(update, self._clip, on_zeroed)
+        return self._round_and_noise(clipped, generator)
 
     def encode_examples(
         self,
@@ -211,16 +222,18 @@ class UpdateCodec:
                 "remove_excess_noise = True: encoding needs the client's layers of noise "
                 "(with_layers)"
             )
-        scaled = self._rotation.forward(clipped) / self.plan.resolution
-        integers = (
-            conditional_round(scaled, self.plan.sensitivity, generator)
-            if self.plan.rounding_failure == 0.0  # a bound that holds always is this code's to keep
-            else stochastic_round(scaled, generator)
-        )
-        if self.plan.local_std > 0.0:
-            integers += self._noise().sample(self.plan.padded, generator)
-        if self._layers is not None:
-            integers += self._layers.noise()
+        with self.phase("encode"):
+            scaled = self._rotation.forward(clipped) / self.plan.resolution
+            integers = (
+                conditional_round(scaled, self.plan.sensitivity, generator)
+                if self.plan.rounding_failure == 0.0  # a bound that holds always is ours to keep
+                else stochastic_round(scaled, generator)
+            )
+        with self.phase("noise"):
+            if self.plan.local_std > 0.0:
+                integers += self._noise().sample(self.plan.padded, generator)
+            if self._layers is not None:
+                integers += self._layers.noise()
         ring = to_ring(integers)
         ring &= np.uint32((1 << self.plan.bits) - 1)
         return ring

@@ -15,6 +15,7 @@ from torch import nn
 
 from securefed.errors import ConfigError, DataError, GradientCheckError
 from securefed.lora.layout import AdapterLayout
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.clipping import L2Clip
 from securefed.training.data import Examples
 from securefed.training.evaluate import Batch, batches, check_task, predict
@@ -115,7 +116,12 @@ class PerExampleGradients:
         self._forget()
 
     def clipped_sum(
-        self, examples: Examples, clip_norm: float, count_weight: float = 0.0
+        self,
+        examples: Examples,
+        clip_norm: float,
+        count_weight: float = 0.0,
+        *,
+        phase: Phase = unmeasured,
     ) -> NDArray[np.float64]:
         """Sum of the examples' gradients, each clipped by itself.
 
@@ -123,6 +129,7 @@ class PerExampleGradients:
             examples: the sampled examples; none are fine.
             clip_norm: C > 0.
             count_weight: of each example's bit under adaptive clipping (``L2Clip``); 0 for none.
+            phase: told when rows are clipped.
 
         Returns:
             float64[d], followed by the bits' sum where there are any; zeros without calling the
@@ -145,7 +152,8 @@ class PerExampleGradients:
         clip = L2Clip(clip_norm, count_weight)
         total = np.zeros(self._layout.size + clip.bits, dtype=np.float64)
         for rows in self.flat_rows(examples):
-            total += clip.clip_rows(rows)
+            with phase("clip"):
+                total += clip.clip_rows(rows)
         return total
 
     def micro_batches(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:

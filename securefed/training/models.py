@@ -49,12 +49,14 @@ class LoadedModel:
         tokenizer: with a padding token.
         name: a name that means the same on every machine; no path.
         fingerprint: :func:`weights_fingerprint` of the files that were loaded.
+        size: bytes of those files on disk.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     fingerprint: str
+    size: int
 
 
 def resolve_device(text: str) -> torch.device:
@@ -145,7 +147,8 @@ def load_model(
     # Sequence classification finds an example's last token by it.
     model.config.pad_token_id = tokenizer.pad_token_id
     model.eval()
-    return LoadedModel(model.to(device), tokenizer, name, found)
+    size = sum(path.stat().st_size for path in [*_weights(folder), folder / "config.json"])
+    return LoadedModel(model.to(device), tokenizer, name, found, size)
 
 
 def _locate(

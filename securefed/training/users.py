@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import ConfigError
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.samplers import poisson_sample, uniform_subset
 from securefed.training.data import Examples
@@ -58,6 +59,8 @@ def clipped_sum_of_users(
     examples: Examples,
     clip_norm: float,
     count_weight: float = 0.0,
+    *,
+    phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
     """Sum of the users' mean gradients, each clipped as one.
 
@@ -68,6 +71,7 @@ def clipped_sum_of_users(
         examples: of the users drawn, a user's together (:func:`sampled_users`); none are fine.
         clip_norm: C > 0.
         count_weight: of each user's bit under adaptive clipping (``L2Clip``); 0 for none.
+        phase: told when a mean is clipped.
 
     Returns:
         float64[d], followed by the bits' sum where there are any; zeros without calling the model
@@ -86,7 +90,8 @@ def clipped_sum_of_users(
     clip = L2Clip(clip_norm, count_weight)
     total = np.zeros(gradients.dimension + clip.bits, dtype=np.float64)
     for mean in user_means(gradients.flat_rows(examples), examples.users):
-        total += clip.clip_rows(mean[None])
+        with phase("clip"):
+            total += clip.clip_rows(mean[None])
     return total
 
 

@@ -111,9 +111,13 @@ def test_its_costs_are_those_of_the_ciphertexts_and_measured(finished):
     assert encryption["bytes_per_value"] == size / costs["trainable_parameters"]
     # Most of what a client sends; but one client of six sent nothing in one round of two.
     assert size * 11 / 12 < costs["bytes_up_per_client_and_round"] < 1.5 * size
+    longest = max(event.seconds for event in result.events)
     for name in ("client_seconds_encrypting", "server_seconds_adding"):
-        assert 1e-4 < encryption[name] < costs["seconds_per_round"]
-    assert 1e-4 < encryption["key_holder_seconds_opening"] < costs["seconds_per_round"]
+        assert 1e-4 < encryption[name] < longest
+    assert 1e-4 < encryption["key_holder_seconds_opening"] < longest
+    assert ("decryptor" in costs) == (encryption["key_holder"] == "decryptor")
+    if "decryptor" in costs:
+        assert costs["decryptor"]["cpu_seconds"].keys() == {"encrypt"}
     total = encryption["ciphertexts_per_contribution"] * clients
     assert watcher.bars["encrypting"][:clients] == [(i + 1, total) for i in range(clients)]
     # Times stay out of what a run hands on.
@@ -300,7 +304,8 @@ def test_openings_that_do_not_fit_the_runs_ledger_are_noticed_and_not_gone_on_wi
 
 def test_a_missing_or_torn_ledger_of_openings_is_noticed_and_it_is_no_loose_path(copy):
     (loose,) = [x for x in verify_run(copy).lines if x.startswith("paths that no check covers")]
-    assert loose == "paths that no check covers: checkpoints/, costs.json"
+    own = ", ".join(f"clients/site-{n}/costs.json" for n in range(6))
+    assert loose == f"paths that no check covers: checkpoints/, {own}, costs.json"
     whole = (copy / OPENINGS).read_bytes()
     (copy / OPENINGS).write_bytes(whole + b"rubbish\n")
     with pytest.raises(LedgerTampered, match=r"openings\.jsonl: line 6: 8 bytes, no record"):

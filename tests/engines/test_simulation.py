@@ -288,9 +288,9 @@ def watched_contributions(monkeypatch):
 
         return watched
 
-    def watched_sum(self, examples, *clip):
+    def watched_sum(self, examples, *clip, **phase):
         sizes.append(len(examples))
-        return clipped_sum(self, examples, *clip)
+        return clipped_sum(self, examples, *clip, **phase)
 
     monkeypatch.setattr(Workbench, "encoder", watched_encoder)
     monkeypatch.setattr(PerExampleGradients, "clipped_sum", watched_sum)

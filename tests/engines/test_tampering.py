@@ -136,7 +136,8 @@ def test_every_path_that_no_check_covers_is_listed(copy):
         (line,) = [x for x in verify_run(copy).lines if x.startswith("paths that no check covers")]
         return line.partition(": ")[2].split(", ")
 
-    assert loose() == ["checkpoints/", "costs.json"]
+    costs = [f"clients/site-{n}/costs.json" for n in range(6)]
+    assert loose() == ["checkpoints/", *costs, "costs.json"]
     (copy / "compare" / "unprotected" / "adapter").mkdir(parents=True)
     (copy / "compare" / "unprotected" / "adapter" / "adapter_model.safetensors").write_bytes(b"x")
     (copy / "clients" / "site-0" / "notes.txt").write_text("x")
@@ -146,7 +147,9 @@ def test_every_path_that_no_check_covers_is_listed(copy):
     assert loose() == [
         ".hidden",
         "checkpoints/",
+        costs[0],
         "clients/site-0/notes.txt",
+        *costs[1:],
         "compare/",
         "costs.json",
         "'odd\\nname'",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,12 +53,35 @@ class Carried:
     taking: dict[Stage, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A client's message in one stage, on its way to the server."""
+
+    client: str
+    message: bytes
+    down: int
+
+    @property
+    def up(self) -> int:
+        """Bytes of the message; ``down`` are those of what it answers."""
+        return len(self.message)
+
+
+class Timing(Protocol):
+    """Decides which answers of a stage are in time."""
+
+    def in_time(self, stage: Stage, answers: Iterable[Answer], asked: int) -> Iterable[Answer]:
+        """Those that arrive before the stage closes."""
+        ...
+
+
 def carry(
     server: ServerRound | SlicedServerRound,
     clients: Mapping[str, AggregationClient],
     *,
     drop: Mapping[str, Stage] | None = None,
     keep_transcript: bool = True,
+    timing: Timing | None = None,
     client_work: Phase = unmeasured,
     server_work: Phase = unmeasured,
 ) -> Carried:
@@ -68,6 +92,7 @@ def carry(
         clients: not yet started; with a decryptor it is one of them, under ``"decryptor"``.
         drop: the stage from which on a client is silent.
         keep_transcript: keep every byte the server received.
+        timing: whose answers are in time; all of them without it, one at a time.
         client_work: entered, with its name, while a client or the decryptor is at work.
         server_work: entered, with the stage, while the server is.
 
@@ -80,30 +105,42 @@ def carry(
     silent_from = {name: STAGES.index(stage) for name, stage in (drop or {}).items()}
     carried = Carried(bytes_up=dict.fromkeys(clients, 0), bytes_down=dict.fromkeys(clients, 0))
     inbox: Mapping[str, bytes | None] = dict.fromkeys(clients)
+
+    def answers(stage: Stage, seconds: dict[str, float]) -> Iterator[Answer]:
+        for name, reply in inbox.items():
+            if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
+                continue
+            client, down = clients[name], 0 if reply is None else len(reply)
+            carried.bytes_down[name] += down
+            started = time.perf_counter()
+            try:
+                with client_work(name):
+                    message = client.start() if reply is None else client.handle(reply)
+            except (ProtocolError, BudgetExceeded) as error:
+                carried.refusals[name] = str(error)
+                continue
+            seconds[name] = time.perf_counter() - started
+            carried.bytes_up[name] += len(message)
+            yield Answer(name, message, down)
+
     try:
         while (stage := server.stage) is not None:
             received = carried.transcript.setdefault(stage, {})
             seconds, taking = carried.seconds.setdefault(stage, {}), 0.0
             unanswered = set(inbox)
-            for name, reply in inbox.items():
-                if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
-                    continue
-                client = clients[name]
-                carried.bytes_down[name] += len(reply) if reply is not None else 0
-                started = time.perf_counter()
+            coming: Iterable[Answer] = answers(stage, seconds)
+            if timing is not None:
+                coming = timing.in_time(stage, coming, len(inbox))
+            for answer in coming:
+                name, started = answer.client, time.perf_counter()
+                if keep_transcript:
+                    received[name] = answer.message  # received, even if it is then refused
                 try:
-                    with client_work(name):
-                        message = client.start() if reply is None else client.handle(reply)
-                    answered = time.perf_counter()
-                    seconds[name] = answered - started
-                    carried.bytes_up[name] += len(message)
-                    if keep_transcript:
-                        received[name] = message  # a message that is then refused was received too
                     with server_work(stage):
-                        server.receive(name, message)
-                    taking += time.perf_counter() - answered
+                        server.receive(name, answer.message)
+                    taking += time.perf_counter() - started
                     unanswered.discard(name)
-                except (ProtocolError, BudgetExceeded) as error:
+                except ProtocolError as error:
                     carried.refusals[name] = str(error)
             carried.taking[stage] = taking
             carried.unanswered |= unanswered

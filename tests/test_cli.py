@@ -652,3 +652,39 @@ def test_the_demo_falls_back_where_its_texts_cannot_be_had(capsys, tmp_path, mon
     (note,) = notes
     assert note.startswith("FALLBACK CORPUS")
     assert "FALLBACK CORPUS" in capsys.readouterr().out
+
+
+def test_a_plan_is_shown_with_its_reasons_and_written_with_what_it_follows_from(cli, tmp_path):
+    values = {"memory_gib": 4.0, "upload_mbit": 8.0, "download_mbit": 40.0}
+    path = write_run(
+        tmp_path,
+        privacy={"unit": "client", "noise_multiplier": 0.5, "expected_batch": 1.0},
+        training={"rounds": 1, "local_steps": 4, "batch_size": 4},
+        cohort={
+            "profiles": [
+                values | {"clients": ["site-0"], "slowdown": 10.0, "upload_mbit": 0.5},
+                values | {"clients": "others"},
+            ],
+            "schedule": {"local_steps": [1, 2, 4], "seconds_per_token": 0.01},
+        },
+    )
+    code, out, _ = cli("plan", path, "--out", "plan.json")
+    assert code == 0
+    assert re.search(r"│ site-0 +│ +\d+ │ +1 │", out)
+    assert re.search(r"│ site-1 +│ +\d+ │ +4 │", out)
+    assert "site-0: the uniform plan would take it" in out
+    assert "steps 1, not 4" in out
+    shares = dict(re.findall(r"│ ([a-z ()]+?) +│ +[\d.]+ │ +(\d+) %", out))
+    assert shares["nothing (uniform)"] == "100"
+    assert int(shares["all that may"]) <= 60
+    assert shares["rank alone"] == "100"
+    written = json.loads(Path("plan.json").read_text())
+    assert written["plan"]["clients"]["site-0"]["assignment"]["local_steps"] == 1
+    assert written["workload"]["seconds_per_token"] == 0.01
+    assert written["profiles"]["site-0"]["upload"] == 62_500
+
+
+def test_without_profiles_there_is_nothing_to_plan_from(cli, tmp_path):
+    code, _, err = cli("plan", write_run(tmp_path))
+    assert code == 2
+    assert "has no cohort.profiles" in err

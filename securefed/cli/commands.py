@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 import shlex
 import warnings
@@ -14,6 +15,7 @@ import typer
 
 import securefed
 from securefed.cli.closing import comparison, draw, statements, table
+from securefed.cli.plans import assignments, bought
 from securefed.cli.watching import console, errors, say, watching
 from securefed.config import (
     RunConfig,
@@ -154,6 +156,34 @@ def run(
     read = load_config(config)
     command = ["run", str(config)]
     _run(command, read, out=out, resume=resume, offline=offline, compare=compare, notes=[])
+
+
+@app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Run file (TOML) with cohort.profiles.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the plan, and what it follows from, as JSON.")
+    ] = None,
+    offline: Offline = False,
+) -> None:
+    """Plan who does how much and how often, from what the clients' machines can do."""
+    read = load_config(config)
+    if not read.cohort.profiles:
+        raise ConfigError(f"{config}: has no cohort.profiles; there is nothing to plan from")
+    from securefed.engines.planning import plan_cohort
+    from securefed.engines.run_folder import write_whole
+    from securefed.engines.simulation import Federation
+
+    _quiet_libraries()
+    with watching() as shown:
+        bench, settings = Federation(read, observer=shown, offline=offline).prepare()
+        planned = plan_cohort(read, bench, settings)
+    if out is not None:
+        write_whole(out, json.dumps(planned.to_record(), indent=1) + "\n")
+    console.print(assignments(planned.schedule))
+    for name, client in planned.schedule.clients.items():
+        say(f"{name}: {client.reason}")
+    console.print(bought(planned))
 
 
 @app.command()

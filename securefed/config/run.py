@@ -168,11 +168,49 @@ class SimulatedDropout(Section):
     stage: Stage
 
 
+class ProfileSection(Section):
+    """What some clients' machines and links can do; nothing of their data.
+
+    ``clients`` names them (``"others"``: all that no other profile names).  ``slowdown`` is how
+    many times slower they train than the machine that plans.  ``availability`` is the share of
+    rounds for which they can be had.
+    """
+
+    clients: Literal["others"] | Annotated[list[str], Field(min_length=1)] = "others"
+    memory_gib: Positive
+    slowdown: Positive = 1.0
+    upload_mbit: Positive
+    download_mbit: Positive
+    availability: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+
+class ScheduleSection(Section):
+    """What ``securefed plan`` may choose for each client from its profile.
+
+    ``rank_tiers`` are public, up to ``lora.rank``.  ``local_steps`` (up to
+    ``training.local_steps``) may differ with ``privacy.unit = "client"`` only.  ``periods``: a
+    client may take part in every such round.  ``least_work`` is the share of the run file's
+    examples that each client trains on at least, over all rounds.  ``seconds_per_token`` is that
+    of the machine that plans; it is measured if it is not given.
+    """
+
+    rank_tiers: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    local_steps: list[Annotated[int, Field(ge=1)]] = Field(default=[])
+    periods: list[Annotated[int, Field(ge=1)]] = Field(default=[1])
+    least_work: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    seconds_per_token: Positive | None = None
+
+
 class CohortSection(Section):
-    """Who takes part.  ``min_clients`` is each client's own floor."""
+    """Who takes part.  ``min_clients`` is each client's own floor.
+
+    ``profiles`` and ``schedule`` are for ``securefed plan``.
+    """
 
     min_clients: Annotated[int, Field(ge=2)] = 3
     simulated_dropouts: list[SimulatedDropout] = Field(default=[])
+    profiles: list[ProfileSection] = Field(default=[])
+    schedule: ScheduleSection = ScheduleSection()
 
 
 class EvaluationSection(Section):
@@ -250,6 +288,12 @@ class RunConfig(Section):
                 "moments, error feedback, control variates) would carry what was drawn once into "
                 "rounds for which it was not drawn, which sampling is credited for; use "
                 "privacy.unit = 'client'"
+            )
+        if unit != "client" and self.cohort.schedule.local_steps:
+            raise ValueError(
+                f"cohort.schedule.local_steps with privacy.unit = {unit!r}: sampling probability "
+                "and steps are the same for every client there; leave it out (rank, micro-batch "
+                "and participation may differ)"
             )
         for field, value in (
             ("data.user_field", self.data.user_field),

@@ -280,6 +280,19 @@ class Workbench:
         )
         return clip.split(total)
 
+    def rehearse(self, settings: Settings, examples: Examples) -> None:
+        """Train on some examples as a contribution would, and throw the result away."""
+        if settings.one_step:
+            self._gradients.now().clipped_sum(examples, settings.stated.clip_norm)
+        else:
+            self._delta("", settings, examples, 1)
+            self.personal.forget_new()
+
+    @property
+    def micro_batch(self) -> int:
+        """Examples at a time in the present round, as they are computed."""
+        return self._gradients.micro_batch(self.config.training.micro_batch)
+
     def _delta(
         self, name: str, settings: Settings, examples: Examples, number: int
     ) -> NDArray[np.float32]:

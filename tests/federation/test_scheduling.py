@@ -1,3 +1,4 @@
+import itertools
 import json
 from dataclasses import asdict, fields, replace
 
@@ -158,6 +159,32 @@ def test_every_client_is_told_why(plan):
     assert "most of it training" in weak
     assert "steps 1, not 4" in weak
     assert "steps" not in strong
+
+
+def test_no_plan_that_keeps_the_rules_has_much_shorter_rounds():
+    """Against every choice of rank, steps and period for each of four clients."""
+    everyone = cohort()
+    profiles = {name: everyone[name] for name in ("middling-0", "middling-5", "strong", "weak-0")}
+    asked = workload(clients=4, corrupt=0.0)
+    rules = replace(RULES, ranks=(4, 16), steps=(1, 2, 4), bits=(24,), periods=(1, 3))
+    rules = replace(rules, least_cohort=2)
+    choices = [
+        given
+        for rank, steps, period in itertools.product(rules.ranks, rules.steps, rules.periods)
+        if (given := replace(UNIFORM, rank=rank, local_steps=steps, period=period)).work
+        >= rules.least_work * UNIFORM.work
+    ]
+    best = float("inf")
+    for chosen in itertools.product(choices, repeat=4):
+        members = list(zip(profiles.values(), chosen, strict=True))
+        always = [member for member in members if member[1].period == 1]
+        if len(always) < rules.least_cohort:
+            continue
+        full, ordinary = asked.round_seconds(members), asked.round_seconds(always)
+        mean = ordinary if len(always) == 4 else (2 * ordinary + full) / 3
+        best = min(best, mean)
+    plan = schedule(profiles, asked, rules)
+    assert best <= plan.mean_seconds <= 1.1 * best
 
 
 def test_a_slice_of_a_rank_has_contributors_enough_in_every_round():

@@ -1,0 +1,289 @@
+"""From a run file with profiles to a plan: sizes from the model, speeds measured on this machine.
+
+What is trained on to measure is made up: constant tokens.  Nothing of any client's data is timed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from securefed.config import ProfileSection, RunConfig
+from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.metering import ResidentMemory
+from securefed.engines.settings import Settings
+from securefed.engines.unit_costs import measure_units
+from securefed.engines.workbench import Workbench
+from securefed.errors import ConfigError, OverflowBoundError
+from securefed.federation.capability import Assignment, CapabilityProfile, Workload
+from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
+from securefed.federation.update_codec import UpdateCodec
+from securefed.lora.sharing import factor_of, is_adapter_parameter
+from securefed.privacy.mechanisms import plan_round
+from securefed.privacy.policy import CohortBounds
+from securefed.training.data import Examples
+
+_GIB, _BYTES_OF_MBIT = 2**30, 125_000
+_TURNS = 3
+_FINE_ENOUGH = 1.02
+"""A narrower ring is taken where it costs less than 2 % of sensitivity, as for encryption."""
+
+LEVERS: dict[str, tuple[Lever, ...]] = {
+    "rank alone": ("rank",),
+    "steps alone": ("steps",),
+    "bits alone": ("bits",),
+    "participation alone": ("participation",),
+}
+
+
+@dataclass(frozen=True)
+class Planning:
+    """A plan, what it was made from, and what each lever alone would buy.
+
+    Attributes:
+        schedule: the plan.
+        workload: sizes and measured speeds.
+        profiles: of each client.
+        rules: what could be chosen.
+        alone: mean seconds of a round with one lever only; None where that alone leaves no plan.
+    """
+
+    schedule: Schedule
+    workload: Workload
+    profiles: dict[str, CapabilityProfile]
+    rules: Rules
+    alone: dict[str, float | None]
+
+    def to_record(self) -> dict[str, object]:
+        """As JSON values; the plan follows from the rest of it."""
+        return {
+            "plan": self.schedule.to_record(),
+            "alone": self.alone,
+            "workload": self.workload.to_record(),
+            "profiles": {name: asdict(profile) for name, profile in self.profiles.items()},
+            "rules": asdict(self.rules),
+        }
+
+
+def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Planning:
+    """Plan a run's rounds from the profiles in its run file.
+
+    Args:
+        config: with ``cohort.profiles``.
+        bench: model and clients.
+        settings: what the run file means for the cohort.
+
+    Raises:
+        ConfigError: a client has no profile or two, the aggregation is one that the cost model does
+            not cover, or no plan keeps the rules.
+    """
+    if config.aggregation.kind not in ("pairwise", "plaintext"):
+        raise ConfigError(
+            f"aggregation.kind = {config.aggregation.kind!r}: a plan needs the cost model of "
+            "'pairwise' rounds"
+        )
+    if config.privacy.mechanism == "local" and config.cohort.schedule.seconds_per_token is None:
+        raise ConfigError(
+            "cohort.schedule.seconds_per_token is not given: with privacy.mechanism = 'local' a "
+            "step draws its own sample, so that it cannot be measured here"
+        )
+    rules = _rules(config, bench, settings)
+    rules.check(config.privacy.unit)
+    sections = sections_of(config.cohort.profiles, sorted(bench.clients))
+    workload = _workload(config, bench, settings, rules)
+    profiles = {
+        name: CapabilityProfile(
+            memory=round(section.memory_gib * _GIB),
+            seconds_per_token=section.slowdown * workload.seconds_per_token,
+            upload=section.upload_mbit * _BYTES_OF_MBIT,
+            download=section.download_mbit * _BYTES_OF_MBIT,
+            availability=section.availability,
+        )
+        for name, section in sections.items()
+    }
+    alone: dict[str, float | None] = {}
+    for name, levers in LEVERS.items():
+        try:
+            alone[name] = schedule(profiles, workload, rules.only(*levers)).mean_seconds
+        except ConfigError:
+            alone[name] = None
+    return Planning(schedule(profiles, workload, rules), workload, profiles, rules, alone)
+
+
+def sections_of(sections: list[ProfileSection], cohort: list[str]) -> dict[str, ProfileSection]:
+    """The profile that the run file has for each client of a cohort.
+
+    Raises:
+        ConfigError: a client has no profile or two, or a profile names nobody of the cohort.
+    """
+    found: dict[str, ProfileSection] = {}
+    for section in sections:
+        if section.clients == "others":
+            continue
+        for name in section.clients:
+            if name not in cohort:
+                raise ConfigError(f"cohort.profiles: {name!r} is no client of this run")
+            if name in found:
+                raise ConfigError(f"cohort.profiles: {name!r} has two profiles")
+            found[name] = section
+    others = [section for section in sections if section.clients == "others"]
+    if len(others) > 1:
+        raise ConfigError(f"cohort.profiles: {len(others)} of them are for 'others'; one can be")
+    missing = [name for name in cohort if name not in found]
+    if missing and not others:
+        raise ConfigError(
+            f"cohort.profiles: {missing[0]!r} has none; name it, or give clients = 'others'"
+        )
+    found |= dict.fromkeys(missing, *others)
+    return dict(sorted(found.items()))
+
+
+def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
+    asked, training = config.cohort.schedule, config.training
+    steps = 1 if settings.one_step else training.local_steps
+    batch = float(training.batch_size)
+    if settings.stated.unit != "client":  # the mean, so that no client's own size is looked at
+        batch = settings.stated.expected_share * sum(bench.sizes.values()) / len(bench.sizes)
+        batch *= training.examples_per_user or 1
+    return Rules(
+        uniform=Assignment(
+            rank=config.lora.rank,
+            local_steps=steps,
+            batch=batch,
+            micro_batch=bench.micro_batch,
+            bits=settings.plan.bits,
+        ),
+        ranks=asked.rank_tiers or [config.lora.rank],
+        steps=asked.local_steps or [steps],
+        bits=_rings(settings),
+        periods=asked.periods,
+        least_work=asked.least_work,
+        least_cohort=_least_cohort(config.cohort.min_clients, settings),
+    )
+
+
+def _least_cohort(asked: int, settings: Settings) -> int:
+    """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for."""
+    for size in range(asked, settings.cohort_size):
+        try:
+            settings.aggregation.parameters(CohortBounds.of(settings.sum_policy, size))
+        except ConfigError:
+            continue
+        return size
+    return settings.cohort_size
+
+
+def _rings(settings: Settings) -> list[int]:
+    """Ring widths up to the planned one that cost next to no sensitivity."""
+    chosen = settings.plan
+    fine = _FINE_ENOUGH * chosen.sensitivity / chosen.clip_units
+    found = [chosen.bits]
+    for bits in range(chosen.bits - 1, 19, -1):
+        try:
+            plan = plan_round(
+                settings.sum_policy,
+                cohort_size=settings.cohort_size,
+                dimension=chosen.dimension,
+                bits=bits,
+            )
+        except OverflowBoundError:
+            break
+        if plan.sensitivity / plan.clip_units > fine:
+            break
+        found.insert(0, bits)
+    return found
+
+
+def _workload(config: RunConfig, bench: Workbench, settings: Settings, rules: Rules) -> Workload:
+    tokens = config.data.window_tokens
+    seconds, memory = _measured_training(bench, settings, tokens)
+    parameters = dict(bench.model.named_parameters())
+    base = {name: p for name, p in parameters.items() if not is_adapter_parameter(name)}
+    factors = [p.shape for name, p in parameters.items() if factor_of(name) in ("A", "B")]
+    return Workload(
+        clients=settings.cohort_size,
+        corrupt=config.privacy.corrupt_fraction,
+        base_parameters=sum(p.numel() for p in base.values()),
+        base_bytes=sum(p.numel() * p.element_size() for p in base.values()),
+        adapter_width=sum(sum(shape) - config.lora.rank for shape in factors),
+        travelling=_travelling(bench, rules.ranks),
+        rank=config.lora.rank,
+        tokens=tokens,
+        token_bytes=memory,
+        filled=settings.one_step,
+        seconds_per_token=config.cohort.schedule.seconds_per_token or seconds,
+        seconds_per_value=_measured_encoding(settings),
+        units=measure_units(),
+    )
+
+
+def _travelling(bench: Workbench, tiers: Sequence[int]) -> dict[int, int]:
+    """Parameters that travel at each rank: those of B in proportion to it.
+
+    Raises:
+        ConfigError: there are several ranks, and the sharing mode has no nested slices of B.
+    """
+    lora = bench.config.lora
+    if list(tiers) == [lora.rank]:
+        return {lora.rank: bench.dimension}
+    if lora.sharing != "ffa":
+        raise ConfigError(
+            f"cohort.schedule.rank_tiers = {list(tiers)} with lora.sharing = {lora.sharing!r}: "
+            "ranks differ between clients with 'ffa' only, where they are slices of one B"
+        )
+    shapes = bench.parts.layout.shapes
+    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    scaled = sum(size for name, size in sizes.items() if factor_of(name) == "B")
+    fixed = sum(sizes.values()) - scaled
+    return {tier: fixed + scaled * tier // lora.rank for tier in tiers}
+
+
+def _measured_training(bench: Workbench, settings: Settings, tokens: int) -> tuple[float, float]:
+    """Seconds and bytes of memory of a token that is trained on.
+
+    Seconds are of the fastest of a few turns.  Memory is the growth of the process in all of them,
+    the first included, which allocates what later ones use again: rather more than is needed.
+    """
+    training = bench.config.training
+    size = bench.micro_batch if settings.one_step else training.batch_size
+    labels = None if bench.config.model.labels is None else np.zeros(size, dtype=np.int64)
+    ids = np.ones((size, tokens), dtype=np.int64)
+    examples = Examples(ids, np.ones_like(ids), labels)
+    steps = 1 if settings.one_step else training.local_steps
+    memory = ResidentMemory()
+    memory.begin()
+    before = memory.peak()
+    bench.rehearse(settings, examples)
+    seconds = _fastest(lambda: bench.rehearse(settings, examples))
+    grown = max(memory.peak() - before, 0)
+    held = min(size, training.micro_batch)
+    return seconds / (steps * size * tokens), grown / (held * tokens)
+
+
+def _measured_encoding(settings: Settings) -> float:
+    """Seconds to rotate, round and noise a value; 0 where layers of noise are removed later."""
+    if settings.plan.removable_stds:
+        return 0.0
+    codec = UpdateCodec(settings.sum_policy, settings.plan, bytes(32))
+    generator, zeros = NoiseGenerator(), np.zeros(settings.plan.summed)
+
+    def encode() -> None:
+        if settings.sum_policy.unit == "client":
+            codec.encode_update(zeros[: settings.plan.dimension], generator)
+        else:
+            codec.encode_clipped_sum(zeros, generator)
+
+    encode()
+    return _fastest(encode) / settings.plan.padded
+
+
+def _fastest(call: Callable[[], None]) -> float:
+    times = []
+    for _ in range(_TURNS):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -40,7 +40,8 @@ class ModelSection(Section):
     ``source`` is a folder, a hub name, or ``builtin:smollm2-135m-instruct`` /
     ``builtin:minilm-l6-v2``.  ``fingerprint`` pins the weights: the SHA-256 that
     ``securefed.training.models.weights_fingerprint`` gives; without it the fingerprint that is
-    found is recorded and bound into every round.
+    found is recorded and bound into every round.  ``quantize`` keeps the frozen weights of the
+    model's body in 8 or 4 bits, for machines of little memory.
     """
 
     source: str = "builtin:smollm2-135m-instruct"
@@ -49,6 +50,7 @@ class ModelSection(Section):
     revision: str | None = None
     fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantize: Literal["none", "int8", "int4"] = "none"
 
     @model_validator(mode="after")
     def _labels_fit_the_task(self) -> Self:

@@ -25,6 +25,7 @@ from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
 from securefed.privacy.policy import CohortBounds
 from securefed.training.data import Examples
+from securefed.training.quantised import parameter_count
 
 _GIB, _BYTES_OF_MBIT = 2**30, 125_000
 _TURNS = 3
@@ -201,13 +202,14 @@ def _workload(config: RunConfig, bench: Workbench, settings: Settings, rules: Ru
     tokens = config.data.window_tokens
     seconds, memory = _measured_training(bench, settings, tokens)
     parameters = dict(bench.model.named_parameters())
-    base = {name: p for name, p in parameters.items() if not is_adapter_parameter(name)}
+    adapter = [p.numel() for name, p in parameters.items() if is_adapter_parameter(name)]
+    weights = [*bench.model.parameters(), *bench.model.buffers()]
     factors = [p.shape for name, p in parameters.items() if factor_of(name) in ("A", "B")]
     return Workload(
         clients=settings.cohort_size,
         corrupt=config.privacy.corrupt_fraction,
-        base_parameters=sum(p.numel() for p in base.values()),
-        base_bytes=sum(p.numel() * p.element_size() for p in base.values()),
+        base_parameters=parameter_count(bench.model) - sum(adapter),
+        base_bytes=sum(tensor.numel() * tensor.element_size() for tensor in weights),
         adapter_width=sum(sum(shape) - config.lora.rank for shape in factors),
         travelling=_travelling(bench, rules.ranks),
         rank=config.lora.rank,

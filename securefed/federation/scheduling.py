@@ -226,7 +226,8 @@ class _Planner:
         if needed > memory:
             raise ConfigError(
                 f"profile of {name}: memory = {memory} bytes; the model and one example at rank "
-                f"{rank} take {needed:.0f}; leave the client out, or take a smaller base model"
+                f"{rank} take {needed:.0f}; leave the client out, take a smaller base model, or "
+                "keep it in fewer bits (model.quantize)"
             )
         return replace(given, micro_batch=size)
 

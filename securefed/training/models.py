@@ -25,6 +25,7 @@ from transformers import (
 from securefed.config import ModelSection
 from securefed.errors import ConfigError, FetchError
 from securefed.training.assets import Progress, fetch
+from securefed.training.quantised import quantise
 from securefed.training.unpacking import file_sha256
 
 BUILTIN = {
@@ -147,6 +148,8 @@ def load_model(
     # Sequence classification finds an example's last token by it.
     model.config.pad_token_id = tokenizer.pad_token_id
     model.eval()
+    if section.quantize != "none":
+        quantise(model, {"int8": 8, "int4": 4}[section.quantize])
     size = sum(path.stat().st_size for path in [*_weights(folder), folder / "config.json"])
     return LoadedModel(model.to(device), tokenizer, name, found, size)
 

@@ -145,6 +145,9 @@ def test_who_is_late_after_preparing_has_charged_nothing():
     assert set(timing.late.values()) == {"advertise"}
     assert sorted(charged) == sorted(survivors)
     assert len(survivors) == 9
+    # All training was before the round: no later stage waits for it.
+    training = max(workload(12).training_seconds(*members()[name]) for name in survivors)
+    assert timing.now - timing.ends["advertise"] < 0.5 * training
 
 
 def test_a_deadline_never_opens_a_sum_below_the_floor():

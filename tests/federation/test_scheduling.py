@@ -213,7 +213,14 @@ def test_memory_bounds_the_micro_batch_and_refuses_who_holds_no_example():
     plan = schedule(profiles, workload(), RULES)
     assert plan.clients["weak-0"].assignment.micro_batch == 2
     assert "micro-batch 2, not 16" in plan.clients["weak-0"].reason
-    profiles["weak-0"] = replace(profiles["weak-0"], memory=int(need(1, 1)) - 1)
+    # With a gradient an example, memory bounds the rank too.
+    filled = workload(filled=True, token_bytes=1e3, seconds_per_value=0.0)
+    fast = replace(cohort()["strong"], memory=int(filled.memory(4, 2)) + 1)
+    profiles["weak-0"] = fast
+    small = schedule(profiles, filled, replace(RULES, steps=(4,))).clients["weak-0"].assignment
+    assert filled.memory(small.rank, small.micro_batch) <= fast.memory
+    assert small.rank < UNIFORM.rank
+    profiles["weak-0"] = replace(cohort()["weak-0"], memory=int(need(1, 1)) - 1)
     with pytest.raises(ConfigError, match="profile of weak-0: memory = "):
         schedule(profiles, workload(), RULES)
 

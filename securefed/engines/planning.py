@@ -20,6 +20,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
+from securefed.federation.slices import LEAST_CONTRIBUTORS
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
@@ -162,18 +163,25 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
         bits=_rings(settings),
         periods=asked.periods,
         least_work=asked.least_work,
-        least_cohort=_least_cohort(config.cohort.min_clients, settings),
+        least_cohort=_least_cohort(
+            config.cohort.min_clients, settings, sliced=len(asked.rank_tiers) > 1
+        ),
     )
 
 
-def _least_cohort(asked: int, settings: Settings) -> int:
-    """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for."""
+def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
+    """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for.
+
+    With slices, also the fewest that leave a slice its least contributors.
+    """
     for size in range(asked, settings.cohort_size):
         try:
-            settings.aggregation.parameters(CohortBounds.of(settings.sum_policy, size))
+            bounds = CohortBounds.of(settings.sum_policy, size)
+            settings.aggregation.parameters(bounds)
         except ConfigError:
             continue
-        return size
+        if not sliced or bounds.survivor_floor >= LEAST_CONTRIBUTORS:
+            return size
     return settings.cohort_size
 
 

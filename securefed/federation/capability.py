@@ -9,8 +9,9 @@ here sees data, and no size of a client's data set is asked for.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
@@ -73,6 +74,9 @@ class Assignment:
         micro_batch: examples at a time.
         bits: ring width; one for the whole cohort, since masks cancel in one ring.
         period: it takes part in every such round.
+        tiers: the ranks that slices of the adapter end at; it sends those up to its own rank, each
+            in a round of its own beside the others (``federation.sliced_rounds``).  Empty: one
+            vector, the same for all.
     """
 
     rank: int
@@ -81,6 +85,7 @@ class Assignment:
     micro_batch: int
     bits: int
     period: int = 1
+    tiers: tuple[int, ...] = ()
 
     @property
     def work(self) -> float:
@@ -131,7 +136,7 @@ class Workload:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be > 0")
         if self.rank not in self.travelling:
             raise ConfigError(f"rank = {self.rank}: must be one of {sorted(self.travelling)}")
-        self._round(self.rank, 32)  # refuses a cohort that no thresholds fit
+        self._round([1], 32)  # refuses a cohort that no thresholds fit
 
     def parts(self, profile: CapabilityProfile, given: Assignment) -> dict[Part, float]:
         """Seconds of a client in one round, by what they are spent on."""
@@ -149,9 +154,9 @@ class Workload:
         self, profile: CapabilityProfile, given: Assignment
     ) -> dict[Stage, dict[Part, float]]:
         """The same by stage of the round; the vector is made in the stage that sends it."""
-        sizes, compute = self._round(given.rank, given.bits)
+        slices = self._slices(given)
+        sizes, compute = self._round(slices, given.bits)
         slowdown = profile.seconds_per_token / self.seconds_per_token
-        values = padded_dimension(self.travelling[given.rank])
         found: dict[Stage, dict[Part, float]] = {
             stage: {
                 "protocol": slowdown * compute.get(stage, 0.0),
@@ -162,7 +167,7 @@ class Workload:
         }
         found["advertise"]["adapter"] = self.adapter_bytes(given.rank) / profile.download
         found["masked_input"]["training"] = self.training_seconds(profile, given)
-        found["masked_input"]["encoding"] = slowdown * self.seconds_per_value * values
+        found["masked_input"]["encoding"] = slowdown * self.seconds_per_value * sum(slices)
         return found
 
     def training_seconds(
@@ -208,12 +213,29 @@ class Workload:
         extra = _ADAPTER * rank * self.adapter_width
         return 1.0 + extra / (_FORWARD_AND_BACK * self.base_parameters)
 
+    def _slices(self, given: Assignment) -> list[int]:
+        """Values of each vector that is sent, as padded for the rotation."""
+        ends = [tier for tier in given.tiers if tier < given.rank] + [given.rank]
+        sizes = [0, *(self.travelling[end] for end in ends)]
+        return [padded_dimension(high - low) for low, high in itertools.pairwise(sizes)]
+
     def _round(
-        self, rank: int, bits: int
+        self, slices: Sequence[int], bits: int
     ) -> tuple[dict[Stage, tuple[float, float]], dict[Stage, float]]:
-        """Bytes of messages and seconds of compute, by stage."""
-        values = padded_dimension(self.travelling[rank])
-        return _priced(self.clients, values, bits, self.corrupt, self.units)
+        """Bytes of messages and seconds of compute, by stage.
+
+        As if everybody held every slice: who holds a high one has fewer partners for it, and less
+        to do.
+        """
+        sizes: dict[Stage, tuple[float, float]] = {}
+        compute: dict[Stage, float] = {}
+        for values in slices:
+            each, seconds = _priced(self.clients, values, bits, self.corrupt, self.units)
+            for stage, (up, down) in each.items():
+                before = sizes.get(stage, (0.0, 0.0))
+                sizes[stage] = (before[0] + up, before[1] + down)
+                compute[stage] = compute.get(stage, 0.0) + seconds.get(stage, 0.0)
+        return sizes, compute
 
 
 @functools.cache

@@ -247,6 +247,7 @@ class _Planner:
                 local_steps=steps,
                 bits=rules.bits[0],
                 period=period,
+                tiers=tuple(rules.ranks) if len(rules.ranks) > 1 else (),
             )
             if given.work >= wanted:
                 return given
@@ -254,7 +255,7 @@ class _Planner:
 
     def plan(self) -> Schedule:
         least, deadlines = self._best()
-        filled = self._shared({n: self._filled(n, a, deadlines) for n, a in least.items()})
+        filled = self._filled(least, deadlines)
         clients = {name: self._planned(name, given, deadlines) for name, given in filled.items()}
         always = [name for name, given in filled.items() if given.period == 1]
         full = self._round(filled, list(filled))
@@ -313,32 +314,43 @@ class _Planner:
         late = max(seconds for _, seconds in times)
         return max((seconds for period, seconds in times if period == 1), default=late), late
 
-    def _filled(self, name: str, least: Assignment, deadlines: tuple[float, float]) -> Assignment:
-        """As much as ends in time: first the rank, then the steps."""
-        deadline = deadlines[0] if least.period == 1 else deadlines[1]
-        profile, given = self._profiles[name], least
+    def _filled(
+        self, chosen: Mapping[str, Assignment], deadlines: tuple[float, float]
+    ) -> dict[str, Assignment]:
+        """As much as ends in time: first each client's rank, then, the tiers settled, its steps."""
 
-        def fits(other: Assignment) -> bool:
-            held = self._workload.memory(other.rank, other.micro_batch) <= profile.memory
-            return held and self._seconds(name, other) <= deadline * (1.0 + 1e-9)
+        def fits(name: str, other: Assignment) -> bool:
+            deadline = deadlines[0] if other.period == 1 else deadlines[1]
+            held = self._workload.memory(other.rank, other.micro_batch)
+            in_time = self._seconds(name, other) <= deadline * (1.0 + 1e-9)
+            return in_time and held <= self._profiles[name].memory
 
-        for rank in self._rules.ranks:
-            if rank > given.rank and fits(replace(given, rank=rank)):
-                given = replace(given, rank=rank)
-        for steps in self._rules.steps:
-            if steps > given.local_steps and fits(replace(given, local_steps=steps)):
-                given = replace(given, local_steps=steps)
-        return given
+        found = dict(chosen)
+        for rank, name in itertools.product(self._rules.ranks, found):
+            more = replace(found[name], rank=rank)
+            if rank > found[name].rank and fits(name, more):
+                found[name] = more
+        found = self._shared(found)
+        for steps, name in itertools.product(self._rules.steps, found):
+            more = replace(found[name], local_steps=steps)
+            if steps > found[name].local_steps and fits(name, more):
+                found[name] = more
+        return found
 
     def _shared(self, filled: dict[str, Assignment]) -> dict[str, Assignment]:
-        """Ranks lowered until every slice has contributors enough in each round it is sent in."""
+        """Ranks lowered until every slice has contributors enough in each round it is sent in.
+
+        What is then no longer a client's rank ends no slice.
+        """
         ranks = list(self._rules.ranks)
         for lower, rank in reversed(list(itertools.pairwise(ranks))):
             holders = {name for name, given in filled.items() if given.rank >= rank}
             always = {name for name in holders if filled[name].period == 1}
             if any(0 < len(group) < self._rules.least_cohort for group in (holders, always)):
                 filled |= {name: replace(filled[name], rank=lower) for name in holders}
-        return filled
+        used = sorted({given.rank for given in filled.values()})
+        tiers = tuple(used) if len(used) > 1 else ()
+        return {name: replace(given, tiers=tiers) for name, given in filled.items()}
 
     def _planned(self, name: str, given: Assignment, deadlines: tuple[float, float]) -> Planned:
         profile, uniform = self._profiles[name], self._base[name]

@@ -79,7 +79,9 @@ def trained(
     """Train under one assignment for each client."""
     training = bench.config.training
     optimizer = ServerOptimizer(
-        bench.flat(), kind=training.server_optimizer, learning_rate=training.server_learning_rate
+        bench.parts.flat(),
+        kind=training.server_optimizer,
+        learning_rate=training.server_learning_rate,
     )
     identities = {name: IdentityKey.generate() for name in given}
     seconds, course = 0.0, [float(np.mean(losses(bench)))]
@@ -90,12 +92,12 @@ def trained(
             round=number,
             cohort=names,
             roster={name: identities[name].public for name in names},
-            dimension=bench.layout.size,
+            dimension=bench.dimension,
             policy=settings.sum_policy,
             aggregation=settings.aggregation,
             model=hashlib.sha256(b"bench").digest(),
         )
-        start = bench.flat()
+        start = bench.parts.flat()
         deltas = {}
         for name in names:
             AdamWTrainer(
@@ -106,8 +108,8 @@ def trained(
                 device=bench.device,
                 seed=seed,
             ).train(bench.model, bench.clients[name].train, number)
-            deltas[name] = bench.flat() - start
-            bench.load_flat(start)
+            deltas[name] = bench.parts.flat() - start
+            bench.parts.load_flat(start)
         server = ServerRound(session)
         timing = VirtualRound(
             modelled_seconds(
@@ -126,7 +128,7 @@ def trained(
         }
         carry(server, clients, keep_transcript=False, timing=timing)
         seconds += timing.now
-        bench.load_flat(optimizer.step(settings.gradient(server.sum, server.survivors)))
+        bench.parts.load_flat(optimizer.step(settings.gradient(server.sum, server.survivors)))
         course.append(float(np.mean(losses(bench))))
     return Trained(seconds, course, max(losses(bench)))
 
@@ -161,10 +163,10 @@ def one_seed(folder: Path, rounds: int, seed: int) -> tuple[float, float]:
         name: replace(one, local_steps=8, period=1, rank=2, bits=planning.rules.uniform.bits)
         for name, one in planned.items()
     }
-    start = bench.flat()
+    start = bench.parts.flat()
     runs = {}
     for label, given in (("uniform", uniform), ("plan", planned)):
-        bench.load_flat(start)
+        bench.parts.load_flat(start)
         runs[label] = trained(bench, settings, planning, given, rounds=rounds, seed=seed)
     time = runs["plan"].seconds / runs["uniform"].seconds
     gained = {label: run.losses[0] - run.losses[-1] for label, run in runs.items()}

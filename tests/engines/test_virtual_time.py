@@ -9,6 +9,7 @@ import pytest
 
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
+from securefed.engines.sliced import secure_sliced_round
 from securefed.engines.virtual_time import VirtualRound, modelled_seconds
 from securefed.errors import ThresholdNotMet
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
@@ -167,6 +168,25 @@ def test_silent_and_late_clients_count_together():
     assert len(survivors) == 9
     assert "site-00" not in survivors
     assert len(timing.late) == 2
+
+
+def test_slices_cost_the_bytes_of_their_rounds():
+    """Everybody holds every slice; who holds fewer sends less, and so do its partners."""
+    names = [f"site-{n}" for n in range(10)]
+    policy = PrivacyPolicy(clip_norm=1.0, mechanism="none", corrupt_fraction=0.0)
+    real = secure_sliced_round(
+        {name: np.full(3_000, 0.01) for name in names},
+        widths=(1_000, 2_000),
+        privacy=policy,
+        aggregation=PairwiseAggregation(bits=24),
+    )
+    asked = replace(workload(10), travelling={2: 1_000, 4: 3_000})
+    sliced = replace(UNIFORM, tiers=(2, 4))
+    machine = replace(profiles()["site-00"], upload=1.0, download=1.0)
+    parts = asked.parts(machine, sliced)  # a byte takes a second
+    assert np.mean(list(real.bytes_up.values())) == pytest.approx(parts["upload"], rel=0.01)
+    assert np.mean(list(real.bytes_down.values())) == pytest.approx(parts["download"], rel=0.01)
+    assert parts["upload"] > asked.parts(machine, UNIFORM)["upload"]
 
 
 def test_a_plan_ends_its_real_rounds_in_at_most_three_fifths_of_the_uniform_time():

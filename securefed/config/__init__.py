@@ -27,9 +27,9 @@ from securefed.config.run import (
     RunConfig,
     Scheme,
     Stage,
-    TrainingSection,
     why_no_arrangement,
 )
+from securefed.config.training import ServerRule, TrainingSection
 
 __all__ = [
     "SHARING_MODES",
@@ -46,6 +46,7 @@ __all__ = [
     "Rounding",
     "RunConfig",
     "Scheme",
+    "ServerRule",
     "Stage",
     "TrainingSection",
     "Unit",

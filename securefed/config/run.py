@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from securefed.config.base import Positive, Section
 from securefed.config.lora import LoraSection, why_not_shared
 from securefed.config.privacy import PrivacySection
+from securefed.config.training import TrainingSection, why_not_combined
 
 Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
 # "graph" is there in sparse rounds (200 clients and more) only.
@@ -80,33 +81,6 @@ class DataSection(Section):
     clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
     min_examples: Annotated[int, Field(ge=1)] = 1
     held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
-
-
-class TrainingSection(Section):
-    """How clients compute an update and how the server applies the sum.
-
-    ``batch_size`` and ``local_steps`` are for updates made of several local steps
-    (``unit = "client"``, ``mechanism = "local"`` and ``"none"``); under distributed DP-SGD a round
-    is one step and ``privacy.expected_batch`` says how large it is.  ``examples_per_user`` bounds
-    how many of a drawn user's examples a step computes (all of them without it); which ones is
-    drawn anew, in secret, for every step.
-    """
-
-    rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
-    local_steps: Annotated[int, Field(ge=1)] = 4
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    local_learning_rate: Positive = 1e-3
-    micro_batch: Annotated[int, Field(ge=1)] = 16
-    examples_per_user: Annotated[int, Field(ge=1)] | None = None
-    server_optimizer: Literal["adam", "sgd"] = "adam"
-    server_learning_rate: Positive = 1e-2
-    trainer: str | None = Field(
-        default=None,
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
-        description="a LocalTrainer of your own, as module:Class; refused under distributed DP-SGD",
-    )
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1)] | None = None
 
 
 class AggregationSection(Section):
@@ -280,6 +254,8 @@ class RunConfig(Section):
                 "epsilon is stated there; leave it out"
             )
         if (why := why_not_shared(self.lora, self.privacy)) is not None:
+            raise ValueError(why)
+        if (why := why_not_combined(self.training, self.privacy, self.lora)) is not None:
             raise ValueError(why)
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:

@@ -73,6 +73,7 @@ def clipped_sum_of_sample(
     generator: NoiseGenerator,
     *,
     examples_per_user: int | None,
+    kept: NDArray[np.int64] | None = None,
     phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
     """A secret Poisson sample of the policy's units, each one's gradient clipped, summed.
@@ -83,23 +84,27 @@ def clipped_sum_of_sample(
         policy: unit ``"example"`` or ``"user"``, sampling probability and clip norm.
         generator: the secret words of the sample.
         examples_per_user: most examples of a user in the step; all of them without it.
+        kept: int64[k], the coordinates that are summed; all of them without it.
         phase: told when units are trained on and when they are clipped.
 
     Returns:
-        float64[d], followed by the bits' sum under adaptive clipping; zeros without a call of the
-        model for an empty sample.
+        float64[k] or float64[d], followed by the bits' sum under adaptive clipping; zeros without a
+        call of the model for an empty sample.
     """
     q, clip = policy.sampling_probability, (policy.clip_norm, policy.count_weight)
     with phase("train"):
         if policy.unit == "user":
             drawn = sampled_users(examples, q, generator, most=examples_per_user)
-            return clipped_sum_of_users(gradients, drawn, *clip, phase=phase)
-        kept = poisson_sample(len(examples), q, generator)
-        return gradients.clipped_sum(examples.take(kept), *clip, phase=phase)
+            return clipped_sum_of_users(gradients, drawn, *clip, kept, phase=phase)
+        sample = examples.take(poisson_sample(len(examples), q, generator))
+        return gradients.clipped_sum(sample, *clip, kept, phase=phase)
 
 
 def dp_sgd_step(
-    gradients: PerExampleGradients, *, examples_per_user: int | None = None
+    gradients: PerExampleGradients,
+    *,
+    examples_per_user: int | None = None,
+    kept: NDArray[np.int64] | None = None,
 ) -> EncodeFor:
     """Distributed DP-SGD: :func:`clipped_sum_of_sample`, and this client's noise.
 
@@ -115,6 +120,7 @@ def dp_sgd_step(
             codec.policy,
             generator,
             examples_per_user=examples_per_user,
+            kept=kept,
             phase=codec.phase,
         )
         return codec.encode_clipped_sum(total, generator)
@@ -142,14 +148,14 @@ def cyclic_step(gradients: PerExampleGradients, batch: NDArray[np.int64]) -> Enc
     return encode
 
 
-def local_delta(train: Callable[[Examples], NDArray[np.float32]]) -> EncodeFor:
-    """Local steps on the client's own copy; the change of the adapter is the contribution."""
+def local_delta(train: Callable[[Examples, PrivacyPolicy], NDArray[np.float64]]) -> EncodeFor:
+    """Local steps on the client's own copy; what follows from the adapter's change is sent."""
 
     def encode(
         examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
         with codec.phase("train"):
-            delta = train(examples)
+            delta = train(examples, codec.policy)
         return codec.encode_update(delta, generator)
 
     return encode

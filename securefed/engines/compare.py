@@ -37,6 +37,7 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     A client alone takes the same steps with its own sums; nothing is sent anywhere.
     """
     values = _without_noise(federation.config)
+    values["training"] = {k: v for k, v in values["training"].items() if k not in _OF_SUMS}
     bench, settings = federation.like(parse_config(values), observer).prepare()
     training = federation.config.training
     generator = NoiseGenerator()
@@ -45,20 +46,13 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
     for done, name in enumerate(sorted(bench.clients)):
         observer.working("alone", done, len(bench.clients))
         bench.begin_anew()
-        step = ServerStep(
-            bench.parts,
-            lambda initial: ServerOptimizer(
-                initial,
-                kind=training.server_optimizer,
-                learning_rate=training.server_learning_rate,
-            ),
-        )
+        step = ServerStep(bench.parts, lambda initial: ServerOptimizer.of(initial, training))
         policy = settings.sum_policy
         for number in range(1, training.rounds + 1):
             bench.begin_round(number)
             own, count = bench.contribution(settings, policy, name, number, generator)
             step.step(number, settings.gradient(own, (name,)))
-            bench.personal.take_over()
+            bench.take_over((name,))
             policy = policy.after(settings.unclipped_fraction(count, (name,)))
         shown[name] = bench.figures(name)
         total += shown[name]
@@ -75,6 +69,10 @@ _OF_NOISE = {
     "sampling",
     "noise_bands",
 }
+
+
+# A client alone sends nothing that could be cut, and has nobody to be corrected towards.
+_OF_SUMS = {"sparsify", "keep_fraction", "error_feedback", "control_weight"}
 
 
 def _without_noise(config: RunConfig) -> dict[str, Any]:

@@ -100,8 +100,9 @@ class Opening:
         """Make the whole run folder beside its place, then move it there: all of it or nothing."""
         with self._folder.being_made(dump_config(self._config)) as partial:
             self._bench.save_initial(partial.initial)
-            partial.save_checkpoint(0, self._step.state())
-            self._bench.personal.save(partial.personal, self._cohort, 0)
+            combining = self._bench.combining
+            partial.save_checkpoint(0, self._step.state() | combining.server_state())
+            self._bench.save_kept(partial.personal, self._cohort, 0)
             Ledger.create(partial.ledger, self._genesis(), clock=self._clock).close()
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}
@@ -129,12 +130,13 @@ class Opening:
                 f"{self._folder.checkpoints}: no state after round {history.applied}"
             )
         self._step.restore(state)
+        self._bench.combining.restore(state)
         if self._bench.adapter_hash().hex() != history.adapter:
             raise LedgerTampered(
                 f"{self._folder.checkpoints}: the state after round {history.applied} is not the "
                 "one that the ledger names"
             )
-        self._bench.personal.load(self._folder.personal, self._cohort, history.applied)
+        self._bench.load_kept(self._folder.personal, self._cohort, history.applied)
         check_accounts(self._folder.path, genesis, history)
         decryptor = None
         if self._settings.aggregation.has_decryptor:

@@ -79,14 +79,8 @@ class Run:
         self.folder, self.bench, self.settings = folder, bench, settings
         self.observer, self.clock = observer, clock
         self.cohort = tuple(sorted(bench.clients))
-        training = self.config.training
         self.step = ServerStep(
-            bench.parts,
-            lambda initial: ServerOptimizer(
-                initial,
-                kind=training.server_optimizer,
-                learning_rate=training.server_learning_rate,
-            ),
+            bench.parts, lambda initial: ServerOptimizer.of(initial, config.training)
         )
         self.parties = Parties({}, None, config.cohort.min_clients)
         self._policy = settings.sum_policy  # the server's own, of the next round
@@ -214,7 +208,8 @@ class Run:
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         self.bench.begin_round(number)
-        name, dimension = secrets.token_bytes(SESSION_BYTES), self.bench.dimension
+        combining = self.bench.combining
+        name, dimension = secrets.token_bytes(SESSION_BYTES), combining.length
         # Every party describes the round by its own policy; equal descriptions are made once.
         sessions = {
             policy: self._session(name, number, policy, dimension, self.settings.aggregation)
@@ -304,11 +299,16 @@ class Run:
             }
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
+        gradient = combining.opened(
+            self.settings.gradient(server.sum, survivors),
+            number=number,
+            share=self.settings.share(survivors),
+        )
         with self._meter.phase("apply"):
-            sent = self.step.step(number, self.settings.gradient(server.sum, survivors))
-        self.bench.personal.take_over()
-        self.folder.save_personal(lambda path: self.bench.personal.save(path, self.cohort, number))
-        self.folder.save_checkpoint(number, self.step.state())
+            sent = combining.values_down(self.step.step(number, gradient))
+        self.bench.take_over(survivors)
+        self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
+        self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
         self._policy = self._policy.after(fraction)
         applied: dict[str, object] = {"adapter_sha256": self.bench.adapter_hash().hex()}
         if sent != dimension:

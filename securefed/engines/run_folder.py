@@ -27,7 +27,7 @@ class RunFolder:
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
     ``clients/ID/budget.jsonl`` and ``clients/ID/costs.json`` and, where there is a decryptor, its
     ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, and where
-    clients keep a part of the adapter ``personal/ID/``.
+    clients keep a part of the adapter, or other state, ``personal/ID/``.
     """
 
     def __init__(self, path: Path) -> None:

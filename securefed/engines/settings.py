@@ -15,6 +15,7 @@ from scipy.stats import binom
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
 from securefed.errors import ConfigError
+from securefed.federation.weights import client_weights
 from securefed.privacy.accounting import (
     Adversary,
     PrivacyGuarantee,
@@ -34,6 +35,10 @@ from securefed.secagg.encryption import RoundEncryption
 
 _OVERFULL = 2.0**-64
 _CLIP_RANGE = 1000.0
+_WEIGHED = (
+    "how many examples each client holds is public and decides its weight; the statement does not "
+    "cover that number"
+)
 
 
 def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
@@ -81,7 +86,7 @@ class Settings:
         config: the run file.
         sizes: public size of each client: how many training examples, or users for ``unit =
             "user"``, it has.
-        dimension: length of an update.
+        dimension: length of what is summed in a round.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
             ledger; checked against the target.  Without it, the noise is searched for.
 
@@ -101,6 +106,7 @@ class Settings:
         privacy = config.privacy
         self.config = config
         self.sizes = dict(sizes)
+        self.weights = client_weights(config.training, sizes)
         self.cohort_size = len(sizes)
         check_cohort(config, sizes)
         total = sum(sizes.values())
@@ -233,6 +239,8 @@ class Settings:
             ring_sigma=self.aggregation.ring_sigma(self.bounds),
             key_holder=self.aggregation.trusted_key_holder,
         )
+        if self.config.training.client_weights != "uniform":
+            statement = replace(statement, assumptions=(*statement.assumptions, _WEIGHED))
         return replace(statement, unit=self._unit()) if self.stated.unit != "client" else statement
 
     def _unit(self) -> str:
@@ -267,10 +275,16 @@ class Settings:
         """From a decoded sum to what the server's optimiser descends.
 
         For distributed DP-SGD the sum over the expected batch (public sizes times q; the batch
-        that was really drawn stays secret); else minus the mean delta.
+        that was really drawn stays secret); else minus the mean delta, over the survivors' public
+        weights.
         """
-        mean = total / self._units(survivors)
-        return mean if self.one_step else -mean
+        if self.one_step:
+            return total / self._units(survivors)
+        return -total / sum(self.weights[name] for name in survivors)
+
+    def share(self, survivors: tuple[str, ...]) -> float:
+        """The survivors' part of the whole cohort's weights, in (0, 1]."""
+        return sum(self.weights[name] for name in survivors) / sum(self.weights.values())
 
     def _units(self, survivors: tuple[str, ...]) -> float:
         """How many units a sum holds: clients, or the examples that are expected in it."""

@@ -143,7 +143,7 @@ class Federation:
         settings = Settings(
             self.config,
             sizes=bench.sizes,
-            dimension=bench.dimension,
+            dimension=bench.combining.length,
             noise_multiplier=noise_multiplier,
         )
         if settings.encryption is not None:

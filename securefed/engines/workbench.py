@@ -22,6 +22,7 @@ from securefed.engines.cohort import (
     dp_sgd_step,
     local_delta,
 )
+from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
@@ -43,8 +44,9 @@ from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.evaluate import evaluate
-from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
+from securefed.training.local import DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.models import load_model, resolve_device
+from securefed.training.steps import AdamWTrainer, SgdTrainer
 from securefed.training.untouched import Untouched, own_random_state
 
 _CHECKED_EXAMPLES = 3
@@ -114,6 +116,7 @@ class Workbench:
         self.parts = AdapterParts(self.model, config.lora.sharing)
         self.personal = PersonalParts(self.parts)
         self._made = self.parts.served()
+        self.combining = self._combining()
         self._gradients = CheckedGradients(
             self.model, self.parts, task=config.model.task, device=self.device
         )
@@ -125,6 +128,11 @@ class Workbench:
             f"{len(self.clients)} clients, {examples:,} training examples{users}, "
             f"{self.dimension:,} trainable parameters"
         )
+        if config.training.client_weights != "uniform":
+            observer.message(
+                "note: a client counts by its number of examples, which is public here and which "
+                "no statement covers"
+            )
         if approximated := self.parts.mode.approximated:
             observer.message(f"lora.sharing = {config.lora.sharing!r}: {approximated}")
 
@@ -147,6 +155,10 @@ class Workbench:
         """The adapter as it was first made, every client's own part too."""
         self.parts.load_served(self._made)
         self.personal.forget()
+        self.combining = self._combining()
+
+    def _combining(self) -> Combining:
+        return Combining(self.config.training, seed=self.config.lora.seed, dimension=self.dimension)
 
     @property
     def gradients_checked(self) -> bool:
@@ -157,27 +169,48 @@ class Workbench:
 
     @property
     def dimension(self) -> int:
-        """d, the length of every round's vector."""
+        """d, the length of what travels, before it is cut or anything stands behind it."""
         return self.parts.dimension
 
     def begin_round(self, number: int) -> None:
         """Let train what travels in round ``number``."""
         self.parts.begin(number)
         self.personal.forget_new()
+        self.combining.state.forget_new()
         if not self.parts.freezes_the_same_always:
             self._untouched = None
+
+    def take_over(self, survivors: tuple[str, ...]) -> None:
+        """A round was summed: what clients keep is from now on what they made of it in that one."""
+        self.personal.take_over()
+        self.combining.state.take_over(survivors)
+
+    def save_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:
+        """Keep what clients keep after ``number`` rounds."""
+        self.personal.save(folder, clients, number)
+        self.combining.state.save(folder, clients, number)
+
+    def load_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:
+        """Take back what :meth:`save_kept` kept.
+
+        Raises:
+            LedgerTampered: a file is missing, or is not of this run.
+        """
+        self.personal.load(folder, clients, number)
+        self.combining.state.load(folder, clients, number)
 
     def adapter_hash(self) -> bytes:
         """SHA-256 over the whole adapter, the frozen part included."""
         return bytes.fromhex(state_hash(adapter_state(self.model)))
 
     def model_hash(self) -> bytes:
-        """What a round binds: base weights, adapter values, what travels and the whole run file."""
+        """What a round binds: base weights, all that clients are sent, and the whole run file."""
         parts = (
             bytes.fromhex(self.fingerprint),
             self.adapter_hash(),
             bytes.fromhex(self.parts.fingerprint()),
             hashlib.sha256(dump_config(self.config).encode()).digest(),
+            self.combining.fingerprint(),
         )
         return hashlib.sha256(b"securefed/1/model" + b"".join(parts)).digest()
 
@@ -245,8 +278,11 @@ class Workbench:
             return cyclic_step(self._gradients.now(), batch)
         if settings.one_step:
             most = self.config.training.examples_per_user
-            return dp_sgd_step(self._gradients.now(), examples_per_user=most)
-        return local_delta(lambda examples: self._delta(client_id, settings, examples, number))
+            kept = self.combining.cut_to(number)
+            return dp_sgd_step(self._gradients.now(), examples_per_user=most, kept=kept)
+        return local_delta(
+            lambda examples, policy: self._vector(client_id, settings, policy, examples, number)
+        )
 
     def contribution(
         self,
@@ -266,17 +302,18 @@ class Workbench:
             generator: draws the sample.
 
         Returns:
-            float64[d], and the sum of b - 1/2 over units (None without adaptive clipping).
+            What is summed, and the sum of b - 1/2 over units (None without adaptive clipping).
         """
         examples, clip = self.clients[name].train, L2Clip(policy.clip_norm, policy.count_weight)
         if not settings.one_step:
-            return clip.split(clip.unit(self._delta(name, settings, examples, number)))
+            return clip.split(clip.unit(self._vector(name, settings, policy, examples, number)))
         total = clipped_sum_of_sample(
             self._gradients.now(),
             examples,
             policy,
             generator,
             examples_per_user=self.config.training.examples_per_user,
+            kept=self.combining.cut_to(number),
         )
         return clip.split(total)
 
@@ -293,6 +330,18 @@ class Workbench:
         """Examples at a time in the present round, as they are computed."""
         return self._gradients.micro_batch(self.config.training.micro_batch)
 
+    def _vector(
+        self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
+    ) -> NDArray[np.float64]:
+        """What a client's training gives, as it is before the clip."""
+        return self.combining.vector(
+            name,
+            self._delta(name, settings, examples, number),
+            weight=settings.weights[name],
+            clip_norm=policy.clip_norm,
+            number=number,
+        )
+
     def _delta(
         self, name: str, settings: Settings, examples: Examples, number: int
     ) -> NDArray[np.float32]:
@@ -306,7 +355,7 @@ class Workbench:
         with self.personal.of(name):
             before = self.parts.flat()
             try:
-                self._train(settings, examples, number)
+                self._train(name, settings, examples, number)
                 if not self.parts.is_finite():
                     self.saw_non_finite = True
                     return np.zeros_like(before)
@@ -315,11 +364,11 @@ class Workbench:
             finally:
                 self.parts.load_flat(before)
 
-    def _train(self, settings: Settings, examples: Examples, number: int) -> None:
+    def _train(self, name: str, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
         if own is None:
             units = examples.units(settings.stated.unit)
-            self._trainer(settings, units).train(self.model, examples, number)
+            self._trainer(name, settings, units).train(self.model, examples, number)
             return
         if self._untouched is None:
             self._untouched = Untouched(self.model)
@@ -328,7 +377,7 @@ class Workbench:
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
 
-    def _trainer(self, settings: Settings, units: int) -> LocalTrainer:
+    def _trainer(self, name: str, settings: Settings, units: int) -> LocalTrainer:
         training, privacy = self.config.training, self.config.privacy
         if privacy.mechanism == "local":
             q = settings.stated.sampling_probability
@@ -346,8 +395,11 @@ class Workbench:
                 generator=NoiseGenerator(),
                 unit=settings.stated.unit,
                 examples_per_user=training.examples_per_user,
+                proximal_mu=training.proximal_mu,
             )
-        return AdamWTrainer(
+        added = self.combining.correction(name)
+        steps = AdamWTrainer if training.local_optimizer == "adamw" else SgdTrainer
+        return steps(
             local_steps=training.local_steps,
             batch_size=training.batch_size,
             learning_rate=training.local_learning_rate,
@@ -355,6 +407,8 @@ class Workbench:
             device=self.device,
             seed=self.config.lora.seed,
             micro_batch=training.micro_batch,
+            proximal_mu=training.proximal_mu,
+            correction=None if added is None else self.parts.layout.unflatten(added),
         )
 
     # -- measuring -------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The whole path of an update, on one page: nothing leaves a client around it.
 
+    [weigh, cut to the round's coordinates (engines.combining) ->]
     clip [-> append the bit of adaptive clipping]                                     (client)
         -> rotate -> scale and round -> add this client's noise -> ring
     ring sum [-> add the noise of a trusted server] -> centre -> scale -> un-rotate   (server)

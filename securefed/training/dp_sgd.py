@@ -120,6 +120,7 @@ class PerExampleGradients:
         examples: Examples,
         clip_norm: float,
         count_weight: float = 0.0,
+        kept: NDArray[np.int64] | None = None,
         *,
         phase: Phase = unmeasured,
     ) -> NDArray[np.float64]:
@@ -129,11 +130,13 @@ class PerExampleGradients:
             examples: the sampled examples; none are fine.
             clip_norm: C > 0.
             count_weight: of each example's bit under adaptive clipping (``L2Clip``); 0 for none.
+            kept: int64[k], the coordinates to which each gradient is cut *before* it is clipped;
+                all of them without it.
             phase: told when rows are clipped.
 
         Returns:
-            float64[d], followed by the bits' sum where there are any; zeros without calling the
-            model for no examples.
+            float64[k] (float64[d] without ``kept``), followed by the bits' sum where there are any;
+            zeros without calling the model for no examples.
 
         Raises:
             ConfigError: ``clip_norm`` is not a finite number > 0.
@@ -150,10 +153,11 @@ class PerExampleGradients:
         if not (math.isfinite(clip_norm) and clip_norm > 0.0):
             raise ConfigError(f"clip_norm = {clip_norm}; it must be finite and > 0")
         clip = L2Clip(clip_norm, count_weight)
-        total = np.zeros(self._layout.size + clip.bits, dtype=np.float64)
+        length = self._layout.size if kept is None else len(kept)
+        total = np.zeros(length + clip.bits, dtype=np.float64)
         for rows in self.flat_rows(examples):
             with phase("clip"):
-                total += clip.clip_rows(rows)
+                total += clip.clip_rows(rows if kept is None else rows[:, kept])
         return total
 
     def micro_batches(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -15,12 +14,13 @@ from torch import nn
 
 from securefed.config import TrainingSection, Unit
 from securefed.crypto.prg import NoiseGenerator
-from securefed.errors import ConfigError, DataError
+from securefed.errors import ConfigError
 from securefed.lora.layout import AdapterLayout
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import Examples
 from securefed.training.dp_sgd import PerExampleGradients
-from securefed.training.evaluate import batches, check_task, predict
+from securefed.training.evaluate import check_task
+from securefed.training.steps import check_count, check_positive, proximal_pull, trainable
 from securefed.training.users import sampled_users, user_means
 
 
@@ -53,87 +53,6 @@ class LocalTrainer(Protocol):
         ...
 
 
-class AdamWTrainer:
-    """A few AdamW steps over shuffled batches: no example-level protection of its own.
-
-    The loss is the mean over a batch of each example's own mean.  Dropout is off.  Moments start
-    at zero in every round.
-
-    Args:
-        local_steps: steps a round, >= 1.
-        batch_size: examples a step, >= 1; fewer where the client has fewer.
-        learning_rate: > 0.
-        task: ``causal-lm`` or ``sequence-classification``.
-        device: where the model is.
-        seed: of the shuffles, with the number of the round; the order carries no guarantee.
-        micro_batch: examples at a time, >= 1; ``batch_size`` without it.
-
-    Raises:
-        ConfigError: an argument is outside that.
-
-    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization".
-    """
-
-    def __init__(
-        self,
-        *,
-        local_steps: int,
-        batch_size: int,
-        learning_rate: float,
-        task: str,
-        device: torch.device,
-        seed: int,
-        micro_batch: int | None = None,
-    ) -> None:
-        check_task(task)
-        _check_count("local_steps", local_steps)
-        _check_count("batch_size", batch_size)
-        _check_positive("learning_rate", learning_rate)
-        self.micro_batch = batch_size if micro_batch is None else micro_batch
-        _check_count("micro_batch", self.micro_batch)
-        if seed < 0:
-            raise ConfigError(f"seed = {seed}; it must be >= 0")
-        self.local_steps, self.batch_size, self.learning_rate = (
-            local_steps,
-            batch_size,
-            learning_rate,
-        )
-        self.task, self.device, self.seed = task, device, seed
-
-    def train(self, model: nn.Module, data: Examples, round: int) -> None:
-        """As :meth:`LocalTrainer.train`.
-
-        Raises:
-            ConfigError: nothing in the model is trainable.
-            DataError: there is no example, or classification without labels.
-        """
-        check_task(self.task, data)
-        if len(data) == 0:
-            raise DataError("training data: no example; a local step needs at least one")
-        parameters = _trainable(model)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=self.learning_rate, weight_decay=0.0)
-        model.eval()
-        for chosen in self._draws(len(data), round):
-            optimizer.zero_grad(set_to_none=True)
-            for batch in batches(data.take(chosen), self.micro_batch, self.device):
-                loss = predict(model, batch, self.task).example_means().sum() / len(chosen)
-                loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    def _draws(self, count: int, round: int) -> list[NDArray[np.int64]]:
-        generator = np.random.default_rng([self.seed, round])
-        wanted = min(self.batch_size, count)
-        order = np.empty(0, dtype=np.int64)
-        draws = []
-        for _ in range(self.local_steps):
-            if len(order) < wanted:
-                order = generator.permutation(count)
-            draws.append(order[:wanted])
-            order = order[wanted:]
-        return draws
-
-
 class _SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     """Opacus' optimiser with its noise from a cipher.
 
@@ -141,9 +60,12 @@ class _SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
     knows a noised sum could try every stream.
     """
 
-    def __init__(self, *args: object, noise: NoiseGenerator, **kwargs: object) -> None:
+    def __init__(
+        self, *args: object, noise: NoiseGenerator, proximal_mu: float, **kwargs: object
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._noise = noise
+        self._pull = proximal_pull(self.params, proximal_mu)
 
     def add_noise(self) -> None:
         """``p.grad`` = clipped sum + N(0, (noise_multiplier * max_grad_norm)^2)."""
@@ -153,6 +75,11 @@ class _SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
             values *= self.noise_multiplier * self.max_grad_norm
             drawn = torch.from_numpy(values).to(summed.device, summed.dtype)
             parameter.grad = (summed + drawn.view_as(summed)).view_as(parameter)
+
+    def scale_grad(self) -> None:
+        """As Opacus', and the proximal term: of released values alone, so it needs no noise."""
+        super().scale_grad()
+        self._pull()
 
 
 def _gaussian(count: int, generator: NoiseGenerator) -> NDArray[np.float64]:
@@ -188,6 +115,8 @@ class DpSgdTrainer:
         generator: the secret words of sample and noise.
         unit: ``"example"`` or ``"user"``.
         examples_per_user: most examples of a user in one step, >= 1; all of them without it.
+        proximal_mu: as :class:`~securefed.training.steps.LocalSteps` has it; its gradient is added
+            to the noised one.
 
     Raises:
         ConfigError: an argument is outside that.
@@ -221,21 +150,22 @@ class DpSgdTrainer:
         generator: NoiseGenerator,
         unit: Unit = "example",
         examples_per_user: int | None = None,
+        proximal_mu: float = 0.0,
     ) -> None:
         check_task(task)
         if unit == "client":
             raise ConfigError("unit = 'client': DP-SGD protects one 'example' or one 'user'")
-        _check_count("local_steps", local_steps)
-        _check_count("micro_batch", micro_batch)
-        _check_positive("sampling_probability", sampling_probability)
+        check_count("local_steps", local_steps)
+        check_count("micro_batch", micro_batch)
+        check_positive("sampling_probability", sampling_probability)
         if sampling_probability > 1.0:
             raise ConfigError(
                 f"sampling_probability = {sampling_probability}; it must be > 0 and <= 1"
             )
-        _check_positive("expected_batch_size", expected_batch_size)
-        _check_positive("clip_norm", clip_norm)
-        _check_positive("noise_multiplier", noise_multiplier)
-        _check_positive("learning_rate", learning_rate)
+        check_positive("expected_batch_size", expected_batch_size)
+        check_positive("clip_norm", clip_norm)
+        check_positive("noise_multiplier", noise_multiplier)
+        check_positive("learning_rate", learning_rate)
         self.layout, self.local_steps, self.task, self.device = layout, local_steps, task, device
         self.sampling_probability = sampling_probability
         self.expected_batch_size = expected_batch_size
@@ -243,6 +173,7 @@ class DpSgdTrainer:
         self.learning_rate, self.micro_batch = learning_rate, micro_batch
         self._generator = generator
         self.unit, self.examples_per_user = unit, examples_per_user
+        self.proximal_mu = proximal_mu
 
     def train(self, model: nn.Module, data: Examples, round: int) -> None:
         """As :meth:`LocalTrainer.train`; ``data`` may be empty.
@@ -264,12 +195,13 @@ class DpSgdTrainer:
                 max_grad_norm=self.clip_norm,
                 expected_batch_size=self.expected_batch_size,
                 noise=self._generator,
+                proximal_mu=self.proximal_mu,
             )
             for _ in range(self.local_steps):
                 self._step(optimizer, self._drawn(gradients, data), parameters)
         finally:
             gradients.close()
-            for parameter in _trainable(model).values():
+            for parameter in trainable(model).values():
                 parameter.grad = None
 
     def _drawn(
@@ -344,20 +276,3 @@ def load_trainer(path: str, section: TrainingSection) -> LocalTrainer:
             f"training.trainer = {path!r}: it has no method train(model, data, round)"
         )
     return trainer
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    found = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    if not found:
-        raise ConfigError("model: no parameter has requires_grad; nothing would train")
-    return found
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ConfigError(f"{name} = {value}; it must be >= 1")
-
-
-def _check_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0.0):
-        raise ConfigError(f"{name} = {value}; it must be finite and > 0")

@@ -59,6 +59,7 @@ def clipped_sum_of_users(
     examples: Examples,
     clip_norm: float,
     count_weight: float = 0.0,
+    kept: NDArray[np.int64] | None = None,
     *,
     phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
@@ -71,11 +72,13 @@ def clipped_sum_of_users(
         examples: of the users drawn, a user's together (:func:`sampled_users`); none are fine.
         clip_norm: C > 0.
         count_weight: of each user's bit under adaptive clipping (``L2Clip``); 0 for none.
+        kept: int64[k], the coordinates to which each mean is cut *before* it is clipped; all of
+            them without it.
         phase: told when a mean is clipped.
 
     Returns:
-        float64[d], followed by the bits' sum where there are any; zeros without calling the model
-        for no examples.
+        float64[k] (float64[d] without ``kept``), followed by the bits' sum where there are any;
+        zeros without calling the model for no examples.
 
     Raises:
         ConfigError: users are not told apart, or ``clip_norm`` is not a finite number > 0.
@@ -88,10 +91,11 @@ def clipped_sum_of_users(
           example with one does.
     """
     clip = L2Clip(clip_norm, count_weight)
-    total = np.zeros(gradients.dimension + clip.bits, dtype=np.float64)
+    length = gradients.dimension if kept is None else len(kept)
+    total = np.zeros(length + clip.bits, dtype=np.float64)
     for mean in user_means(gradients.flat_rows(examples), examples.users):
         with phase("clip"):
-            total += clip.clip_rows(mean[None])
+            total += clip.clip_rows((mean if kept is None else mean[kept])[None])
     return total
 
 

@@ -12,7 +12,7 @@ from securefed.lora.adapter import build_adapter
 from securefed.lora.parts import AdapterParts
 from securefed.training.data import Examples
 from securefed.training.dp_sgd import PerExampleGradients
-from securefed.training.local import AdamWTrainer
+from securefed.training.steps import AdamWTrainer
 
 
 def model_of(sharing):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from securefed.config import TrainingSection, parse_config
 from securefed.errors import ConfigError
 from securefed.federation.server_optimizer import ServerOptimizer
 
@@ -17,6 +18,18 @@ def gradients(count: int, d: int = 6) -> list[np.ndarray]:
 
 def optimizer(kind: str, rate: float = 0.01, initial: np.ndarray | None = None) -> ServerOptimizer:
     return ServerOptimizer(start() if initial is None else initial, kind=kind, learning_rate=rate)
+
+
+STATEFUL = ["adam", "yogi", "adagrad", "momentum"]
+EVERY = ["sgd", *STATEFUL]
+
+
+def rule(kind: str, rate: float = 0.01, initial: np.ndarray | None = None) -> ServerOptimizer:
+    """As ``optimizer``; ``"momentum"`` is SGD with momentum 0.9."""
+    if kind != "momentum":
+        return optimizer(kind, rate, initial)
+    values = start() if initial is None else initial
+    return ServerOptimizer(values, kind="sgd", learning_rate=rate, momentum=0.9)
 
 
 def copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -42,27 +55,117 @@ def test_adam_is_the_papers_recursion():
         np.testing.assert_allclose(ours.step(gradient), weights, rtol=2e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_yogi_is_the_papers_recursion():
+    """Zaheer et al. 2018, Algorithm 2, from v_0 = tau^2 (Reddi et al. 2021), in float64."""
+    rate, beta1, beta2, tau = 0.03, 0.8, 0.95, 1e-2
+    ours = ServerOptimizer(
+        start(), kind="yogi", learning_rate=rate, betas=(beta1, beta2), epsilon=tau
+    )
+    weights = start().astype(np.float64)
+    first, second = np.zeros(6), np.full(6, tau**2)
+    adams = second.copy()
+    for gradient in gradients(20):
+        first = beta1 * first + (1 - beta1) * gradient
+        second = second - (1 - beta2) * gradient**2 * np.sign(second - gradient**2)
+        adams = beta2 * adams + (1 - beta2) * gradient**2
+        weights -= rate * first / (np.sqrt(second) + tau)
+        np.testing.assert_allclose(ours.step(gradient), weights, rtol=2e-4, atol=2e-5)
+    assert (second > 1.2 * adams).any()  # or Adam's moment would have passed as well
+
+
+def test_one_step_of_yogi_by_hand():
+    """g = 3 and 0.001 at tau = 0.1: v = 0.01 + 0.1 * 9 and 0.01 - 0.1 * 1e-6."""
+    ours = ServerOptimizer(
+        np.zeros(2, np.float32), kind="yogi", learning_rate=1.0, betas=(0.5, 0.9), epsilon=0.1
+    )
+    moved = ours.step(np.array([3.0, 0.001]))
+    by_hand = [-1.5 / (np.sqrt(0.91) + 0.1), -0.0005 / (np.sqrt(0.0099999) + 0.1)]
+    np.testing.assert_allclose(moved, by_hand, rtol=1e-6)
+
+
+def test_adagrad_is_the_papers_recursion():
+    """Reddi et al. 2021, Algorithm 2 with beta1 = 0: v_0 = tau^2, v_t = v_{t-1} + g^2."""
+    rate, tau = 0.03, 1e-2
+    ours = ServerOptimizer(start(), kind="adagrad", learning_rate=rate, epsilon=tau)
+    weights, second = start().astype(np.float64), np.full(6, tau**2)
+    for gradient in gradients(20):
+        second = second + gradient**2
+        weights -= rate * gradient / (np.sqrt(second) + tau)
+        np.testing.assert_allclose(ours.step(gradient), weights, rtol=2e-4, atol=2e-5)
+
+
+def test_momentum_is_the_papers_recursion():
+    """Hsu, Qi and Brown 2019: v_t = 0.9 v_{t-1} + mean delta, x_t = x_{t-1} + v_t."""
+    ours = rule("momentum", 1.0)
+    weights, velocity = start().astype(np.float64), np.zeros(6)
+    for gradient in gradients(10):
+        velocity = 0.9 * velocity - gradient
+        weights += velocity
+        np.testing.assert_allclose(ours.step(gradient), weights, rtol=1e-4, atol=1e-4)
+
+
+def test_what_the_run_file_asks_for_reaches_the_optimizer():
+    section = TrainingSection(
+        server_optimizer="yogi",
+        server_learning_rate=0.5,
+        server_betas=[0.5, 0.75],
+        server_epsilon=0.25,
+    )
+    ours, same = (
+        ServerOptimizer.of(start(), section),
+        ServerOptimizer(start(), kind="yogi", learning_rate=0.5, betas=(0.5, 0.75), epsilon=0.25),
+    )
+    plain = ServerOptimizer(start(), kind="yogi", learning_rate=0.5)
+    for gradient in gradients(3):
+        moved = ours.step(gradient)
+        np.testing.assert_array_equal(moved, same.step(gradient))
+        assert not np.array_equal(moved, plain.step(gradient))
+    section = TrainingSection(server_optimizer="sgd", server_momentum=0.9, server_learning_rate=1.0)
+    ours, same = ServerOptimizer.of(start(), section), rule("momentum", 1.0)
+    for gradient in gradients(3):
+        np.testing.assert_array_equal(ours.step(gradient), same.step(gradient))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"server_optimizer": "adam", "server_momentum": 0.9}, "server_momentum with .*'adam'"),
+        ({"server_optimizer": "sgd", "server_betas": [0.9, 0.99]}, "server_betas with .*'sgd'"),
+        ({"server_optimizer": "adagrad", "server_betas": [0.9, 0.99]}, "of 'adam' and 'yogi'"),
+        ({"server_optimizer": "sgd", "server_epsilon": 1e-3}, "server_epsilon with .*'sgd'"),
+        ({"server_optimizer": "sgd", "server_momentum": 1.0}, "server_momentum"),
+        ({"server_betas": [0.9, 1.0]}, "server_betas"),
+        ({"server_betas": [-0.1, 0.9]}, "server_betas"),
+        ({"server_epsilon": 0.0}, "server_epsilon"),
+        ({"server_epsilon": 2.0}, "server_epsilon"),
+    ],
+)
+def test_a_run_file_with_a_value_out_of_range_or_without_effect_is_refused(values, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_config({"training": values})
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_step_goes_against_the_gradient(kind):
-    moved = optimizer(kind).step(np.array([1.0, -1.0, 1.0, -1.0, 0.0, 0.0]))
+    moved = rule(kind).step(np.array([1.0, -1.0, 1.0, -1.0, 0.0, 0.0]))
     assert (np.sign(moved - start()) == [-1, 1, -1, 1, 0, 0]).all()
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", EVERY)
 def test_an_optimizer_restored_from_a_checkpoint_goes_on_as_if_it_had_not_stopped(kind):
-    through = optimizer(kind)
+    through = rule(kind)
     for gradient in gradients(3):
         through.step(gradient)
-    resumed = optimizer(kind, initial=np.zeros(6, dtype=np.float32))
+    resumed = rule(kind, initial=np.zeros(6, dtype=np.float32))
     resumed.restore(copied(through.state()))
     np.testing.assert_array_equal(resumed.parameters, through.parameters)
     for gradient in gradients(4):
         np.testing.assert_array_equal(resumed.step(gradient), through.step(gradient))
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_state_is_tensors_that_later_steps_do_not_change(kind):
-    ours = optimizer(kind)
+    ours = rule(kind)
     ours.step(gradients(1)[0])
     state = ours.state()
     before = copied(state)
@@ -70,15 +173,21 @@ def test_a_state_is_tensors_that_later_steps_do_not_change(kind):
     assert all(isinstance(value, torch.Tensor) for value in state.values())
     for name, value in before.items():
         assert torch.equal(state[name], value), name
-    assert (len(state) > 1) == (kind == "adam")
+    assert (len(state) > 1) == (kind != "sgd")
 
 
-def test_the_moments_are_part_of_the_state():
+@pytest.mark.parametrize("kind", STATEFUL)
+def test_the_moments_are_part_of_the_state(kind):
     """Without them the next step is another one."""
-    through = optimizer("adam")
+    through = rule(kind)
     for gradient in gradients(3):
         through.step(gradient)
-    bare = optimizer("adam")
+    bare = rule(kind)
+    if kind == "adagrad":  # its state is there from the start: take the first one's
+        fresh = {n: t for n, t in bare.state().items() if n != "parameters"}
+        bare.restore({"parameters": through.state()["parameters"].clone(), **fresh})
+        assert not np.allclose(bare.step(gradients(4)[3]), through.step(gradients(4)[3]))
+        return
     bare.restore({"parameters": through.state()["parameters"].clone()})
     gradient = gradients(4)[3]
     assert not np.allclose(bare.step(gradient), through.step(gradient))

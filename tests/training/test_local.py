@@ -15,7 +15,8 @@ from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.training.data import Examples
 from securefed.training.evaluate import HeldOut, evaluate
-from securefed.training.local import AdamWTrainer, DpSgdTrainer, LocalTrainer, load_trainer
+from securefed.training.local import DpSgdTrainer, LocalTrainer, load_trainer
+from securefed.training.steps import AdamWTrainer, SgdTrainer
 
 CPU = torch.device("cpu")
 
@@ -325,3 +326,90 @@ def test_an_example_whose_gradient_is_not_finite_does_not_spoil_a_dp_sgd_step(mo
     found = noised_gradients(model, data, monkeypatch, **options)
     np.testing.assert_allclose(found, clean, atol=1e-6)
     assert clean.any()
+
+
+# -- drift on unlike data -----------------------------------------------------------------
+
+
+def sgd(**changes):
+    options = {
+        "local_steps": 4, "batch_size": 4, "learning_rate": 0.5, "task": "causal-lm",
+        "device": CPU, "seed": 7, **changes
+    }  # fmt: skip
+    return SgdTrainer(**options)
+
+
+def gradient_of(model, data):
+    """The mean gradient of the examples at the model's present values, flat."""
+    before = flat(model)
+    sgd(local_steps=1, batch_size=len(data), learning_rate=1.0).train(model, data, 1)
+    found = before - flat(model)
+    put(model, before)
+    return found
+
+
+def put(model, vector):
+    tensors = layout_of(model).unflatten(vector)
+    with torch.no_grad():
+        for name, parameter in travelling_parameters(model, "ffa").items():
+            parameter.copy_(tensors[name])
+
+
+def test_sgd_steps_are_the_recursion_with_pull_and_correction():
+    """y <- y - eta (g(y) + mu (y - x) + c - c_i), step by step, on the whole data."""
+    model, data = llama(), windows(4)
+    layout, rate, mu = layout_of(model), 0.5, 0.3
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=layout.size).astype(np.float32)
+    added = rng.normal(size=layout.size).astype(np.float32)
+    expected = start.copy()
+    for _ in range(3):
+        put(model, expected)
+        expected = expected - rate * (gradient_of(model, data) + mu * (expected - start) + added)
+    put(model, start)
+    options = {"local_steps": 3, "learning_rate": rate, "proximal_mu": mu}
+    sgd(**options, correction=layout.unflatten(added)).train(model, data, 1)
+    np.testing.assert_allclose(flat(model), expected, atol=2e-5)
+    put(model, start)
+    sgd(**options).train(model, data, 1)
+    assert np.abs(flat(model) - expected).max() > 0.1
+
+
+@pytest.mark.parametrize("make", [adamw, sgd])
+def test_the_stronger_the_pull_the_shorter_the_way(make):
+    ways = []
+    for mu in (0.0, 1.0, 100.0):
+        model = llama()
+        rate = 0.005 if make is sgd else 0.01
+        make(local_steps=20, learning_rate=rate, proximal_mu=mu).train(model, windows(8), 1)
+        ways.append(float(np.linalg.norm(flat(model))))  # B starts at zero
+    assert ways[0] > 1.005 * ways[1] > 1.005**2 * ways[2] > 0
+
+
+def test_the_pull_of_local_dp_sgd_is_of_released_values_alone():
+    """On no data at all steps are noise; the pull then changes them by a known recursion."""
+    seen = {}
+    for mu in (0.0, 5.0):
+        model = llama()
+        gradients = []
+        step = torch.optim.Adam.step
+
+        def record(self, *args, gradients=gradients, step=step, **kwargs):
+            grads = [p.grad.flatten() for g in self.param_groups for p in g["params"]]
+            values = [p.detach().flatten().clone() for g in self.param_groups for p in g["params"]]
+            gradients.append((torch.cat(grads), torch.cat(values)))
+            return step(self, *args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.optim.Adam, "step", record)
+            dp_sgd(layout_of(model), local_steps=3, proximal_mu=mu).train(model, windows(0), 1)
+        seen[mu] = gradients
+    for (plain, _), (pulled, values) in zip(seen[0.0], seen[5.0], strict=True):
+        torch.testing.assert_close(pulled, plain + 5.0 * values)  # w_0 is zero
+    assert float(seen[5.0][2][1].abs().max()) > 0
+
+
+@pytest.mark.parametrize("mu", [-1.0, math.inf, math.nan])
+def test_a_pull_out_of_range_is_refused(mu):
+    with pytest.raises(ConfigError, match="proximal_mu"):
+        adamw(proximal_mu=mu)

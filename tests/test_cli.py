@@ -205,9 +205,7 @@ def test_an_unknown_set_of_demo_clients_is_refused(cli):
     ("options", "words"),
     [
         (["--aggregation", "rsa"], ["aggregation.kind", "'bfv'", "'rsa'"]),
-        (["--key-holder", "cohort"], ["key_holder = 'cohort' with kind = 'pairwise'"]),
         (["--masked"], ["masked = True with kind = 'pairwise'"]),
-        (["--aggregation", "bfv", "--key-holder", "server"], ["aggregation.key_holder", "server"]),
         (["--aggregation", "ckks", "--masked"], ["masks are modulo t"]),
     ],
     ids=" ".join,
@@ -225,10 +223,7 @@ def test_an_arrangement_of_the_demo_that_there_is_not_is_refused_at_once(cli, op
         ([], {"kind": "pairwise"}),
         (["--aggregation", "bfv"], {"kind": "bfv", "key_holder": "decryptor"}),
         (["--aggregation", "bfv", "--masked"], {"kind": "bfv", "masked": True}),
-        (
-            ["--clients", "all", "--aggregation", "ckks", "--key-holder", "cohort"],
-            {"kind": "ckks", "key_holder": "cohort"},
-        ),
+        (["--clients", "all", "--aggregation", "ckks"], {"kind": "ckks"}),
         (["--aggregation", "plaintext"], {"kind": "plaintext"}),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -253,12 +248,12 @@ def test_the_demos_options_choose_its_aggregation_and_name_it_again(
 def test_a_demo_begun_with_another_aggregation_is_named_with_its_options(cli):
     demo = load_config(Path(securefed.__file__).with_name("demo.toml"))
     values = demo.model_dump(mode="json", exclude_none=True)
-    values["aggregation"] = {"kind": "bfv", "key_holder": "cohort"}
+    values["aggregation"] = {"kind": "bfv", "masked": True}
     Path("out").mkdir()
     Path("out/config.toml").write_text(dump_config(parse_config(values)))
     code, _, err = cli("demo", "--aggregation", "ckks", "--resume", "--out", "out")
     assert code == 2
-    go_on = "securefed demo --aggregation bfv --key-holder cohort --out out --resume"
+    go_on = "securefed demo --aggregation bfv --masked --out out --resume"
     assert is_one_clear_line(err, f"than --aggregation ckks; go on with it by: {go_on}"), err
 
 
@@ -274,7 +269,7 @@ def test_an_encrypted_run_names_its_arrangement_its_costs_and_whom_it_trusts(cli
     assert "the decryptor does not help the server" in out
     code, out, _ = cli("verify", "out")
     assert code == 0
-    assert "decryptor's ledger: chain holds; 3 sums were opened" in out
+    assert "decryptor's ledger: chain holds; 3 openings on record" in out
 
 
 def test_a_plaintext_run_says_that_nothing_is_protected(cli, tmp_path):

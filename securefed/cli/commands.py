@@ -57,10 +57,6 @@ Aggregation = Annotated[
     str,
     typer.Option(help="'pairwise', 'bfv', 'ckks', or 'plaintext' (nothing is protected)."),
 ]
-KeyHolder = Annotated[
-    str | None,
-    typer.Option(help="With bfv or ckks: who can decrypt, 'decryptor' (default) or 'cohort'."),
-]
 Masked = Annotated[bool, typer.Option("--masked", help="With bfv: masks beneath the encryption.")]
 
 
@@ -113,7 +109,6 @@ def demo(
         str, typer.Option(help="'default' (eight) or 'all' (forty-one).")
     ] = "default",
     aggregation: Aggregation = "pairwise",
-    key_holder: KeyHolder = None,
     masked: Masked = False,
     out: Out = None,
     resume: Resume = False,
@@ -124,8 +119,6 @@ def demo(
     if clients not in _DEMOS:
         raise ConfigError(f"--clients {clients!r}: must be one of {sorted(_DEMOS)}")
     section = {"kind": aggregation, "masked": masked}
-    if key_holder is not None:
-        section["key_holder"] = key_holder
     config, notes = _demo_config(clients, section), []
     options = _demo_options(clients, config)
     if resume:
@@ -243,8 +236,6 @@ def _demo_options(clients: str, config: RunConfig) -> list[str]:
         options += ["--clients", clients]
     if section.kind != "pairwise":
         options += ["--aggregation", section.kind]
-    if section.key_holder == "cohort":
-        options += ["--key-holder", section.key_holder]
     return options + ["--masked"] * section.masked
 
 

@@ -122,8 +122,8 @@ class AggregationSection(Section):
         given = f"key_holder = {self.key_holder!r}" if self.key_holder else "masked = True"
         if self.kind not in get_args(Scheme):
             raise ValueError(
-                f"{given} with kind = {self.kind!r}: no key there; must be left out, or kind 'bfv' "
-                "or 'ckks'"
+                f"{given} with kind = {self.kind!r}: is about encryption; leave it out, or use "
+                "kind = 'bfv' or 'ckks'"
             )
         refused = why_no_arrangement(self.kind, self.key_holder or "", self.masked)
         if refused:

@@ -25,23 +25,28 @@ def check_key_holder(config: RunConfig, clients: Collection[str]) -> None:
     """Whether such a cohort can have the key holder that the run file names.
 
     Raises:
-        ConfigError: every client would hold the key and one of them may be corrupt, or a client has
-            the decryptor's name.
+        ConfigError: every client would hold the key and one of them may be corrupt, a client has
+            the decryptor's name, or clients have a higher floor than the decryptor.
     """
     holder, size = config.aggregation.key_holder, len(clients)
+    privacy, least = config.privacy, config.cohort.min_clients
+    floor = size - share_of(privacy.dropout_fraction, size)
+    if holder == "decryptor" and not config.aggregation.masked and least > floor:
+        raise ConfigError(
+            f"cohort.min_clients = {least}: with privacy.dropout_fraction = "
+            f"{privacy.dropout_fraction:g} the decryptor opens sums of {floor} of {size} clients "
+            "on, and a client cannot refuse once it has sent its contribution; lower one or the "
+            "other, or use aggregation.masked = true"
+        )
     if holder == "decryptor" and DECRYPTOR in clients:
         raise ConfigError(
             f"data.source {config.data.source}: no client may be called {DECRYPTOR!r} with "
             f"aggregation.key_holder = {DECRYPTOR!r}"
         )
     if holder == "cohort":
-        privacy = config.privacy
+        corrupt = share_of(privacy.corrupt_fraction, size)
         HomomorphicAggregation(key_holder=holder).parameters(
-            CohortBounds(
-                size=size,
-                corrupt=share_of(privacy.corrupt_fraction, size),
-                survivor_floor=size - share_of(privacy.dropout_fraction, size),
-            )
+            CohortBounds(size=size, corrupt=corrupt, survivor_floor=floor)
         )
 
 

@@ -81,7 +81,7 @@ class History:
         policy: of the next round; its clip follows from the fractions of the rounds applied.
         unnoised: sums without noise that were begun, by session; the value says if it was opened.
         rounds: the number of the round of every session that was opened, of both kinds.
-        survivors: how many clients are in each sum on record, by session, of both kinds.
+        survivors: who is in each sum on record, by session, of both kinds.
         software: name and version that wrote the last records.
         closed: the closing record's body; None for a run that is not finished.
     """
@@ -93,7 +93,7 @@ class History:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     unnoised: dict[str, bool] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
-    survivors: dict[str, int] = field(default_factory=dict)
+    survivors: dict[str, frozenset[str]] = field(default_factory=dict)
     closed: Mapping[str, Any] | None = None
 
     @property
@@ -284,7 +284,7 @@ class _Reader:
     def _check_survivors(self, body: Mapping[str, Any]) -> None:
         self._check_names("survivors", body["survivors"])
         count = len(body["survivors"])
-        self.history.survivors[str(body["session"])] = count
+        self.history.survivors[str(body["session"])] = frozenset(body["survivors"])
         if count < self._floor:
             self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {self._floor} are needed")
 

@@ -255,7 +255,6 @@ def secure_round(
     if len(ids) != len(updates):
         raise ConfigError("updates: two client ids have the same text")
     arrays = {str(key): checked_update(key, value, privacy.unit) for key, value in updates.items()}
-    dropped = checked_drop(drop or {}, ids)
     cohort = tuple(sorted(arrays))
     widths = {array.shape[-1] for array in arrays.values()}
     if len(widths) != 1:
@@ -274,6 +273,7 @@ def secure_round(
         if DECRYPTOR in ids:
             raise ConfigError(f"updates: no client may be called {DECRYPTOR!r}")
         roster[DECRYPTOR], ids[DECRYPTOR] = decryptor.public, DECRYPTOR
+    dropped = checked_drop(drop or {}, ids)
     session = RoundSession(
         session=secrets.token_bytes(SESSION_BYTES),
         round=1,

@@ -7,6 +7,7 @@ out, of the sum as a whole and of nothing individual.  In a simulation it lies i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def noting(ledger: Ledger) -> Callable[[Opening], None]:
             {
                 "round": opened.round,
                 "session": opened.session.hex(),
-                "survivors": len(opened.survivors),
+                "survivors": list(opened.survivors),
                 "ciphertexts": opened.ciphertexts_hash.hex(),
                 "digest": opened.digest.hex(),
             },
@@ -66,8 +67,11 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
             sum on record was never opened.
 
     Guarantees:
-        - Each sum of the run's ledger has one opening here.  An opening without a sum is of an
-          attempt that ended in between: what was opened was charged.
+        - Each sum of the run's ledger has one opening here, of the same clients.  An opening
+          without a sum is of an attempt that ended in between; but for held-out figures, which
+          stand outside the guarantee, what was opened was charged.
+        - An opening that the decryptor did not write down, of an attempt that has no sum on record,
+          cannot be seen here: of that nobody else was a witness.
     """
     path = folder / OPENINGS
     if not path.is_file():
@@ -89,10 +93,7 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
         if number != history.rounds[session] + (session in history.unnoised):
             raise LedgerTampered(f"{where}: is of round {number}; its session is of another one")
         if survivors != history.survivors.get(session, survivors):
-            raise LedgerTampered(
-                f"{where}: {survivors} clients are in the sum, {history.survivors[session]} in "
-                "that of the run's ledger"
-            )
+            raise LedgerTampered(f"{where}: other clients are in the sum than in the run's ledger")
         opened.add(session)
     unopened = [session for session in history.survivors if session not in opened]
     if unopened:
@@ -102,12 +103,15 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
     return len(opened)
 
 
-def _figures(record: Record, where: str) -> tuple[str, int, int]:
-    """Session, round and survivors of an opening."""
+def _figures(record: Record, where: str) -> tuple[str, int, frozenset[str]]:
+    """Session, round and survivors of an opening; its hashes must be some."""
     if record.kind != OPENING:
         raise LedgerTampered(f"{where}: kind {record.kind!r} is none that a decryptor writes")
     try:
         body = record.body
-        return str(body["session"]), int(body["round"]), int(body["survivors"])
+        for name in ("ciphertexts", "digest"):
+            if len(bytes.fromhex(body[name])) != hashlib.sha256().digest_size:
+                raise LedgerTampered(f"{where}: {name} = {body[name]!r}: must be a SHA-256")
+        return str(body["session"]), int(body["round"]), frozenset(body["survivors"])
     except (KeyError, TypeError, ValueError) as error:
         raise LedgerTampered(f"{where}: lacks what it must hold ({error!r})") from None

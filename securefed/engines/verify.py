@@ -83,8 +83,9 @@ def verify_run(folder: Path) -> Verdict:
     ]
     if run.opened is not None:
         lines.append(
-            f"decryptor's ledger: chain holds; {run.opened} sums were opened, one for each sum of "
-            f"the ledger ({len(history.survivors)}) and none that was not begun"
+            f"decryptor's ledger: chain holds; {run.opened} openings on record, one for each sum "
+            f"of the ledger ({len(history.survivors)}) and none of one that was not begun (whether "
+            "it wrote down all that it opened, this cannot show)"
         )
     files = sorted(history.closed["files"]) if history.closed is not None else []
     lines.extend(run.ignored)

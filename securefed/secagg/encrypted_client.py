@@ -136,8 +136,8 @@ class EncryptedClient(SecretHolder):
         if context.has_decryptor and self._floor > context.parameters.survivor_floor:
             raise LocalProtocolError(
                 f"min_clients = {min_clients}: the decryptor opens sums of "
-                f"{context.parameters.survivor_floor} clients on, and this client cannot refuse "
-                "then; it takes part where the survivor floor is its own"
+                f"{context.parameters.survivor_floor} clients on, and this client could not refuse "
+                "one once it has sent its contribution"
             )
         self._identity = identity
         self._contribution: Contribution | None = contribution

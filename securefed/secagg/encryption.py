@@ -17,7 +17,8 @@ decryptor, yes       the same party; what it opens still     server, decryptor a
 
 Without masks a contribution is safe from whoever lacks the key, and from nobody else.  With them,
 server and decryptor together see what the server of a pairwise round sees, and no more.  So a
-consortium without a third party lets one of its members be the decryptor of masked rounds.  (A
+consortium without a third party lets one of its members be the decryptor of masked rounds; it then
+counts as a corrupt client.  (A
 server that departs from the protocol can have a ciphertext of its own making opened there, once a
 round, and learn the key from it.  It then is such a pair.)
 """

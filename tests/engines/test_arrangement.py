@@ -4,7 +4,12 @@ import pytest
 
 from securefed import HomomorphicAggregation, PairwiseAggregation, PlaintextAggregation
 from securefed.config import dump_config, load_config, parse_config
-from securefed.engines.arrangement import contribution_bytes, figures_aggregation, told
+from securefed.engines.arrangement import (
+    check_key_holder,
+    contribution_bytes,
+    figures_aggregation,
+    told,
+)
 from securefed.engines.settings import Settings, check_cohort
 from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
@@ -34,7 +39,10 @@ def settings_of(aggregation=None, *, dimension=3000, sizes=SIZES, noise=None, **
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ({"kind": "pairwise", "key_holder": "decryptor"}, ["key_holder = 'decryptor'", "no key"]),
+        (
+            {"kind": "pairwise", "key_holder": "decryptor"},
+            ["key_holder = 'decryptor'", "is about encryption"],
+        ),
         ({"key_holder": "cohort"}, ["key_holder = 'cohort' with kind = 'pairwise'"]),
         ({"kind": "plaintext", "masked": True}, ["masked = True with kind = 'plaintext'"]),
         ({"kind": "bfv", "key_holder": "server"}, ["aggregation.key_holder", "'server'"]),
@@ -238,3 +246,17 @@ def test_the_bytes_of_a_contribution_are_those_that_are_sent():
     assert contribution_bytes(found.aggregation, found.plan, found.bounds) == (
         encryption.count * ciphertext_size(encryption.parameters)
     )
+
+
+def test_clients_with_a_higher_floor_than_the_decryptor_are_refused_before_anything_is_made():
+    values = {
+        "aggregation": {"kind": "bfv"},
+        "cohort": {"min_clients": 6},
+        "privacy": {"noise_multiplier": 1.0, "dropout_fraction": 0.25},
+    }
+    clients = [f"site-{number}" for number in range(6)]
+    with pytest.raises(ConfigError, match=r"cohort.min_clients = 6: .* sums of 5 of 6 clients on"):
+        check_key_holder(parse_config(values), clients)
+    check_key_holder(parse_config(values | {"cohort": {"min_clients": 5}}), clients)
+    masked = values | {"aggregation": {"kind": "bfv", "masked": True}}
+    check_key_holder(parse_config(masked), clients)

@@ -200,12 +200,12 @@ def test_the_decryptor_notes_each_sum_and_nothing_individual(decrypted):
     assert {record.body["session"] for record in noted} == sums.keys()
     for record in noted:
         assert record.body.keys() == {"round", "session", "survivors", "ciphertexts", "digest"}
-        assert record.body["survivors"] == len(sums[record.body["session"]]["survivors"]) == 6
+        assert record.body["survivors"] == sums[record.body["session"]]["survivors"]
         assert len(bytes.fromhex(record.body["ciphertexts"])) == 32
     roster = next(record for record in ledger if record.kind == "roster")
     assert "decryptor" in roster.body["keys"]
     (line,) = [line for line in verify_run(decrypted).lines if line.startswith("decryptor's")]
-    assert "4 sums were opened, one for each sum of the ledger (4)" in line
+    assert "4 openings on record, one for each sum of the ledger (4)" in line
 
 
 def test_an_opening_is_on_disk_before_the_sum_is_opened(tmp_path, monkeypatch):
@@ -249,7 +249,7 @@ def test_a_run_killed_between_opening_and_sum_goes_on_and_verifies(tmp_path, mon
     assert (result.rounds, result.charges) == (2, 3)
     verdict = verify_run(tmp_path / "out")
     (line,) = [line for line in verdict.lines if line.startswith("decryptor's")]
-    assert "5 sums were opened, one for each sum of the ledger (4)" in line
+    assert "5 openings on record, one for each sum of the ledger (4)" in line
     keys = [
         r.body["keys"] for r in read_ledger(tmp_path / "out/ledger.jsonl") if r.kind == "roster"
     ]
@@ -272,7 +272,9 @@ def changed(at, **fields):
         (lambda r: [*r, r[2]], "line 6: opens a second sum of one attempt at round 1"),
         (lambda r: changed(2, session="0" * 32)([*r]), "that was never begun"),
         (lambda r: [*r, ("opening", r[2][1] | {"session": "1" * 32})], "that was never begun"),
-        (changed(2, survivors=2), "2 clients are in the sum, 6 in that of the run's ledger"),
+        (changed(2, survivors=["site-0"]), "other clients are in the sum than in the run's"),
+        (changed(2, digest="00"), "digest = '00': must be a SHA-256"),
+        (changed(2, ciphertexts="no"), "lacks what it must hold"),
         (changed(2, round=2), "is of round 2; its session is of another one"),
         (changed(0, party="someone"), "first record: party"),
         (lambda r: [*r, ("other", {})], "is none that a decryptor writes"),
@@ -285,6 +287,8 @@ def changed(at, **fields):
         "another session",
         "one more",
         "survivors",
+        "digest",
+        "ciphertexts",
         "round",
         "another party",
         "kind",

@@ -6,7 +6,13 @@ import torch
 from scipy.stats import chi2, chisquare
 
 import securefed
-from securefed import PairwiseAggregation, PlaintextAggregation, PrivacyPolicy, secure_round
+from securefed import (
+    HomomorphicAggregation,
+    PairwiseAggregation,
+    PlaintextAggregation,
+    PrivacyPolicy,
+    secure_round,
+)
 from securefed.config import STAGES
 from securefed.encoding.fixed_point import to_ring
 from securefed.encoding.wire import unpack_ring
@@ -201,3 +207,16 @@ def test_the_codec_reduces_to_the_rings_real_width():
     wanted = sum(clipped(v, 1.0) for v in given.values())
     np.testing.assert_allclose(result.sum, wanted, atol=8 * result.resolution * 20)
     assert to_ring(np.array([-1], dtype=np.int64))[0] == 2**32 - 1
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("stage", ["advertise", "unmask"])
+def test_a_silent_decryptor_ends_an_encrypted_round(masked, stage):
+    updates = {f"c{i}": np.full(8, 0.1) for i in range(4)}
+    with pytest.raises(ThresholdNotMet, match="decryptor"):
+        secure_round(
+            updates,
+            privacy=PrivacyPolicy(clip_norm=1.0, mechanism="none"),
+            aggregation=HomomorphicAggregation(masked=masked),
+            drop={"decryptor": stage},
+        )

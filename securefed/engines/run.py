@@ -299,12 +299,12 @@ class Run:
             }
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
-        gradient = combining.opened(
-            self.settings.gradient(server.sum, survivors),
-            number=number,
-            share=self.settings.share(survivors),
-        )
         with self._meter.phase("apply"):
+            gradient = combining.opened(
+                self.settings.gradient(server.sum, survivors),
+                number=number,
+                share=self.settings.share(survivors),
+            )
             sent = combining.values_down(self.step.step(number, gradient))
         self.bench.take_over(survivors)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))

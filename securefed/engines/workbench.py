@@ -28,6 +28,7 @@ from securefed.engines.figures import Figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.personal import PersonalParts
 from securefed.engines.settings import Settings, check_cohort
+from securefed.engines.trainers import built_in_trainer
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.lora.adapter import (
     adapter_state,
@@ -44,9 +45,8 @@ from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.evaluate import evaluate
-from securefed.training.local import DpSgdTrainer, LocalTrainer, load_trainer
+from securefed.training.local import load_trainer
 from securefed.training.models import load_model, resolve_device
-from securefed.training.steps import AdamWTrainer, SgdTrainer
 from securefed.training.untouched import Untouched, own_random_state
 
 _CHECKED_EXAMPLES = 3
@@ -367,8 +367,16 @@ class Workbench:
     def _train(self, name: str, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
         if own is None:
-            units = examples.units(settings.stated.unit)
-            self._trainer(name, settings, units).train(self.model, examples, number)
+            added = self.combining.correction(name)
+            trainer = built_in_trainer(
+                settings,
+                self.parts,
+                units=examples.units(settings.stated.unit),
+                micro_batch=self.micro_batch,
+                correction=None if added is None else self.parts.layout.unflatten(added),
+                device=self.device,
+            )
+            trainer.train(self.model, examples, number)
             return
         if self._untouched is None:
             self._untouched = Untouched(self.model)
@@ -376,40 +384,6 @@ class Workbench:
         trainer = load_trainer(own, self.config.training)
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
-
-    def _trainer(self, name: str, settings: Settings, units: int) -> LocalTrainer:
-        training, privacy = self.config.training, self.config.privacy
-        if privacy.mechanism == "local":
-            q = settings.stated.sampling_probability
-            return DpSgdTrainer(
-                self.parts.trained,
-                local_steps=training.local_steps,
-                sampling_probability=q,
-                expected_batch_size=q * units,
-                clip_norm=privacy.clip_norm,
-                noise_multiplier=settings.stated.noise_multiplier,
-                learning_rate=training.local_learning_rate,
-                micro_batch=self._gradients.micro_batch(training.micro_batch),
-                task=self.config.model.task,
-                device=self.device,
-                generator=NoiseGenerator(),
-                unit=settings.stated.unit,
-                examples_per_user=training.examples_per_user,
-                proximal_mu=training.proximal_mu,
-            )
-        added = self.combining.correction(name)
-        steps = AdamWTrainer if training.local_optimizer == "adamw" else SgdTrainer
-        return steps(
-            local_steps=training.local_steps,
-            batch_size=training.batch_size,
-            learning_rate=training.local_learning_rate,
-            task=self.config.model.task,
-            device=self.device,
-            seed=self.config.lora.seed,
-            micro_batch=training.micro_batch,
-            proximal_mu=training.proximal_mu,
-            correction=None if added is None else self.parts.layout.unflatten(added),
-        )
 
     # -- measuring -------------------------------------------------------------------------
 

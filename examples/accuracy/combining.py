@@ -189,6 +189,7 @@ class Experiment:
         self._known = model.lower
         return model
 
+    # One object lives as long as the script, so the cache keeps nothing alive that would go.
     @functools.lru_cache(maxsize=4)  # noqa: B019
     def made(self, data: str, seed: int) -> tuple[Quick, Clients]:
         """Model and clients of a data set, ``"dirichlet"`` or ``"senders"``, on a seed."""

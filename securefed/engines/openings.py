@@ -1,8 +1,8 @@
 """The decryptor's own ledger of what it opened, and how it is compared with the run's.
 
 It is what makes a decryptor auditable: one record before each opening, flushed before the sum goes
-out, of the sum as a whole and of nothing individual.  In a simulation it lies in the run folder,
-``decryptor/openings.jsonl``; in a deployment the decryptor keeps it.
+out: who is in the sum, and hashes; nothing of a contribution.  In a simulation it lies in the run
+folder, ``decryptor/openings.jsonl``; in a deployment the decryptor keeps it.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from securefed.secagg import messages
 from securefed.secagg import round_secrets as keys
 from securefed.secagg.client_secrets import checked_keys
 from securefed.secagg.graph import (
+    HASH_BYTES,
     NONCE_BYTES,
     Graph,
     commitments_hash,
@@ -80,7 +81,7 @@ def _medians(calls: list[Callable[[], object]]) -> list[float]:
 def _signatures() -> dict[str, _Step]:
     identity = IdentityKey.generate()
     label = keys.stage_label("graph")
-    body = bytes(NONCE_BYTES + messages.HASH_BYTES)
+    body = bytes(NONCE_BYTES + HASH_BYTES)
 
     def sign() -> bytes:
         signature = identity.sign(signing_input(_DIGEST, 1, body), label=label)

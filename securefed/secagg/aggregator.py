@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from securefed.config import Stage
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.encoding.wire import Writer
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, LocalProtocolError
 from securefed.secagg.encryption import DECRYPTOR, RoundEncryption
 from securefed.secagg.parameters import PairwiseParameters
 
@@ -174,6 +174,31 @@ class RoundContext:
             return self._indices[client_id]
         except KeyError:
             raise ConfigError(f"client {client_id!r} is not in the cohort") from None
+
+    def seat(
+        self, client_id: str, identity: IdentityPublicKey, min_clients: int
+    ) -> tuple[int, int]:
+        """Index of a client that takes part, and the least clients of a sum that it is in.
+
+        Args:
+            client_id: who takes part.
+            identity: the public half of its long-term key.
+            min_clients: its own floor, beside the round's.
+
+        Raises:
+            LocalProtocolError: the roster holds another key for it, or the cohort is too small.
+        """
+        index = self.index(client_id)
+        if self.roster[client_id] != identity:
+            raise LocalProtocolError(
+                f"client {client_id!r}: the roster holds another identity key for it"
+            )
+        floor = max(min_clients, self.parameters.survivor_floor)
+        if len(self.cohort) < floor:
+            raise LocalProtocolError(
+                f"cohort of {len(self.cohort)} clients: this client takes part from {floor} on"
+            )
+        return index, floor
 
 
 def _encoded(name: str) -> bytes:

@@ -122,17 +122,7 @@ class EncryptedClient(SecretHolder):
             raise LocalProtocolError("encryption: masked = True is for PairwiseClient")
         self._context = context
         self._encryption = encryption
-        self._index = context.index(client_id)
-        if context.roster[client_id] != identity.public:
-            raise LocalProtocolError(
-                f"client {client_id!r}: the roster holds another identity key for it"
-            )
-        self._floor = max(min_clients, context.parameters.survivor_floor)
-        if len(context.cohort) < self._floor:
-            raise LocalProtocolError(
-                f"cohort of {len(context.cohort)} clients: this client takes part from "
-                f"{self._floor} on"
-            )
+        self._index, self._floor = context.seat(client_id, identity.public, min_clients)
         if context.has_decryptor and self._floor > context.parameters.survivor_floor:
             raise LocalProtocolError(
                 f"min_clients = {min_clients}: the decryptor opens sums of "

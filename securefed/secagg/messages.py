@@ -19,10 +19,9 @@ from securefed.crypto.keys import HYBRID_PUBLIC_BYTES, SEAL_OVERHEAD
 from securefed.crypto.shamir import SHARE_BYTES
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import WireError
-from securefed.secagg.graph import NONCE_BYTES
+from securefed.secagg.graph import HASH_BYTES, NONCE_BYTES
 from securefed.secagg.signed import Signed
 
-HASH_BYTES = 32
 EDGE_WRAP_BYTES = 32 + SEAL_OVERHEAD
 ENVELOPE_BYTES = 2 * SHARE_BYTES + SEAL_OVERHEAD
 """Without layers of noise; each adds a share (:func:`envelope_bytes`)."""

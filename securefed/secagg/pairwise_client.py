@@ -85,18 +85,8 @@ class PairwiseClient(SecretHolder):
     ) -> None:
         check_masked(context)
         self._context = context
-        self._index = context.index(client_id)
-        if context.roster[client_id] != identity.public:
-            raise LocalProtocolError(
-                f"client {client_id!r}: the roster holds another identity key for it"
-            )
+        self._index, self._floor = context.seat(client_id, identity.public, min_clients)
         parameters = context.parameters
-        self._floor = max(min_clients, parameters.survivor_floor)
-        if len(context.cohort) < self._floor:
-            raise LocalProtocolError(
-                f"cohort of {len(context.cohort)} clients: this client takes part from "
-                f"{self._floor} on"
-            )
         if parameters.threshold < min_threshold:
             raise LocalProtocolError(
                 f"threshold = {parameters.threshold}: this client takes part from "

@@ -1,16 +1,21 @@
 """What clients keep of a round: nothing of an attempt that failed, and nobody else may read it."""
 
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from stopped_runs import write
+from safetensors.torch import load_file
+from stopped_runs import ROUNDING, final, write
 
 from securefed import Federation
 from securefed.config import TrainingSection
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.combining import Combining
+from securefed.engines.run import Run
+from securefed.engines.run_folder import RunFolder
+from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.mechanisms import plan_round
@@ -67,6 +72,64 @@ def test_what_is_made_from_one_clients_data_is_for_the_owner_of_the_folder_alone
     assert (tmp_path / "out" / "personal" / "site-0" / "adapter").is_dir()
     for name in ("personal", "clients"):
         assert stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) == 0o700
+
+
+# -- kills inside a round -------------------------------------------------------------------
+
+ROUNDS = 3
+TO_THE_END = KEEPS | {"rounds": ROUNDS, "local_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    path = write(folder, TO_THE_END, lora={"sharing": "fedsa", "rank": 2})
+    Federation.from_config(path).run(folder / "out")
+    return path, folder / "out"
+
+
+def kept_files(folder: Path) -> dict[str, np.ndarray]:
+    found = {}
+    for path in sorted(folder.glob(f"personal/*/*-{ROUNDS}.safetensors")):
+        for name, value in load_file(path).items():
+            found[f"{path.parent.name} {name}"] = value.numpy()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(RunFolder, "save_checkpoint"), (Run, "_book"), (Workbench, "take_over")]
+)
+def test_a_kill_between_sum_and_end_of_a_round_leaves_what_clients_kept_before_it(
+    whole, tmp_path, monkeypatch, owner, name
+):
+    """Before, between and after their files of that round are written, and once it is applied."""
+    path, wanted = whole
+    works, out = getattr(owner, name), tmp_path / "out"
+
+    def stops(self, *arguments, **named):
+        if len(rounds) == 2:
+            raise KeyboardInterrupt
+        return works(self, *arguments, **named)
+
+    rounds: list[int] = []
+    begin = Workbench.begin_round
+    monkeypatch.setattr(
+        Workbench, "begin_round", lambda self, n: (rounds.append(n), begin(self, n))[1]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stops)
+        with pytest.raises(KeyboardInterrupt):
+            Federation.from_config(path).run(out)
+    result = Federation.from_config(path).run(out, resume=True)
+    repeated = name != "_book"
+    assert rounds == ([1, 2, 2, 3] if repeated else [1, 2, 3])
+    assert result.charges == ROUNDS + repeated
+    expected, found = kept_files(wanted), kept_files(out)
+    assert len(expected) == len(found) == 6 * (4 + 1)  # of each client: four B and a residual
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, atol=ROUNDING)
+    np.testing.assert_allclose(final(out, ROUNDS), final(wanted, ROUNDS), atol=ROUNDING)
+    assert verify_run(out).finished
 
 
 # -- values at the end of what floats hold --------------------------------------------------

@@ -111,10 +111,11 @@ class Combining:
         Returns:
             float64[length].
         """
-        weighed = weight * delta.astype(np.float64)
+        change = delta.astype(np.float64)  # what float32 holds may not fit it over a small K eta
+        weighed = weight * change
         if self._lambda is not None:
             scale = weight * self._lambda * self._travel
-            fresh = self.state.of(client, _CONTROL) - self._control - delta / self._travel
+            fresh = self.state.of(client, _CONTROL) - self._control - change / self._travel
             pair = np.concatenate([weighed, scale * fresh])
             summed = L2Clip(clip_norm).clip(pair)[self._dimension :]
             self.state.note(client, {_CONTROL: summed / scale})

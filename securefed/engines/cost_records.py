@@ -3,7 +3,8 @@
 **What tells the batch size stays at the client.**  Seconds of training are in proportion to how
 many examples were drawn, and memory may follow it too.  Where the draw is secret they are in
 ``clients/ID/costs.json`` alone, which in a deployment never leaves the client; with conditional
-rounding likewise, since its time depends on the update.  ``costs.json`` holds bytes, which whoever
+rounding likewise, since its time depends on the update, and with a trainer of the user's own, whose
+time may depend on anything.  ``costs.json`` holds bytes, which whoever
 carries them sees, and the server's own work; seconds of clients only where nothing secret decides
 them, or the policy says that they are shown.
 """
@@ -55,10 +56,16 @@ def hiding_phase(aggregation: Aggregation) -> str:
     return "send" if isinstance(aggregation, PlaintextAggregation) else "encrypt"
 
 
-def stays_at_the_client(policy: PrivacyPolicy) -> bool:
-    """Whether a client's seconds and memory would tell what must not be seen."""
+def stays_at_the_client(policy: PrivacyPolicy, *, own_trainer: bool = False) -> bool:
+    """Whether a client's seconds and memory would tell what must not be seen.
+
+    Args:
+        policy: that statements are about.
+        own_trainer: whether training is the user's own, which may stop early on what it finds.
+    """
     sampled = policy.unit != "client" and policy.separation is None
-    return (sampled and policy.sample_is_secret) or policy.rounding == "conditional"
+    drawn = sampled and policy.sample_is_secret
+    return drawn or policy.rounding == "conditional" or own_trainer
 
 
 def own_seconds(work: Work) -> float:
@@ -144,7 +151,8 @@ class CostRecords:
             settings: what the run file means for the cohort.
             model_bytes: of the base model's files.
         """
-        secret = stays_at_the_client(settings.stated)
+        own_trainer = settings.config.training.trainer is not None
+        secret = stays_at_the_client(settings.stated, own_trainer=own_trainer)
         for name, rows in self._rows.items():
             path = folder.client_costs(name)
             record = {

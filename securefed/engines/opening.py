@@ -102,7 +102,7 @@ class Opening:
             self._bench.save_initial(partial.initial)
             combining = self._bench.combining
             partial.save_checkpoint(0, self._step.state() | combining.server_state())
-            self._bench.save_kept(partial.personal, self._cohort, 0)
+            partial.save_personal(lambda path: self._bench.save_kept(path, self._cohort, 0))
             Ledger.create(partial.ledger, self._genesis(), clock=self._clock).close()
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}

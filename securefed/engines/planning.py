@@ -20,7 +20,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
-from securefed.federation.slices import LEAST_CONTRIBUTORS
+from securefed.federation.slices import LEAST_CONTRIBUTORS, slice_policy
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
@@ -172,16 +172,21 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
 def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
     """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for.
 
+    All corrupt clients of the cohort may be among them, in a slice and in a round of a few alike.
     With slices, also the fewest that leave a slice its least contributors.
     """
     for size in range(asked, settings.cohort_size):
         try:
-            bounds = CohortBounds.of(settings.sum_policy, size)
-            settings.aggregation.parameters(bounds)
+            own = slice_policy(
+                settings.sum_policy,
+                cohort=settings.cohort_size,
+                members=size,
+                least_contributors=LEAST_CONTRIBUTORS if sliced else 2,
+            )
+            settings.aggregation.parameters(CohortBounds.of(own, size))
         except ConfigError:
             continue
-        if not sliced or bounds.survivor_floor >= LEAST_CONTRIBUTORS:
-            return size
+        return size
     return settings.cohort_size
 
 

@@ -19,6 +19,10 @@ from safetensors.torch import load_file, save_file
 from securefed.engines.openings import OPENINGS
 from securefed.errors import ConfigError, LedgerTampered
 
+_OWNERS_ALONE = 0o700
+"""Of folders with what clients keep for themselves: parts made from their data without noise, and
+costs that tell of a secret sample."""
+
 
 class RunFolder:
     """Paths and writers of one run.
@@ -98,7 +102,7 @@ class RunFolder:
         try:
             shutil.rmtree(partial.path, ignore_errors=True)
             partial.checkpoints.mkdir(parents=True)
-            partial.clients.mkdir()
+            partial.clients.mkdir(mode=_OWNERS_ALONE)
             write_whole(partial.config, config_text)
             yield partial
             _sync_tree(partial.path)
@@ -152,11 +156,19 @@ class RunFolder:
         _sync(self.path)
 
     def save_personal(self, write: Callable[[Path], None]) -> None:
-        """Let ``write`` put what clients keep in its place, and flush it, if there is any."""
+        """Let ``write`` put what clients keep in its place, and flush it, if there is any.
+
+        Guarantees:
+            - The folder is made for its owner alone (mode 0700), before anything is in it: a
+              personal adapter inside is written to be handed on, and readable by all.
+        """
+        self.personal.mkdir(mode=_OWNERS_ALONE, exist_ok=True)
         write(self.personal)
-        if self.personal.exists():
-            _sync_tree(self.personal)
-            _sync(self.path)
+        if not any(self.personal.iterdir()):
+            self.personal.rmdir()
+            return
+        _sync_tree(self.personal)
+        _sync(self.path)
 
     def save_checkpoint(self, round_number: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write ``checkpoints/round-N`` at once and drop the one before the last."""

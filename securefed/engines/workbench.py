@@ -356,11 +356,14 @@ class Workbench:
             before = self.parts.flat()
             try:
                 self._train(name, settings, examples, number)
-                if not self.parts.is_finite():
-                    self.saw_non_finite = True
-                    return np.zeros_like(before)
-                self.personal.trained(name)
-                return self.parts.flat() - before
+                if self.parts.is_finite():
+                    with np.errstate(over="ignore"):  # of two finite values the difference may be
+                        change = self.parts.flat() - before
+                    if np.isfinite(change).all():
+                        self.personal.trained(name)
+                        return change
+                self.saw_non_finite = True
+                return np.zeros_like(before)
             finally:
                 self.parts.load_flat(before)
 

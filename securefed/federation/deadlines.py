@@ -64,7 +64,8 @@ class DeadlineRule:
         """Refuse a deadline that would show a secret sample.
 
         Args:
-            policy: of the round.
+            policy: that statements are about.  With ``mechanism = "local"`` that is not the round's,
+                which sums updates of whole clients and knows of no sample.
             prepared: clients make their contributions before the round begins.
 
         Raises:

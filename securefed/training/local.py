@@ -37,7 +37,9 @@ class LocalTrainer(Protocol):
     model (frozen weights, buffers, modes, hooks; :mod:`securefed.training.untouched`), and torch's,
     NumPy's and Python's global generators are seeded anew for each call.  What cannot be checked,
     and is yours to keep: it carries nothing from call to call in module globals, class attributes
-    or files, and whether it ends well does not depend on the data, since an error shows.
+    or files, and whether it ends well does not depend on the data, since an error shows.  How long
+    it takes shows too where answers are timed: let that not depend on the data, or prepare
+    contributions before a round (``ClientRound.prepare``).
     """
 
     def train(self, model: nn.Module, data: Examples, round: int) -> None:

@@ -94,7 +94,23 @@ def test_resident_memory_sees_what_was_held_and_given_back():
     ],
 )
 def test_seconds_stay_at_the_client_where_they_would_tell(policy, secret):
-    assert stays_at_the_client(PrivacyPolicy(clip_norm=1, noise_multiplier=1, **policy)) is secret
+    policy = PrivacyPolicy(clip_norm=1, noise_multiplier=1, **policy)
+    assert stays_at_the_client(policy) is secret
+    assert stays_at_the_client(policy, own_trainer=True)
+
+
+def test_seconds_of_a_trainer_of_ones_own_stay_at_the_client(tmp_path):
+    """It may take as long as what it trains on asks for."""
+    path = write_run(
+        tmp_path,
+        training={"rounds": 1, "trainer": "own_trainers:Quiet"},
+        privacy={"unit": "client", "noise_multiplier": 0.5, "expected_batch": None},
+    )
+    result = Federation.from_config(path).run(tmp_path / "out")
+    costs = json.loads((result.folder / "costs.json").read_text())
+    assert "in clients/ID/costs.json" in costs["client_work"]
+    assert "seconds_per_round" not in costs
+    assert own(result, "site-0")["stays"].startswith("at this client: its seconds")
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from securefed import Federation
 from securefed.config import ProfileSection
 from securefed.engines.planning import plan_cohort, sections_of
 from securefed.errors import ConfigError
+from securefed.federation.slices import standing_slices
 
 MACHINE = {"memory_gib": 4.0, "upload_mbit": 8.0, "download_mbit": 40.0}
 COHORT = ["site-0", "site-1", "site-2"]
@@ -62,3 +63,23 @@ def test_under_dp_sgd_steps_are_common_and_participation_may_differ(tmp_path):
     assert planning.workload.token_bytes >= 0
     with pytest.raises(ConfigError, match=r"cohort\.schedule\.local_steps with privacy\.unit"):
         write_and_load(tmp_path, cohort=cohort | {"schedule": {"local_steps": [1, 2]}})
+
+
+@pytest.mark.parametrize("lever", ["rank_tiers", "periods"])
+def test_a_slice_and_a_round_of_a_few_have_room_for_all_corrupt_clients_of_the_cohort(
+    tmp_path, lever
+):
+    """Two of six may be corrupt, and both be of the highest tier, or take part always."""
+    choice = {"rank_tiers": [1, 2]} if lever == "rank_tiers" else {"periods": [1, 2]}
+    cohort = {
+        "min_clients": 2,
+        "profiles": [MACHINE],
+        "schedule": choice | {"seconds_per_token": 0.01},
+    }
+    privacy = {"corrupt_fraction": 0.34, "dropout_fraction": 0.0}
+    config, bench, settings = prepared(tmp_path, cohort=cohort, privacy=privacy)
+    least = plan_cohort(config, bench, settings).rules.least_cohort
+    assert least == 4
+    standing = {"policy": settings.sum_policy, "aggregation": settings.aggregation}
+    assert standing_slices([6, least], **standing) == 2
+    assert standing_slices([6, least - 1], **standing) == 1

@@ -71,6 +71,7 @@ def test_whoever_may_draw_much_must_prepare_first():
         policy(unit="example"),
         policy(unit="user"),
         policy(unit="client", rounding="conditional"),
+        policy(unit="example", mechanism="local"),
     ):
         with pytest.raises(ConfigError, match=r"prepared = true"):
             RULE.check(hidden, prepared=False)

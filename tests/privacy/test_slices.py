@@ -298,9 +298,8 @@ def test_the_additions_of_every_slice_are_charged():
             clip_units=plans[number].clip_units * scale,
             longest_unit=plans[number].longest_unit * scale,
         )
-        assert sliced_epsilon(coarse, honest=HONEST, **run) > sliced_epsilon(
-            plans, honest=HONEST, **run
-        )
+        assert sliced_epsilon(coarse, honest=HONEST, **run) == math.inf
+    assert sliced_epsilon(plans, honest=HONEST, **run) < 10.0
 
 
 @pytest.mark.parametrize(

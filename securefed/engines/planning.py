@@ -20,7 +20,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
-from securefed.federation.slices import LEAST_CONTRIBUTORS
+from securefed.federation.slice_plans import LEAST_CONTRIBUTORS
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round

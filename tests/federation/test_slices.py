@@ -28,7 +28,8 @@ from securefed.federation.sliced_rounds import (
     decode_parts,
     encode_parts,
 )
-from securefed.federation.slices import SlicedSession, slice_policy, standing_slices
+from securefed.federation.slice_plans import slice_policy, standing_slices
+from securefed.federation.slices import SlicedSession
 from securefed.privacy.accounting import ADVERSARIES
 from securefed.privacy.policy import CohortBounds
 from securefed.secagg.aggregations import HomomorphicAggregation, PairwiseAggregation

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from securefed.federation.floors import ClientFloors
     from securefed.federation.server import ServerRound
     from securefed.federation.session import RoundSession
-    from securefed.federation.sliced_rounds import SlicedClientRound, SlicedServerRound
     from securefed.federation.slice_plans import standing_slices
+    from securefed.federation.sliced_rounds import SlicedClientRound, SlicedServerRound
     from securefed.federation.slices import SlicedSession
     from securefed.privacy.accounting import PrivacyGuarantee
     from securefed.privacy.policy import PrivacyPolicy

@@ -36,7 +36,9 @@ def why_not_mixed(
 
     Args:
         ranks: ``cohort.ranks``; empty: one rank for all, and nothing is refused.
-        lora, training, privacy: sections of the run file.
+        lora: section of the run file.
+        training: likewise.
+        privacy: likewise.
         kind: ``aggregation.kind``.
     """
     if not ranks:

@@ -213,7 +213,9 @@ class CohortSection(Section):
             )
         if sum(section.clients == "others" for section in self.ranks) > 1:
             raise ValueError("ranks: two tables are for 'others'; one can be")
-        named = [n for section in self.ranks if section.clients != "others" for n in section.clients]
+        named = [
+            n for section in self.ranks if section.clients != "others" for n in section.clients
+        ]
         twice = sorted({name for name in named if named.count(name) > 1})
         if twice:
             raise ValueError(f"ranks: {twice[0]!r} is named twice; a client has one rank")

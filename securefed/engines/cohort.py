@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TypeVar
 
@@ -20,6 +21,8 @@ from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import ClientData, Examples
 from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.users import clipped_sum_of_users, sampled_users
+
+Within = Callable[[], AbstractContextManager[None]]
 
 Encoded = TypeVar("Encoded", covariant=True)
 
@@ -102,6 +105,7 @@ def clipped_sum_of_sample(
     *,
     examples_per_user: int | None,
     kept: NDArray[np.int64] | None = None,
+    within: Within = nullcontext,
     phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
     """A secret Poisson sample of the policy's units, each one's gradient clipped, summed.
@@ -113,6 +117,7 @@ def clipped_sum_of_sample(
         generator: the secret words of the sample.
         examples_per_user: most examples of a user in the step; all of them without it.
         kept: int64[k], the coordinates that are summed; all of them without it.
+        within: entered while gradients are computed.
         phase: told when units are trained on and when they are clipped.
 
     Returns:
@@ -120,7 +125,7 @@ def clipped_sum_of_sample(
         call of the model for an empty sample.
     """
     q, clip = policy.sampling_probability, (policy.clip_norm, policy.count_weight)
-    with phase("train"):
+    with phase("train"), within():
         if policy.unit == "user":
             drawn = sampled_users(examples, q, generator, most=examples_per_user)
             return clipped_sum_of_users(gradients, drawn, *clip, kept, phase=phase)
@@ -133,6 +138,7 @@ def dp_sgd_step(
     *,
     examples_per_user: int | None = None,
     kept: NDArray[np.int64] | None = None,
+    within: Within = nullcontext,
 ) -> EncodeFor:
     """Distributed DP-SGD: :func:`clipped_sum_of_sample`, and this client's noise.
 
@@ -147,6 +153,7 @@ def dp_sgd_step(
             generator,
             examples_per_user=examples_per_user,
             kept=kept,
+            within=within,
             phase=codec.phase,
         )
         return codec.encode_clipped_sum(total, generator)

@@ -90,7 +90,7 @@ class CostRecords:
         work: Mapping[str, Work],
         server: Work,
         *,
-        adapter_bytes: int,
+        adapter_bytes: Mapping[str, int],
     ) -> None:
         """Note what one round, or one evaluation, took.
 
@@ -100,7 +100,8 @@ class CostRecords:
             carried: its messages.
             work: of each client, and of a decryptor, since the last call.
             server: likewise.
-            adapter_bytes: what each client is sent of the adapter, besides the messages.
+            adapter_bytes: what each client is sent of the adapter, besides the messages; nothing
+                for one that is not named.
         """
         for name, rows in self._rows.items():
             rows.append(
@@ -108,7 +109,7 @@ class CostRecords:
                     "what": what,
                     "round": number,
                     "bytes_up": carried.bytes_up[name],
-                    "bytes_down": carried.bytes_down[name] + adapter_bytes,
+                    "bytes_down": carried.bytes_down[name] + adapter_bytes.get(name, 0),
                     **work[name].to_record(),
                 }
             )
@@ -123,7 +124,7 @@ class CostRecords:
                 "what": what,
                 "round": number,
                 "bytes_in": sum(carried.bytes_up.values()),
-                "bytes_out": sum(carried.bytes_down.values()) + adapter_bytes * len(self._rows),
+                "bytes_out": sum(carried.bytes_down.values()) + sum(adapter_bytes.values()),
                 **server.to_record(),
             }
         )
@@ -178,7 +179,7 @@ class CostRecords:
             "aggregation": settings.config.aggregation.kind,
             "rounds": len(rounds),
             "clients": settings.cohort_size,
-            "trainable_parameters": settings.plan.dimension,
+            "trainable_parameters": settings.dimension,
             "bytes_up_per_client_and_round": _mean(event.bytes_up for event in rounds),
             "bytes_down_per_client_and_round": _mean(event.bytes_down for event in rounds),
         }

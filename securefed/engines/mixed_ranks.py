@@ -1,9 +1,10 @@
-"""Which rank each client of a run trains at, from the run file and public sizes.  Needs no torch."""
+"""Which rank each client of a run trains at, from public figures alone.  Needs no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from securefed.config import RankSection, RunConfig
 from securefed.errors import ConfigError
@@ -44,7 +45,8 @@ class MixedRanks:
 
         Args:
             ranks: id to rank, >= 1, of the whole cohort.
-            corrupt_fraction, dropout_fraction: of the whole cohort.
+            corrupt_fraction: of the whole cohort.
+            dropout_fraction: likewise.
             aggregation: how sums are formed.
             least_contributors: as above.
 
@@ -66,12 +68,12 @@ class MixedRanks:
         )
         return cls(dict(sorted(ranks.items())), tiers.merged(standing), least_contributors)
 
-    @property
+    @cached_property
     def tier_of(self) -> dict[str, int]:
         """Id to tier, 1..m: the client holds slices 1..tier."""
         return {name: self.tiers.tier(rank) for name, rank in self.asked.items()}
 
-    @property
+    @cached_property
     def rank_of(self) -> dict[str, int]:
         """Id to the rank that the client trains at."""
         return {name: self.tiers.ranks[tier - 1] for name, tier in self.tier_of.items()}
@@ -124,9 +126,10 @@ def mixed_ranks(config: RunConfig, clients: Collection[str]) -> MixedRanks | Non
         _ranks_of(cohort.ranks, clients),
         corrupt_fraction=config.privacy.corrupt_fraction,
         dropout_fraction=config.privacy.dropout_fraction,
-        aggregation=PlaintextAggregation(bits=bits) if plaintext else PairwiseAggregation(bits=bits),
-        least_contributors=cohort.least_contributors
-        or max(LEAST_CONTRIBUTORS, cohort.min_clients),
+        aggregation=PlaintextAggregation(bits=bits)
+        if plaintext
+        else PairwiseAggregation(bits=bits),
+        least_contributors=cohort.least_contributors or max(LEAST_CONTRIBUTORS, cohort.min_clients),
     )
 
 

@@ -48,7 +48,7 @@ def slices_event(ranks: MixedRanks, plans: SlicePlans) -> dict[str, Any]:
 
 
 def slices_record(ranks: MixedRanks, plans: SlicePlans) -> dict[str, Any]:
-    """Who has which rank, and each slice's own plan, for the first record of ledger and accounts."""
+    """Who has which rank, and each slice's own plan, for first records of ledger and accounts."""
     return {
         "ranks": ranks.rank_of,
         "dimension": sum(plans.widths),
@@ -110,7 +110,7 @@ def _check_names(number: int, names: Collection[str], plans: SlicePlans) -> None
 
 
 def values_down(body: Mapping[str, Any], plans: SlicePlans) -> dict[str, int]:
-    """By client, how many values of the adapter it is sent after a round: of what it holds and moved.
+    """By client, how many values it is sent after a round: of what it holds and was opened.
 
     Args:
         body: of the round's record.

@@ -87,6 +87,11 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
             f"aggregation.kind = {config.aggregation.kind!r}: a plan needs the cost model of "
             "'pairwise' rounds"
         )
+    if config.cohort.ranks:
+        raise ConfigError(
+            "cohort.ranks is given: a plan chooses ranks itself, from cohort.schedule.rank_tiers; "
+            "leave one of them out"
+        )
     if config.privacy.mechanism == "local" and config.cohort.schedule.seconds_per_token is None:
         raise ConfigError(
             "cohort.schedule.seconds_per_token is not given: with privacy.mechanism = 'local' a "

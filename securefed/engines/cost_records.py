@@ -182,6 +182,7 @@ class CostRecords:
             "trainable_parameters": settings.dimension,
             "bytes_up_per_client_and_round": _mean(event.bytes_up for event in rounds),
             "bytes_down_per_client_and_round": _mean(event.bytes_down for event in rounds),
+            **self._by_rank(settings),
         }
         if secret:
             return summary | {
@@ -193,6 +194,21 @@ class CostRecords:
             "client_work": _worked(done) | {"over": "clients and rounds since the last resume"},
             "seconds_per_round": _mean(event.seconds for event in rounds if event.seconds > 0),
         }
+
+    def _by_rank(self, settings: Settings) -> dict[str, Any]:
+        """What clients of each rank sent and were sent; nothing with one rank for all."""
+        if settings.ranks is None:
+            return {}
+        found: dict[str, Any] = {}
+        for rank in settings.ranks.tiers.ranks:
+            names = [name for name, own in settings.ranks.rank_of.items() if own == rank]
+            rows = [r for name in names for r in self._rows[name] if r["what"] == "round"]
+            found[str(rank)] = {
+                "clients": len(names),
+                "bytes_up_per_client_and_round": _mean(row["bytes_up"] for row in rows),
+                "bytes_down_per_client_and_round": _mean(row["bytes_down"] for row in rows),
+            }
+        return {"by_rank": found | {"over": "rounds since the last resume"}}
 
     def _server_summary(self, folder: RunFolder) -> dict[str, Any]:
         rows = [row for row in self._server if row["what"] == "round"]

@@ -20,7 +20,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
-from securefed.federation.slice_plans import LEAST_CONTRIBUTORS
+from securefed.federation.slice_plans import LEAST_CONTRIBUTORS, standing_slices
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
@@ -177,17 +177,27 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
 def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
     """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for.
 
-    With slices, also the fewest that leave a slice its least contributors.
+    With slices, also the fewest that a run's slice stands with (``standing_slices``): all corrupt
+    clients of the cohort may hold it.
     """
-    for size in range(asked, settings.cohort_size):
+    policy, whole = settings.sum_policy, settings.cohort_size
+    least = max(LEAST_CONTRIBUTORS, asked)
+    for size in range(asked, whole):
         try:
-            bounds = CohortBounds.of(settings.sum_policy, size)
-            settings.aggregation.parameters(bounds)
+            settings.aggregation.parameters(CohortBounds.of(policy, size))
+            if sliced:
+                standing = standing_slices(
+                    [whole, size],
+                    policy=policy,
+                    aggregation=settings.aggregation,
+                    least_contributors=least,
+                )
+                if standing < 2:
+                    continue
         except ConfigError:
             continue
-        if not sliced or bounds.survivor_floor >= LEAST_CONTRIBUTORS:
-            return size
-    return settings.cohort_size
+        return size
+    return whole
 
 
 def _rings(settings: Settings) -> list[int]:

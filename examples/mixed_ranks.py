@@ -28,15 +28,10 @@ from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.sliced_rounds import SlicedEncode
 from securefed.federation.slices import SlicedCodec
 from securefed.lora.adapter import adapter_state, build_adapter, load_adapter_state
-from securefed.lora.ranks import (
-    RankLayout,
-    RankTiers,
-    at_rank,
-    limited_to_rank,
-    section_at,
-    slice_hashes,
-)
+from securefed.lora.columns import at_rank
+from securefed.lora.ranks import RankLayout, limited_to_rank, section_at, slice_hashes
 from securefed.lora.sharing import travelling_parameters
+from securefed.lora.tiers import RankTiers
 from securefed.privacy.accounting import epsilon_text
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.samplers import poisson_sample

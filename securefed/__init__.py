@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from securefed.federation.floors import ClientFloors
     from securefed.federation.server import ServerRound
     from securefed.federation.session import RoundSession
+    from securefed.federation.slice_plans import standing_slices
     from securefed.federation.sliced_rounds import SlicedClientRound, SlicedServerRound
-    from securefed.federation.slices import SlicedSession, standing_slices
+    from securefed.federation.slices import SlicedSession
     from securefed.privacy.accounting import PrivacyGuarantee
     from securefed.privacy.policy import PrivacyPolicy
     from securefed.secagg.aggregations import (
@@ -51,7 +52,7 @@ _WHERE = {
     "open_account": "securefed.federation.account",
     "secure_round": "securefed.engines.in_process",
     "secure_sliced_round": "securefed.engines.sliced",
-    "standing_slices": "securefed.federation.slices",
+    "standing_slices": "securefed.federation.slice_plans",
 }
 
 __all__ = [

@@ -17,6 +17,7 @@ from securefed.config.privacy import (
     Unit,
     why_not_conditional,
 )
+from securefed.config.ranks import RankSection
 from securefed.config.run import (
     STAGES,
     AggregationSection,
@@ -43,6 +44,7 @@ __all__ = [
     "Noise",
     "PrivacySection",
     "ProfileSection",
+    "RankSection",
     "Rounding",
     "RunConfig",
     "Scheme",

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from securefed.config.base import Positive, Section
 from securefed.config.lora import LoraSection, why_not_shared
 from securefed.config.privacy import PrivacySection
+from securefed.config.ranks import RankSection, why_not_mixed
 from securefed.config.training import TrainingSection, why_not_combined
 
 Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "unmask"]
@@ -180,13 +181,45 @@ class ScheduleSection(Section):
 class CohortSection(Section):
     """Who takes part.  ``min_clients`` is each client's own floor.
 
+    ``ranks``: clients of unlike LoRA rank, each client in one table (none: ``lora.rank`` for all);
+    with ``lora.sharing = "ffa"``.  The columns of B are cut into slices at these ranks, each summed
+    by itself among the clients that hold it, and what all slices show is one release of one vector,
+    clipped as a whole.  ``least_contributors`` (``min_clients``, and 3 at least, where it is not
+    given): a slice that fewer survive in stays closed for that round; a rank that too few clients
+    reach is merged, before the run, into the one below.
+
     ``profiles`` and ``schedule`` are for ``securefed plan``.
     """
 
     min_clients: Annotated[int, Field(ge=2)] = 3
+    ranks: list[RankSection] = Field(default=[])
+    least_contributors: Annotated[int, Field(ge=2)] | None = None
     simulated_dropouts: list[SimulatedDropout] = Field(default=[])
     profiles: list[ProfileSection] = Field(default=[])
     schedule: ScheduleSection = ScheduleSection()
+
+    @model_validator(mode="after")
+    def _each_client_has_one_rank(self) -> Self:
+        if self.least_contributors is not None and not self.ranks:
+            raise ValueError(
+                f"least_contributors = {self.least_contributors} without ranks: it is of slices; "
+                "leave it out (min_clients is for whole sums)"
+            )
+        if (self.least_contributors or self.min_clients) < self.min_clients:
+            raise ValueError(
+                f"least_contributors = {self.least_contributors} with min_clients = "
+                f"{self.min_clients}: a client takes part in no smaller sum; it must be >= "
+                "min_clients"
+            )
+        if sum(section.clients == "others" for section in self.ranks) > 1:
+            raise ValueError("ranks: two tables are for 'others'; one can be")
+        named = [
+            n for section in self.ranks if section.clients != "others" for n in section.clients
+        ]
+        twice = sorted({name for name in named if named.count(name) > 1})
+        if twice:
+            raise ValueError(f"ranks: {twice[0]!r} is named twice; a client has one rank")
+        return self
 
 
 class EvaluationSection(Section):
@@ -257,6 +290,15 @@ class RunConfig(Section):
             raise ValueError(why)
         if (why := why_not_combined(self.training, self.privacy, self.lora)) is not None:
             raise ValueError(why)
+        mixed = why_not_mixed(
+            self.cohort.ranks,
+            lora=self.lora,
+            training=self.training,
+            privacy=self.privacy,
+            kind=self.aggregation.kind,
+        )
+        if mixed is not None:
+            raise ValueError(mixed)
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from securefed.config import AggregationSection, RunConfig, share_of
 from securefed.encoding.fixed_point import MAX_BITS
 from securefed.encoding.wire import packed_size
 from securefed.errors import ConfigError
+from securefed.federation.slice_plans import SlicePlans
+from securefed.lora.tiers import RankTiers
 from securefed.privacy.accounting import accounted_adversary, guarantee
 from securefed.privacy.mechanisms import RoundPlan, plan_round
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
@@ -117,6 +120,23 @@ def told(aggregation: Aggregation, plan: RoundPlan, bounds: CohortBounds) -> str
     return (
         f"aggregation: {_name(aggregation)}; a contribution is {size:,} bytes{parts}, "
         f"{size / plan.dimension:.1f} a value; {_protection(aggregation, bounds)}"
+    )
+
+
+def told_of_slices(plans: SlicePlans, tiers: RankTiers) -> str:
+    """The arrangement of a round of slices, and what a contribution costs at each rank."""
+    sizes = list(
+        itertools.accumulate(
+            contribution_bytes(plans.aggregation_of(number), one.plan, one.bounds)
+            for number, one in enumerate(plans.slices, start=1)
+        )
+    )
+    shown = ", ".join(
+        f"{size:,} bytes at rank {rank}" for size, rank in zip(sizes, tiers.ranks, strict=True)
+    )
+    return (
+        f"aggregation: {_name(plans.aggregation)} in {len(sizes)} slices; a contribution is "
+        f"{shown}; {_protection(plans.aggregation, plans.slices[0].bounds)}"
     )
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from securefed.engines.figures import Figures
+from securefed.engines.plan_records import check_slices
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE
@@ -194,7 +195,12 @@ class _Reader:
 
     def _round_summed(self, body: Mapping[str, Any]) -> None:
         self._round_ended(body)
-        self._check_survivors(body)
+        try:
+            check_slices(body, self._settings.slices)
+        except ConfigError as error:
+            self._refuse(str(error))
+        # Slices have floors of their own.
+        self._check_survivors(body, 0 if self._settings.slices is not None else self._floor)
         uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
         if uncharged:
             self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
@@ -246,7 +252,7 @@ class _Reader:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
-        self._check_survivors(body)
+        self._check_survivors(body, self._floor)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
 
@@ -281,12 +287,12 @@ class _Reader:
         if len(set(names)) != len(names):
             self._refuse(f"{field_name}: a client is named twice")
 
-    def _check_survivors(self, body: Mapping[str, Any]) -> None:
+    def _check_survivors(self, body: Mapping[str, Any], floor: int) -> None:
         self._check_names("survivors", body["survivors"])
         count = len(body["survivors"])
         self.history.survivors[str(body["session"])] = frozenset(body["survivors"])
-        if count < self._floor:
-            self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {self._floor} are needed")
+        if count < floor:
+            self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {floor} are needed")
 
 
 def read_history(path: Path, records: list[Record], settings: Settings) -> History:
@@ -307,7 +313,8 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
         - Each round was opened under the run's privacy event, with the clip that follows from the
           fractions on record before, in turn, under a fresh session, and
           has at most one end; at most one sum a session; only a sum was applied, once.
-        - Survivors are distinct clients of the cohort, at least as many as the survivor floor.
+        - Survivors are distinct clients of the cohort, at least as many as the survivor floor; of
+          each slice that was opened, clients that hold it, at least as many as its own.
         - A closing record is the last one and names the rounds that were applied.
     """
     reader = _Reader(path, records[0].body, settings)
@@ -433,4 +440,8 @@ def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str
 def _same(one: object, other: object) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=1e-9)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
     return one == other

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,43 @@ from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.metering import Meter
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
-from securefed.federation.update_codec import UpdateCodec
 from securefed.phases import Phase, unmeasured
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import ClientData, Examples
 from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.users import clipped_sum_of_users, sampled_users
+
+Within = Callable[[], AbstractContextManager[None]]
+
+Encoded = TypeVar("Encoded", covariant=True)
+
+
+class Codec(Protocol[Encoded]):
+    """What a contribution is encoded with: ``UpdateCodec``, or ``SlicedCodec`` with mixed ranks."""
+
+    policy: PrivacyPolicy
+    phase: Phase
+
+    def measured(self, phase: Phase) -> Self:
+        """The same, which says what it is at."""
+        ...
+
+    def encode_update(self, update: NDArray[np.float64], generator: NoiseGenerator) -> Encoded:
+        """A whole client's update, clipped as one."""
+        ...
+
+    def encode_clipped_sum(self, total: NDArray[np.float64], generator: NoiseGenerator) -> Encoded:
+        """A sum of units that were clipped one by one."""
+        ...
+
+
+class Encode(Protocol):
+    """Makes a client's contribution to one round, for whichever kind of round it is."""
+
+    def __call__(self, codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
+        """As the codec encodes it."""
+        ...
 
 
 @dataclass
@@ -38,13 +69,13 @@ class SimulatedClient:
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
     meter: Meter = field(default_factory=Meter, repr=False)
 
-    def timed(
-        self, encode: EncodeFor
-    ) -> Callable[[UpdateCodec, NoiseGenerator], NDArray[np.uint32]]:
+    def timed(self, encode: EncodeFor) -> Encode:
         """The client's contribution to one round, whose phases this client's meter measures."""
-        return lambda codec, generator: encode(
-            self.data.train, codec.measured(self.meter.phase), generator
-        )
+
+        def measured(codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
+            return encode(self.data.train, codec.measured(self.meter.phase), generator)
+
+        return measured
 
 
 @dataclass
@@ -60,9 +91,9 @@ class EncodeFor(Protocol):
     """Turns one client's training examples into its encoded contribution."""
 
     def __call__(
-        self, examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
-    ) -> NDArray[np.uint32]:
-        """uint32[codec.plan.padded]."""
+        self, examples: Examples, codec: Codec[Encoded], generator: NoiseGenerator
+    ) -> Encoded:
+        """uint32[codec.plan.padded], or one such vector for each slice."""
         ...
 
 
@@ -74,6 +105,7 @@ def clipped_sum_of_sample(
     *,
     examples_per_user: int | None,
     kept: NDArray[np.int64] | None = None,
+    within: Within = nullcontext,
     phase: Phase = unmeasured,
 ) -> NDArray[np.float64]:
     """A secret Poisson sample of the policy's units, each one's gradient clipped, summed.
@@ -85,6 +117,7 @@ def clipped_sum_of_sample(
         generator: the secret words of the sample.
         examples_per_user: most examples of a user in the step; all of them without it.
         kept: int64[k], the coordinates that are summed; all of them without it.
+        within: entered while gradients are computed.
         phase: told when units are trained on and when they are clipped.
 
     Returns:
@@ -92,7 +125,7 @@ def clipped_sum_of_sample(
         call of the model for an empty sample.
     """
     q, clip = policy.sampling_probability, (policy.clip_norm, policy.count_weight)
-    with phase("train"):
+    with phase("train"), within():
         if policy.unit == "user":
             drawn = sampled_users(examples, q, generator, most=examples_per_user)
             return clipped_sum_of_users(gradients, drawn, *clip, kept, phase=phase)
@@ -105,15 +138,14 @@ def dp_sgd_step(
     *,
     examples_per_user: int | None = None,
     kept: NDArray[np.int64] | None = None,
+    within: Within = nullcontext,
 ) -> EncodeFor:
     """Distributed DP-SGD: :func:`clipped_sum_of_sample`, and this client's noise.
 
     Source: Abadi et al. 2016, Algorithm 1, with the noise of Kairouz et al. 2021 in the sum.
     """
 
-    def encode(
-        examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
-    ) -> NDArray[np.uint32]:
+    def encode(examples: Examples, codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
         total = clipped_sum_of_sample(
             gradients,
             examples,
@@ -121,6 +153,7 @@ def dp_sgd_step(
             generator,
             examples_per_user=examples_per_user,
             kept=kept,
+            within=within,
             phase=codec.phase,
         )
         return codec.encode_clipped_sum(total, generator)
@@ -136,9 +169,7 @@ def cyclic_step(gradients: PerExampleGradients, batch: NDArray[np.int64]) -> Enc
         batch: the client's own batch (:func:`securefed.privacy.cyclic.cyclic_batch`).
     """
 
-    def encode(
-        examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
-    ) -> NDArray[np.uint32]:
+    def encode(examples: Examples, codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
         with codec.phase("train"):
             total = gradients.clipped_sum(
                 examples.take(batch), codec.policy.clip_norm, phase=codec.phase
@@ -151,9 +182,7 @@ def cyclic_step(gradients: PerExampleGradients, batch: NDArray[np.int64]) -> Enc
 def local_delta(train: Callable[[Examples, PrivacyPolicy], NDArray[np.float64]]) -> EncodeFor:
     """Local steps on the client's own copy; what follows from the adapter's change is sent."""
 
-    def encode(
-        examples: Examples, codec: UpdateCodec, generator: NoiseGenerator
-    ) -> NDArray[np.uint32]:
+    def encode(examples: Examples, codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
         with codec.phase("train"):
             delta = train(examples, codec.policy)
         return codec.encode_update(delta, generator)

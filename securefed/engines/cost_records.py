@@ -97,7 +97,7 @@ class CostRecords:
         work: Mapping[str, Work],
         server: Work,
         *,
-        adapter_bytes: int,
+        adapter_bytes: Mapping[str, int],
     ) -> None:
         """Note what one round, or one evaluation, took.
 
@@ -107,7 +107,8 @@ class CostRecords:
             carried: its messages.
             work: of each client, and of a decryptor, since the last call.
             server: likewise.
-            adapter_bytes: what each client is sent of the adapter, besides the messages.
+            adapter_bytes: what each client is sent of the adapter, besides the messages; nothing
+                for one that is not named.
         """
         for name, rows in self._rows.items():
             rows.append(
@@ -115,7 +116,7 @@ class CostRecords:
                     "what": what,
                     "round": number,
                     "bytes_up": carried.bytes_up[name],
-                    "bytes_down": carried.bytes_down[name] + adapter_bytes,
+                    "bytes_down": carried.bytes_down[name] + adapter_bytes.get(name, 0),
                     **work[name].to_record(),
                 }
             )
@@ -130,7 +131,7 @@ class CostRecords:
                 "what": what,
                 "round": number,
                 "bytes_in": sum(carried.bytes_up.values()),
-                "bytes_out": sum(carried.bytes_down.values()) + adapter_bytes * len(self._rows),
+                "bytes_out": sum(carried.bytes_down.values()) + sum(adapter_bytes.values()),
                 **server.to_record(),
             }
         )
@@ -186,9 +187,10 @@ class CostRecords:
             "aggregation": settings.config.aggregation.kind,
             "rounds": len(rounds),
             "clients": settings.cohort_size,
-            "trainable_parameters": settings.plan.dimension,
+            "trainable_parameters": settings.dimension,
             "bytes_up_per_client_and_round": _mean(event.bytes_up for event in rounds),
             "bytes_down_per_client_and_round": _mean(event.bytes_down for event in rounds),
+            **self._by_rank(settings),
         }
         if secret:
             return summary | {
@@ -200,6 +202,21 @@ class CostRecords:
             "client_work": _worked(done) | {"over": "clients and rounds since the last resume"},
             "seconds_per_round": _mean(event.seconds for event in rounds if event.seconds > 0),
         }
+
+    def _by_rank(self, settings: Settings) -> dict[str, Any]:
+        """What clients of each rank sent and were sent; nothing with one rank for all."""
+        if settings.ranks is None:
+            return {}
+        found: dict[str, Any] = {}
+        for rank in settings.ranks.tiers.ranks:
+            names = [name for name, own in settings.ranks.rank_of.items() if own == rank]
+            rows = [r for name in names for r in self._rows[name] if r["what"] == "round"]
+            found[str(rank)] = {
+                "clients": len(names),
+                "bytes_up_per_client_and_round": _mean(row["bytes_up"] for row in rows),
+                "bytes_down_per_client_and_round": _mean(row["bytes_down"] for row in rows),
+            }
+        return {"by_rank": found | {"over": "rounds since the last resume"}}
 
     def _server_summary(self, folder: RunFolder) -> dict[str, Any]:
         rows = [row for row in self._server if row["what"] == "round"]

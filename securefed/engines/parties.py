@@ -10,9 +10,13 @@ from securefed.crypto.identity import IdentityPublicKey
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.metering import Meter
 from securefed.engines.openings import noting
+from securefed.errors import ConfigError
 from securefed.federation.client import ClientRound
 from securefed.federation.floors import ClientFloors
 from securefed.federation.session import RoundSession
+from securefed.federation.sliced_rounds import SlicedClientRound
+from securefed.federation.slices import SlicedSession
+from securefed.secagg.aggregator import AggregationClient
 from securefed.secagg.decryptor import Decryptor
 from securefed.secagg.encryption import DECRYPTOR
 
@@ -70,19 +74,26 @@ class Parties:
         return all(client.budget.affords() for client in self.clients.values())
 
     def halves(
-        self, session: RoundSession, client_round: Callable[[SimulatedClient], ClientRound]
-    ) -> dict[str, ClientRound | Decryptor]:
+        self,
+        session: RoundSession | SlicedSession,
+        client_round: Callable[[SimulatedClient], ClientRound | SlicedClientRound],
+    ) -> dict[str, AggregationClient]:
         """Everybody's half of one round, by name.
 
         Args:
             session: as the decryptor was told of the round.
             client_round: makes one client's half.
+
+        Raises:
+            ConfigError: there is a decryptor, and the round has slices.
         """
-        halves: dict[str, ClientRound | Decryptor] = {
+        halves: dict[str, AggregationClient] = {
             name: client_round(client) for name, client in self.clients.items()
         }
         own = self._decryptor
         if own is not None:
+            if not isinstance(session, RoundSession):
+                raise ConfigError("decryptor: sums that are formed slice by slice have none")
             halves[DECRYPTOR] = Decryptor(
                 session.context,
                 own.identity,

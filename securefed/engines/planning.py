@@ -20,7 +20,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
-from securefed.federation.slices import LEAST_CONTRIBUTORS, slice_policy
+from securefed.federation.slice_plans import LEAST_CONTRIBUTORS, slice_policy
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
@@ -86,6 +86,11 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
         raise ConfigError(
             f"aggregation.kind = {config.aggregation.kind!r}: a plan needs the cost model of "
             "'pairwise' rounds"
+        )
+    if config.cohort.ranks:
+        raise ConfigError(
+            "cohort.ranks is given: a plan chooses ranks itself, from cohort.schedule.rank_tiers; "
+            "leave one of them out"
         )
     if config.privacy.mechanism == "local" and config.cohort.schedule.seconds_per_token is None:
         raise ConfigError(
@@ -175,13 +180,14 @@ def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
     All corrupt clients of the cohort may be among them, in a slice and in a round of a few alike.
     With slices, also the fewest that leave a slice its least contributors.
     """
+    least = max(LEAST_CONTRIBUTORS, asked)
     for size in range(asked, settings.cohort_size):
         try:
             own = slice_policy(
                 settings.sum_policy,
                 cohort=settings.cohort_size,
                 members=size,
-                least_contributors=LEAST_CONTRIBUTORS if sliced else 2,
+                least_contributors=least if sliced else 2,
             )
             settings.aggregation.parameters(CohortBounds.of(own, size))
         except ConfigError:

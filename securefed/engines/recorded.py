@@ -12,6 +12,7 @@ from typing import Any
 from securefed.engines.attempts import EVALUATED, ROUND_APPLIED, ROUND_OPENED, ROUND_SUMMED
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
+from securefed.engines.plan_records import values_down
 from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
 from securefed.evidence.ledger import Record
@@ -27,17 +28,19 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
     """
     summed: Mapping[str, Any] = {}
     clip_norm = None
-    values_down = settings.plan.dimension
+    values_sent: float = settings.dimension
     for record in records:
         if record.kind == ROUND_APPLIED and record.body["round"] == number:
             session = record.body["session"]
-            values_down = record.body.get("values_down", values_down)
+            values_sent = record.body.get("values_down", values_sent)
             sums = (r.body for r in records if r.kind == ROUND_SUMMED)
             summed = next(body for body in sums if body["session"] == session)
             if settings.stated.adaptive_clip is not None:
                 opened = (r.body for r in records if r.kind == ROUND_OPENED)
                 clip_norm = next(b["clip_norm"] for b in opened if b["session"] == session)
     size = settings.cohort_size
+    if summed and settings.slices is not None:
+        values_sent = sum(values_down(summed, settings.slices).values()) / size
     survivors = len(summed["survivors"]) if summed else size
     notes = [f"{size - survivors} dropped out"] if survivors < size else []
     silent = int(summed.get("silent", 0))
@@ -45,9 +48,10 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         notes.append(f"{silent} fell silent after sending")
     if summed and summed["refused"]:
         notes.append(f"{summed['refused']} refused")
+    notes += [f"slice {number} stayed closed" for number in sorted(summed.get("closed", {}))]
     figures = recorded_figures(records, number)
     epsilon = settings.epsilon_after(int(summed["charges"]) if summed else 0)
-    adapter_bytes = 4 * values_down if summed else 0
+    adapter_bytes = 4 * values_sent if summed else 0
     return RoundEvent(
         round=number,
         rounds=settings.config.training.rounds,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 
 from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.arrangement import figures_aggregation, told
+from securefed.engines.arrangement import figures_aggregation, told, told_of_slices
 from securefed.engines.attempts import (
     CLOSED,
     EVALUATED,
@@ -25,7 +26,7 @@ from securefed.engines.attempts import (
     ROUND_SUMMED,
     next_clip_norm,
 )
-from securefed.engines.cohort import SimulatedClient
+from securefed.engines.cohort import Codec, Encoded, SimulatedClient
 from securefed.engines.cost_records import CostRecords, What, hiding_phase
 from securefed.engines.events import Observer, RoundEvent
 from securefed.engines.figures import Figures, encode_figures, figures_policy
@@ -33,8 +34,10 @@ from securefed.engines.in_process import Carried, carry
 from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
+from securefed.engines.plan_records import values_down
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.results import RunResult
+from securefed.engines.round_halves import halves_of
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.timing import EncryptionSeconds
@@ -51,7 +54,7 @@ from securefed.federation.server import ServerRound
 from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.server_step import ServerStep
 from securefed.federation.session import RoundSession
-from securefed.federation.update_codec import UpdateCodec
+from securefed.federation.sliced_rounds import SlicedClientRound
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation
@@ -88,6 +91,12 @@ class Run:
         self._shown: dict[str, float] = {}
         self._encryption = EncryptionSeconds()  # of the last round
         self._correlated = settings.correlated_release()
+        self._halves = halves_of(
+            settings,
+            length=bench.combining.length,
+            order=bench.ranked.order,
+            correlated=self._correlated,
+        )
         self._meter = Meter(memory=bench.memory)  # the server's
         self._costs = CostRecords(self.cohort)
 
@@ -113,9 +122,8 @@ class Run:
             self.observer,
             self.clock,
         )
-        self.observer.message(
-            told(self.settings.aggregation, self.settings.plan, self.settings.bounds)
-        )
+        for line in self._told():
+            self.observer.message(line)
         if not resume:
             opening.begin()
         try:
@@ -130,6 +138,13 @@ class Run:
                 f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
                 f"is held{', and the run can be resumed' * self.config.privacy.resumable}"
             ) from error
+
+    def _told(self) -> list[str]:
+        """How sums are formed, and with mixed ranks who trains at which."""
+        settings = self.settings
+        if settings.ranks is None or settings.slices is None:
+            return [told(settings.aggregation, settings.plan, settings.bounds)]
+        return [settings.ranks.told(), told_of_slices(settings.slices, settings.ranks.tiers)]
 
     # -- rounds ----------------------------------------------------------------------------
 
@@ -160,6 +175,7 @@ class Run:
             )
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
+        self.folder.save_ranks(lambda path: self.bench.ranked.save(path, self.bench.save_adapter))
         self.folder.save_personal(
             lambda path: self.bench.personal.save_adapters(
                 path, self.cohort, self.bench.save_adapter
@@ -209,10 +225,18 @@ class Run:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         self.bench.begin_round(number)
         combining = self.bench.combining
-        name, dimension = secrets.token_bytes(SESSION_BYTES), combining.length
+        name = secrets.token_bytes(SESSION_BYTES)
         # Every party describes the round by its own policy; equal descriptions are made once.
+        model = self.bench.model_hash()
         sessions = {
-            policy: self._session(name, number, policy, dimension, self.settings.aggregation)
+            policy: self._halves.session(
+                name,
+                number,
+                policy,
+                cohort=self.cohort,
+                roster=self.parties.roster,
+                model=model,
+            )
             for policy in (
                 self._policy,
                 *(client.policy for client in self.parties.clients.values()),
@@ -225,16 +249,16 @@ class Run:
             for item in self.config.cohort.simulated_dropouts
             if item.round == number
         }
-        server = ServerRound(sessions[self._policy], correlated=self._correlated)
+        server = self._halves.server(sessions[self._policy])
         charged: list[str] = []
         contributions: dict[str, float] = {}
         finished = made = 0
 
-        def client_round(client: SimulatedClient) -> ClientRound:
+        def client_round(client: SimulatedClient) -> ClientRound | SlicedClientRound:
             timed = client.timed(self.bench.encoder(self.settings, number, client.client_id))
             begun = 0.0
 
-            def counted(codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
+            def counted(codec: Codec[Encoded], generator: NoiseGenerator) -> Encoded:
                 nonlocal begun, finished
                 begun = time.perf_counter()
                 encoded = timed(codec, generator)
@@ -252,10 +276,9 @@ class Run:
                 made += 1
                 self.observer.working("encrypting", made, of * len(self.cohort))
 
-            return ClientRound(
+            return self._halves.client(
                 sessions[client.policy],
-                client.client_id,
-                client.identity,
+                client,
                 counted,
                 charge=charge,
                 floors=self.parties.floors,
@@ -276,14 +299,15 @@ class Run:
                 ROUND_FAILED, name_of | {"charged": sorted(charged), "why": type(error).__name__}
             )
             raise
-        survivors = server.survivors
+        opened = self._halves.opened(server)
+        survivors = opened.survivors
         if self._correlated is not None:
             # The schedule moves on for those as well who were not heard of.
             for silent in sorted(set(self.cohort) - set(charged)):
                 client = self.parties.clients[silent]
                 client.budget.charge(self.settings.round_event(client.policy) | name_of)
                 charged.append(silent)
-        fraction = self.settings.unclipped_fraction(server.count, survivors)
+        fraction = self.settings.unclipped_fraction(opened.count, survivors)
         # Written and flushed before the sum is used for anything.
         ledger.append(
             ROUND_SUMMED,
@@ -297,21 +321,22 @@ class Run:
                 "refused": len(carried.refusals),
                 "silent": len(set(survivors) & carried.unanswered - set(carried.refusals)),
             }
+            | opened.record
             | ({} if fraction is None else {"unclipped_fraction": fraction}),
         )
         with self._meter.phase("apply"):
             gradient = combining.opened(
-                self.settings.gradient(server.sum, survivors),
+                opened.gradient(),
                 number=number,
                 share=self.settings.share(survivors),
             )
-            sent = combining.values_down(self.step.step(number, gradient))
+            sent = combining.values_down(self.step.step(number, gradient, still=opened.still))
         self.bench.take_over(survivors)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
         self._policy = self._policy.after(fraction)
         applied: dict[str, object] = {"adapter_sha256": self.bench.adapter_hash().hex()}
-        if sent != dimension:
+        if sent != combining.length:
             applied["values_down"] = sent
         if (clip := next_clip_norm(self._policy)) is not None:
             applied["next_clip_norm"] = clip
@@ -320,7 +345,7 @@ class Run:
             client.policy = client.policy.after(fraction)
         if self.settings.encryption is not None:
             self._encryption = EncryptionSeconds.of(carried, contributions)
-        self._book("round", number, carried, values_down=sent)
+        self._book("round", number, carried, self._adapter_bytes(sent, opened.record))
 
     def _session(
         self,
@@ -401,10 +426,23 @@ class Run:
     def _summing(self, stage: str) -> AbstractContextManager[None]:
         return self._meter.phase("sum")
 
-    def _book(self, what: What, number: int, carried: Carried, *, values_down: int = 0) -> None:
+    def _adapter_bytes(self, sent: int, record: Mapping[str, Any]) -> dict[str, int]:
+        """What each client is sent of the adapter after a round."""
+        if self.settings.slices is None:
+            return dict.fromkeys(self.cohort, 4 * sent)
+        values = values_down(record, self.settings.slices)
+        return {name: 4 * count for name, count in values.items()}
+
+    def _book(
+        self,
+        what: What,
+        number: int,
+        carried: Carried,
+        adapter_bytes: Mapping[str, int] | None = None,
+    ) -> None:
         work = {name: meter.take() for name, meter in self.parties.meters.items()}
         self._costs.book(
-            what, number, carried, work, self._meter.take(), adapter_bytes=4 * values_down
+            what, number, carried, work, self._meter.take(), adapter_bytes=adapter_bytes or {}
         )
 
     def _report(self, ledger: Ledger, number: int, seconds: float) -> None:

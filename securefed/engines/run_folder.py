@@ -30,8 +30,9 @@ class RunFolder:
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
     ``clients/ID/budget.jsonl`` and ``clients/ID/costs.json`` and, where there is a decryptor, its
-    ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, and where
-    clients keep a part of the adapter, or other state, ``personal/ID/``.
+    ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, with
+    ``cohort.ranks`` the adapter at each rank in ``ranks/RANK/adapter/``, and where clients keep a
+    part of the adapter, or other state, ``personal/ID/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +43,7 @@ class RunFolder:
         self.costs = path / "costs.json"
         self.shown = path / "shown.json"
         self.adapter = path / "adapter"
+        self.ranks = path / "ranks"
         self.checkpoints = path / "checkpoints"
         self.initial = self.checkpoints / "initial.safetensors"
         self.clients = path / "clients"
@@ -154,6 +156,13 @@ class RunFolder:
         write(self.adapter)
         _sync_tree(self.adapter)
         _sync(self.path)
+
+    def save_ranks(self, write: Callable[[Path], None]) -> None:
+        """Let ``write`` put the adapter at each rank in its place, and flush it, if any."""
+        write(self.ranks)
+        if self.ranks.exists():
+            _sync_tree(self.ranks)
+            _sync(self.path)
 
     def save_personal(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` put what clients keep in its place, and flush it, if there is any.

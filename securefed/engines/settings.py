@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -14,7 +14,10 @@ from scipy.stats import binom
 
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
+from securefed.engines.mixed_ranks import mixed_ranks
+from securefed.engines.plan_records import plan_record, slices_event, slices_record
 from securefed.errors import ConfigError
+from securefed.federation.slice_plans import SlicePlans
 from securefed.federation.weights import client_weights
 from securefed.privacy.accounting import (
     Adversary,
@@ -24,7 +27,7 @@ from securefed.privacy.accounting import (
     guarantee,
 )
 from securefed.privacy.adaptive_clip import AdaptiveClip
-from securefed.privacy.calibration import calibrated_policy
+from securefed.privacy.calibration import calibrated_by, calibrated_policy
 from securefed.privacy.correlated import best_bands
 from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.privacy.cyclic import largest_batch
@@ -45,8 +48,8 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
     """What the run file asks of the cohort, and can be seen from the clients' names.
 
     Raises:
-        ConfigError: there are too few, one that is to fall silent is not among them, or the
-            arrangement does not allow for them.
+        ConfigError: there are too few, one that is to fall silent is not among them, ranks do not
+            fit them, or the arrangement does not allow for them.
     """
     least = config.cohort.min_clients
     if len(clients) < least:
@@ -60,6 +63,7 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
             f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
         )
     check_key_holder(config, clients)
+    mixed_ranks(config, clients)
 
 
 def unit_name(config: RunConfig) -> str:
@@ -82,11 +86,15 @@ class Settings:
     the sum adds no noise of its own: it carries deltas that are private already.  Under adaptive
     clipping both are those of the first round; plan and epsilon are the same for every later one.
 
+    With mixed ranks (``slices``) a round is several sums side by side and one release; ``plan`` and
+    ``bounds`` are then those of slice 1, which every client holds.
+
     Args:
         config: the run file.
         sizes: public size of each client: how many training examples, or users for ``unit =
             "user"``, it has.
         dimension: length of what is summed in a round.
+        widths: d_1..d_m, of each slice, with ``cohort.ranks``; None without.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
             ledger; checked against the target.  Without it, the noise is searched for.
 
@@ -101,14 +109,17 @@ class Settings:
         *,
         sizes: Mapping[str, int],
         dimension: int,
+        widths: Sequence[int] | None = None,
         noise_multiplier: float | None = None,
     ) -> None:
         privacy = config.privacy
-        self.config = config
+        self.config, self.dimension = config, dimension
         self.sizes = dict(sizes)
         self.weights = client_weights(config.training, sizes)
         self.cohort_size = len(sizes)
         check_cohort(config, sizes)
+        self.ranks = mixed_ranks(config, sizes)
+        self._widths = self._checked_widths(widths)
         total = sum(sizes.values())
         q, room, separation, bands = 1.0, None, None, 1
         if privacy.unit != "client":
@@ -157,15 +168,20 @@ class Settings:
         if chosen is None:
             self.stated = self._calibrated(dimension)
         self.sum_policy = self._summed(self.stated)
-        self.bounds = CohortBounds.of(self.sum_policy, self.cohort_size)
-        if self.sum_policy.remove_excess_noise:
-            check_removal(self.aggregation, self.bounds)
-        self.plan: RoundPlan = plan_round(
-            self.sum_policy,
-            cohort_size=self.cohort_size,
-            dimension=dimension,
-            bits=self.aggregation.bits,
-        )
+        self.slices = self._sliced(self.sum_policy)
+        if self.slices is not None:
+            self.bounds = self.slices.slices[0].bounds
+            self.plan: RoundPlan = self.slices.slices[0].plan
+        else:
+            self.bounds = CohortBounds.of(self.sum_policy, self.cohort_size)
+            if self.sum_policy.remove_excess_noise:
+                check_removal(self.aggregation, self.bounds)
+            self.plan = plan_round(
+                self.sum_policy,
+                cohort_size=self.cohort_size,
+                dimension=dimension,
+                bits=self.aggregation.bits,
+            )
         self.aggregation.parameters(self.bounds)  # refuses a cohort that leaves no safe threshold
         self.encryption: RoundEncryption | None = self.aggregation.encryption(
             self.plan, self.bounds
@@ -189,6 +205,31 @@ class Settings:
             return stated
         return stated.without_noise(self.config.privacy.update_clip_norm)
 
+    def _checked_widths(self, widths: Sequence[int] | None) -> tuple[int, ...] | None:
+        if (self.ranks is None) != (widths is None):
+            raise ConfigError(
+                f"widths = {widths}: must be given exactly with cohort.ranks, one a slice"
+            )
+        if self.ranks is None or widths is None:
+            return None
+        found = tuple(int(width) for width in widths)
+        self.ranks.check_widths(found)
+        if sum(found) != self.dimension:
+            raise ConfigError(f"widths = {list(found)}: must add up to {self.dimension}")
+        return found
+
+    def _sliced(self, policy: PrivacyPolicy) -> SlicePlans | None:
+        """The slices of a round under ``policy``; None with one rank for all."""
+        if self.ranks is None or self._widths is None:
+            return None
+        return SlicePlans(
+            tiers=self.ranks.tier_of,
+            widths=self._widths,
+            policy=policy,
+            aggregation=self.aggregation,
+            least_contributors=self.ranks.least_contributors,
+        )
+
     @property
     def limit(self) -> tuple[str, float] | None:
         """The least epsilon that a run may reach, and the key that says so; None for no limit.
@@ -207,6 +248,8 @@ class Settings:
         target = self.config.privacy.target_epsilon
         if target is None:
             raise ConfigError("noise_multiplier: neither it nor target_epsilon is given")
+        if self.ranks is not None:
+            return calibrated_by(self.stated, target, self._sliced_epsilon)
         return calibrated_policy(
             self.stated,
             target,
@@ -216,6 +259,12 @@ class Settings:
             plaintext=self.config.aggregation.kind == "plaintext",
             bits=self.aggregation.bits,
         )
+
+    def _sliced_epsilon(self, policy: PrivacyPolicy) -> float:
+        slices = self._sliced(policy)
+        if slices is None:
+            raise ConfigError("cohort.ranks is not given")
+        return slices.guarantee(self.accounted, rounds=policy.rounds).epsilon
 
     @property
     def accounted(self) -> Adversary:
@@ -229,16 +278,19 @@ class Settings:
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement for one adversary after ``charges`` rounds."""
-        statement = guarantee(
-            self.stated,
-            self.plan,
-            cohort_size=self.cohort_size,
-            against=against,
-            rounds=charges,
-            plaintext=isinstance(self.aggregation, PlaintextAggregation),
-            ring_sigma=self.aggregation.ring_sigma(self.bounds),
-            key_holder=self.aggregation.trusted_key_holder,
-        )
+        if self.slices is not None:
+            statement = self.slices.guarantee(against, rounds=charges)
+        else:
+            statement = guarantee(
+                self.stated,
+                self.plan,
+                cohort_size=self.cohort_size,
+                against=against,
+                rounds=charges,
+                plaintext=isinstance(self.aggregation, PlaintextAggregation),
+                ring_sigma=self.aggregation.ring_sigma(self.bounds),
+                key_holder=self.aggregation.trusted_key_holder,
+            )
         if self.config.training.client_weights != "uniform":
             statement = replace(statement, assumptions=(*statement.assumptions, _WEIGHED))
         return replace(statement, unit=self._unit()) if self.stated.unit != "client" else statement
@@ -322,7 +374,7 @@ class Settings:
             if rule is None
             else {"adaptive_clip": asdict(rule)}
         )
-        return clip | {
+        priced = clip | {
             "mechanism": self.stated.mechanism,
             "unit": self.stated.unit,
             "noise": self.stated.noise,
@@ -335,6 +387,9 @@ class Settings:
             "remove_excess_noise": self.stated.remove_excess_noise,
             "local_steps": self.stated.local_steps,
         }
+        if self.ranks is None or self.slices is None:
+            return priced
+        return priced | slices_event(self.ranks, self.slices)
 
     def round_event(self, policy: PrivacyPolicy) -> dict[str, Any]:
         """The privacy event of one round, as ledgers hold it.
@@ -363,19 +418,15 @@ class Settings:
                 "delta": self.stated.delta,
                 "corrupt_fraction": self.stated.corrupt_fraction,
                 "dropout_fraction": self.stated.dropout_fraction,
-                "dimension": self.plan.dimension,
-                "padded": self.plan.padded,
-                "bits": self.plan.bits,
-                "clip_units": self.plan.clip_units,
-                "local_std": self.plan.local_std,
-                "server_std": self.plan.server_std,
-                "sensitivity": self.plan.sensitivity,
-                "rounding_failure": self.plan.rounding_failure,
-                "sum_bound": self.plan.sum_bound,
-                "wrap_probability": self.plan.wrap_probability,
-                "max_examples": self.plan.max_examples,
             }
+            | self._planned()
         )
+
+    def _planned(self) -> dict[str, Any]:
+        """The figures of the plan, or of each slice's."""
+        if self.ranks is None or self.slices is None:
+            return plan_record(self.plan)
+        return slices_record(self.ranks, self.slices)
 
 
 def _adaptive_clip(config: RunConfig) -> AdaptiveClip | None:

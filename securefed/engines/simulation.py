@@ -144,6 +144,7 @@ class Federation:
             self.config,
             sizes=bench.sizes,
             dimension=bench.combining.length,
+            widths=bench.ranked.widths,
             noise_multiplier=noise_multiplier,
         )
         if settings.encryption is not None:

@@ -16,8 +16,9 @@ from securefed.config import Stage
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry, checked_drop, checked_update
 from securefed.errors import ConfigError
+from securefed.federation.slice_plans import LEAST_CONTRIBUTORS
 from securefed.federation.sliced_rounds import SlicedClientRound, SlicedEncode, SlicedServerRound
-from securefed.federation.slices import LEAST_CONTRIBUTORS, SlicedSession
+from securefed.federation.slices import SlicedSession
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation

@@ -134,6 +134,7 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
             config,
             sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
             dimension=int(genesis["privacy"]["dimension"]),
+            widths=genesis["privacy"].get("widths"),
             noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
         )
     except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
@@ -232,7 +233,12 @@ def software() -> str:
 
 def released_files(folder: Path) -> dict[str, str]:
     """SHA-256 of what a finished run hands on or shows, by path inside the run folder."""
-    paths = [folder / "metrics.jsonl", folder / "shown.json", *(folder / "adapter").rglob("*")]
+    paths = [
+        folder / "metrics.jsonl",
+        folder / "shown.json",
+        *(folder / "adapter").rglob("*"),
+        *(folder / "ranks").rglob("*"),
+    ]
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(paths)

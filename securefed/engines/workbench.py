@@ -26,7 +26,9 @@ from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
+from securefed.engines.mixed_ranks import mixed_ranks
 from securefed.engines.personal import PersonalParts
+from securefed.engines.ranked_model import RankedModel
 from securefed.engines.settings import Settings, check_cohort
 from securefed.engines.trainers import built_in_trainer
 from securefed.errors import ConfigError, LedgerTampered
@@ -38,6 +40,7 @@ from securefed.lora.adapter import (
     state_hash,
 )
 from securefed.lora.parts import AdapterParts
+from securefed.lora.ranks import section_at
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.cyclic import cyclic_batch
 from securefed.privacy.policy import PrivacyPolicy
@@ -87,7 +90,8 @@ class Workbench:
         )
         for note in corpus.notes:
             observer.message(f"note: {note}")
-        check_cohort(config, chosen_clients(corpus, config.data))
+        chosen = chosen_clients(corpus, config.data)
+        check_cohort(config, chosen)
         observer.message(f"loading model {config.model.source} on {self.device}")
         loaded = load_model(
             config.model,
@@ -112,8 +116,12 @@ class Workbench:
             held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
         )
         self.sizes = client_sizes(self.clients, config.privacy.unit)
-        self.model = build_adapter(loaded.model, config.lora, task=config.model.task)
+        ranks = mixed_ranks(config, self.sizes)
+        # Directions that no slice stands for would never train: the adapter ends before them.
+        section = config.lora if ranks is None else section_at(config.lora, ranks.tiers.largest)
+        self.model = build_adapter(loaded.model, section, task=config.model.task)
         self.parts = AdapterParts(self.model, config.lora.sharing)
+        self.ranked = RankedModel(self.model, self.parts, ranks)
         self.personal = PersonalParts(self.parts)
         self._made = self.parts.served()
         self.combining = self._combining()
@@ -207,7 +215,7 @@ class Workbench:
         """What a round binds: base weights, all that clients are sent, and the whole run file."""
         parts = (
             bytes.fromhex(self.fingerprint),
-            self.adapter_hash(),
+            self.ranked.adapter_hash() or self.adapter_hash(),
             bytes.fromhex(self.parts.fingerprint()),
             hashlib.sha256(dump_config(self.config).encode()).digest(),
             self.combining.fingerprint(),
@@ -229,8 +237,13 @@ class Workbench:
         except (OSError, SafetensorError, ConfigError) as error:
             raise LedgerTampered(f"{path}: {error}") from None
 
-    def save_adapter(self, folder: Path) -> None:
-        """Write the adapter in PEFT's format, under a portable base name."""
+    def save_adapter(self, folder: Path, rank: int | None = None) -> None:
+        """Write the adapter in PEFT's format, under a portable base name.
+
+        Args:
+            folder: is made.
+            rank: the first directions alone (``lora.adapter.save_adapter``).
+        """
         save_adapter(
             self.model,
             folder,
@@ -239,6 +252,7 @@ class Workbench:
             sharing=self.config.lora.sharing,
             section=self.config.lora,
             task=self.config.model.task,
+            rank=rank,
         )
 
     # -- training --------------------------------------------------------------------------
@@ -277,12 +291,24 @@ class Workbench:
             )
             return cyclic_step(self._gradients.now(), batch)
         if settings.one_step:
-            most = self.config.training.examples_per_user
-            kept = self.combining.cut_to(number)
-            return dp_sgd_step(self._gradients.now(), examples_per_user=most, kept=kept)
-        return local_delta(
-            lambda examples, policy: self._vector(client_id, settings, policy, examples, number)
-        )
+            return dp_sgd_step(
+                self._gradients.now(),
+                examples_per_user=self.config.training.examples_per_user,
+                kept=self._cut_to(client_id, number),
+                within=lambda: self.ranked.of(client_id),
+            )
+        held = self.ranked.held(client_id)
+
+        def train(examples: Examples, policy: PrivacyPolicy) -> NDArray[np.float64]:
+            vector = self._vector(client_id, settings, policy, examples, number)
+            return vector if held is None else vector[held]
+
+        return local_delta(train)
+
+    def _cut_to(self, client_id: str, number: int) -> NDArray[np.int64] | None:
+        """The coordinates that a client passes on in a round; None for all."""
+        held = self.ranked.held(client_id)
+        return self.combining.cut_to(number) if held is None else held
 
     def contribution(
         self,
@@ -313,8 +339,14 @@ class Workbench:
             policy,
             generator,
             examples_per_user=self.config.training.examples_per_user,
-            kept=self.combining.cut_to(number),
+            kept=self._cut_to(name, number),
+            within=lambda: self.ranked.of(name),
         )
+        held = self.ranked.held(name)
+        if held is not None:  # what it does not hold does not move
+            whole = np.zeros(self.dimension)
+            whole[held] = total
+            total = whole
         return clip.split(total)
 
     def rehearse(self, settings: Settings, examples: Examples) -> None:
@@ -352,7 +384,7 @@ class Workbench:
         Raises:
             ConfigError: a trainer of the user's own left something else changed in the model.
         """
-        with self.personal.of(name):
+        with self.personal.of(name), self.ranked.of(name):
             before = self.parts.flat()
             try:
                 self._train(name, settings, examples, number)
@@ -392,7 +424,7 @@ class Workbench:
 
     def figures(self, name: str) -> NDArray[np.float64]:
         """One client's held-out figures, a bounded float64[3]."""
-        with self.personal.of(name):
+        with self.personal.of(name), self.ranked.of(name):
             found = evaluate(
                 self.model,
                 self.clients[name].held_out,

@@ -135,10 +135,32 @@ class ServerOptimizer:
         """float32[d], a copy of the present values."""
         return np.array(self._flat.detach().numpy(), dtype=np.float32)
 
-    def step(self, gradient: NDArray[np.float64]) -> NDArray[np.float32]:
-        """Move against ``gradient`` (float64[d]: a mean gradient, or minus a mean delta)."""
+    def step(
+        self, gradient: NDArray[np.float64], *, still: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
+        """Move against a gradient.
+
+        Args:
+            gradient: float64[d]: a mean gradient, or minus a mean delta.
+            still: bool[d]: coordinates of which nothing was heard; the gradient is 0 there.  They
+                keep their value, and their moments too: momentum would move them without a sum.
+                Only the count of steps, which is one for all coordinates, goes on (Adam corrects
+                the bias of their moments by it, towards shorter steps).  None: all coordinates
+                move.
+        """
+        before = self.state()
         self._flat.grad = torch.from_numpy(gradient.astype(np.float32))
         self._optimizer.step()
+        if still is not None:
+            # A moment that this step made first is, where the gradient is 0, as it begins.
+            kept = torch.from_numpy(still)
+            own = self._optimizer.state[self._flat]
+            with torch.no_grad():
+                self._flat[kept] = before["parameters"][kept]
+                for name, value in own.items():
+                    old = before.get(f"optimizer.{name}")
+                    if old is not None and value.shape == self._flat.shape:
+                        value[kept] = old[kept]
         return self.parameters
 
     def state(self) -> dict[str, torch.Tensor]:

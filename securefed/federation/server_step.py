@@ -44,12 +44,20 @@ class ServerStep:
     def _flat(self, layout: AdapterLayout) -> NDArray[np.float32]:
         return layout.flatten({name: self._values[name] for name in layout.names})
 
-    def step(self, number: int, gradient: NDArray[np.float64]) -> int:
+    def step(
+        self,
+        number: int,
+        gradient: NDArray[np.float64],
+        *,
+        still: NDArray[np.bool_] | None = None,
+    ) -> int:
         """Move against a round's mean gradient (or minus its mean delta).
 
         Args:
             number: the round, >= 1.
             gradient: float64[dimension]; what lies in the padding is noise, and left out.
+            still: bool[dimension]: coordinates that no sum of this round holds, which stay where
+                they are (``ServerOptimizer.step``).
 
         Returns:
             How many values of the adapter may have changed: what clients are sent.
@@ -57,7 +65,7 @@ class ServerStep:
         self._parts.begin(number)
         layout, optimizer = self._parts.layout, self._optimizers[self._parts.turn]
         optimizer.restore(optimizer.state() | {"parameters": torch.from_numpy(self._flat(layout))})
-        self._values |= layout.unflatten(optimizer.step(gradient))
+        self._values |= layout.unflatten(optimizer.step(gradient, still=still))
         changed = set(layout.names)
         if self._parts.mode.refactored:
             fresh = refactored(self._values)

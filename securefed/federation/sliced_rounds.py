@@ -238,6 +238,7 @@ class SlicedServerRound(SecretHolder):
 
     Attributes:
         dropped: slices that ended without a sum, by number (1-based), and why.
+        closed_by: the same slices, and the name of the error that ended each.
     """
 
     def __init__(self, session: SlicedSession, *, remove_masks: MaskRemoval = apply_masks) -> None:
@@ -248,6 +249,7 @@ class SlicedServerRound(SecretHolder):
         }
         self._held: dict[int, Mapping[str, bytes]] = {}
         self.dropped: dict[int, str] = {}
+        self.closed_by: dict[int, str] = {}
 
     @property
     def stage(self) -> Stage | None:
@@ -299,6 +301,7 @@ class SlicedServerRound(SecretHolder):
                 self._held[number] = half.advance()
             except (ThresholdNotMet, RemoteProtocolError) as error:
                 self.dropped[number] = str(error)
+                self.closed_by[number] = type(error).__name__
                 del self._live[number]
                 self._held.pop(number, None)
         if not self._live:

@@ -20,121 +20,33 @@ above: own digest, own pairwise and self masks, own survivors and floors, own no
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 import rfc8785
 from numpy.typing import NDArray
 
-from securefed.config import share_of
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.session import RoundSession
+from securefed.federation.slice_plans import LEAST_CONTRIBUTORS, SlicePlans
 from securefed.federation.update_codec import (
     OnZeroed,
     UpdateCodec,
     clipped_update,
     sampled_sum,
 )
+from securefed.phases import Phase, unmeasured
 from securefed.privacy.accounting import Adversary, PrivacyGuarantee
 from securefed.privacy.clipping import L2Clip
-from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.privacy.slices import SliceTerms, check_sliced, sliced_guarantee
-from securefed.secagg.aggregations import (
-    Aggregation,
-    HomomorphicAggregation,
-    PairwiseAggregation,
-    PlaintextAggregation,
-)
+from securefed.privacy.policy import PrivacyPolicy
+from securefed.secagg.aggregations import Aggregation
 from securefed.secagg.aggregator import SESSION_BYTES
-
-MAX_SLICES = 64
-LEAST_CONTRIBUTORS = 3
-"""Default floor: with two survivors each would learn the other's contribution from the sum."""
-
-
-def slice_policy(
-    policy: PrivacyPolicy, *, cohort: int, members: int, least_contributors: int
-) -> PrivacyPolicy:
-    """One slice's policy: for all the cohort's corrupt clients, and no fewer survivors than asked.
-
-    Args:
-        policy: of the whole round; its fractions are of the cohort.
-        cohort: n, clients of the round.
-        members: clients that hold the slice.
-        least_contributors: survivors below which the slice is dropped, >= 2.
-
-    Raises:
-        ConfigError: the slice has too few members for that.
-    """
-    corrupt = share_of(policy.corrupt_fraction, cohort)
-    floor = max(members - share_of(policy.dropout_fraction, members), least_contributors)
-    if members < floor or floor - corrupt < 2:
-        raise ConfigError(
-            f"{members} clients hold this slice: with {corrupt} of all {cohort} clients corrupt "
-            f"(corrupt_fraction) and a floor of {floor} survivors, at least "
-            f"{max(floor, corrupt + 2)} are needed, 2 of the survivors honest"
-        )
-    return replace(
-        policy,
-        # Never less than of the cohort, which a client's own floor is compared with.
-        corrupt_fraction=max(policy.corrupt_fraction, corrupt / members),
-        dropout_fraction=(members - floor) / members,
-    )
-
-
-def standing_slices(
-    members: Sequence[int],
-    *,
-    policy: PrivacyPolicy,
-    aggregation: Aggregation,
-    least_contributors: int = LEAST_CONTRIBUTORS,
-) -> int:
-    """How many slices have clients enough: tiers above are to be merged into the highest of these.
-
-    Run by: every party for itself, before training, from public sizes only.  A tier in the middle
-    with few clients of its own stands as long as enough clients are of that tier or above: they
-    are the contributors of its slice.
-
-    Args:
-        members: clients that hold each slice, never rising.
-        policy: of the whole round.
-        aggregation: of the whole round.
-        least_contributors: as for :func:`slice_policy`.
-
-    Returns:
-        m' <= len(members) such that slices 1..m' stand.
-
-    Raises:
-        ConfigError: not even the first slice does, or ``members`` is empty or rises.
-    """
-    if not members or any(a < b for a, b in itertools.pairwise(members)):
-        raise ConfigError(f"members = {list(members)}: must be at least one number, never rising")
-    standing = 0
-    for count in members:
-        try:
-            own = slice_policy(
-                policy, cohort=members[0], members=count, least_contributors=least_contributors
-            )
-            _for_members(aggregation, count).parameters(CohortBounds.of(own, count))
-        except ConfigError:
-            if not standing:
-                raise
-            break
-        standing += 1
-    return standing
-
-
-def _for_members(aggregation: Aggregation, members: int) -> Aggregation:
-    """The same choice for fewer clients: a degree that was asked for may exceed what there are."""
-    if isinstance(aggregation, PairwiseAggregation) and aggregation.degree is not None:
-        return replace(aggregation, degree=min(aggregation.degree, members - 1))
-    return aggregation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,36 +87,32 @@ class SlicedSession:
     least_contributors: int = LEAST_CONTRIBUTORS
 
     def __post_init__(self) -> None:
-        check_sliced(self.policy)
-        if isinstance(self.aggregation, HomomorphicAggregation):
-            raise ConfigError(
-                "aggregation = homomorphic with rank slices: only pairwise (and plaintext) sums "
-                "are formed slice by slice"
-            )
+        _ = self.plans
         if len(self.session) != SESSION_BYTES:
             raise ConfigError(f"session of {len(self.session)} bytes: must be {SESSION_BYTES}")
         if len(self.model) != hashlib.sha256().digest_size:
             raise ConfigError(f"model of {len(self.model)} bytes: must be a SHA-256, 32 bytes")
-        if not 1 <= len(self.widths) <= MAX_SLICES:
-            raise ConfigError(f"widths: {len(self.widths)} slices, must be 1..{MAX_SLICES}")
-        if self.least_contributors < 2:
-            raise ConfigError(f"least_contributors = {self.least_contributors}: must be >= 2")
-        for client_id, tier in self.tiers.items():
-            if not 1 <= tier <= len(self.widths):
-                raise ConfigError(
-                    f"tiers[{client_id!r}] = {tier}: must be 1..{len(self.widths)}, the number of "
-                    "slices"
-                )
         _ = self.sessions
+
+    @cached_property
+    def plans(self) -> SlicePlans:
+        """What follows from tiers, widths and policy, whatever the session."""
+        return SlicePlans(
+            tiers=self.tiers,
+            widths=self.widths,
+            policy=self.policy,
+            aggregation=self.aggregation,
+            least_contributors=self.least_contributors,
+        )
 
     @property
     def cohort(self) -> tuple[str, ...]:
         """All invited clients, sorted."""
-        return tuple(sorted(self.tiers))
+        return self.plans.cohort
 
     def members(self, number: int) -> tuple[str, ...]:
         """Clients that hold slice ``number`` (1-based), sorted."""
-        return tuple(name for name in self.cohort if self.tiers[name] >= number)
+        return self.plans.members(number)
 
     def dimension(self, tier: int) -> int:
         """Length of the vector of a client of this tier."""
@@ -225,22 +133,16 @@ class SlicedSession:
         whole = hashlib.sha256(b"securefed/1/sliced session" + self.session + agreed).digest()
         made = []
         for number, width in enumerate(self.widths, start=1):
-            members = self.members(number)
             own = hashlib.sha256(b"securefed/1/slice" + number.to_bytes(4, "little") + whole)
             try:
                 session = RoundSession(
                     session=own.digest()[:SESSION_BYTES],
                     round=self.round,
-                    cohort=members,
+                    cohort=self.members(number),
                     roster=self.roster,
                     dimension=width,
-                    policy=slice_policy(
-                        self.policy,
-                        cohort=len(self.tiers),
-                        members=len(members),
-                        least_contributors=self.least_contributors,
-                    ),
-                    aggregation=_for_members(self.aggregation, len(members)),
+                    policy=self.plans.slices[number - 1].policy,
+                    aggregation=self.plans.aggregation_of(number),
                     model=own.digest(),
                 )
                 _ = session.context
@@ -252,7 +154,7 @@ class SlicedSession:
     @property
     def plaintext(self) -> bool:
         """Whether contributions reach the server unmasked."""
-        return isinstance(self.aggregation, PlaintextAggregation)
+        return self.plans.plaintext
 
     def codec(self, tier: int) -> SlicedCodec:
         """From a vector of a client of this tier to its slices' ring vectors."""
@@ -264,45 +166,13 @@ class SlicedSession:
         self, against: Adversary = "server", *, rounds: int | None = None
     ) -> PrivacyGuarantee:
         """What holds against one adversary over ``rounds`` rounds (default ``policy.rounds``)."""
-        return sliced_guarantee(
-            [
-                SliceTerms(
-                    policy=one.policy,
-                    plan=one.plan,
-                    members=len(one.cohort),
-                    ring_sigma=one.aggregation.ring_sigma(
-                        CohortBounds.of(one.policy, len(one.cohort))
-                    ),
-                )
-                for one in self.sessions
-            ],
-            against=against,
-            rounds=self.policy.rounds if rounds is None else rounds,
-            plaintext=self.plaintext,
+        return self.plans.guarantee(
+            against, rounds=self.policy.rounds if rounds is None else rounds
         )
 
     def priced(self) -> dict[str, object]:
-        """All figures that the accounted epsilon follows from, as JSON values.
-
-        Those of all slices, for clients of every tier: a lower tier is in fewer, at no more.
-        """
-        figures: dict[str, object] = asdict(self.policy)
-        del figures["rounds"]
-        return figures | {
-            "aggregation": type(self.aggregation).__name__,
-            "bits": self.aggregation.bits,
-            "least_contributors": self.least_contributors,
-            "slices": [
-                {
-                    "clients": len(one.cohort),
-                    "dimension": one.dimension,
-                    "ring_sigma": one.aggregation.ring_sigma(
-                        CohortBounds.of(one.policy, len(one.cohort))
-                    ),
-                }
-                for one in self.sessions
-            ],
-        }
+        """All figures that the accounted epsilon follows from, as JSON values."""
+        return self.plans.priced()
 
     def event(self) -> dict[str, object]:
         """What a client charges to its account for this attempt, once for all slices."""
@@ -325,11 +195,19 @@ class SlicedCodec:
     """
 
     def __init__(self, policy: PrivacyPolicy, codecs: Sequence[UpdateCodec]) -> None:
-        self._policy = policy
-        self._codecs = codecs
+        self.policy = policy
+        self.phase: Phase = unmeasured
+        self._codecs = list(codecs)
         self._ends = np.cumsum([codec.plan.dimension for codec in codecs])
         self._clip = L2Clip(policy.clip_norm)
         self.dimension = int(self._ends[-1])
+
+    def measured(self, phase: Phase) -> SlicedCodec:
+        """This codec, which says when it clips, encodes (rotates and rounds) and draws noise."""
+        other = copy.copy(self)
+        other.phase = phase
+        other._codecs = [codec.measured(phase) for codec in self._codecs]
+        return other
 
     def encode_update(
         self,
@@ -353,7 +231,8 @@ class SlicedCodec:
             ConfigError: wrong shape, or ``unit`` is not ``"client"``.
         """
         self._check(update.shape, (self.dimension,))
-        clipped = clipped_update(update, self._clip, on_zeroed)
+        with self.phase("clip"):
+            clipped = clipped_update(update, self._clip, on_zeroed)
         # Each slice is clipped once more, by itself.  That shortens nothing but by float error.
         return tuple(
             codec.encode_update(part, generator)
@@ -381,7 +260,7 @@ class SlicedCodec:
         most = self._codecs[0].plan.max_examples
         if len(rows) > most:
             raise ConfigError(f"{len(rows)} rows: at most max_examples = {most} are allowed")
-        total = sampled_sum(rows, self._clip, self._policy, generator, on_zeroed)
+        total = sampled_sum(rows, self._clip, self.policy, generator, on_zeroed)
         return self.encode_clipped_sum(total, generator, on_zeroed=on_zeroed)
 
     def encode_clipped_sum(

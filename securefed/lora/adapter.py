@@ -15,6 +15,7 @@ from torch import nn
 
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
+from securefed.lora.columns import at_rank, check_rank, columns, rank_axis
 from securefed.lora.core import folded, put_in_cores
 from securefed.lora.inserted import insert
 from securefed.lora.inserted_files import write_inserted
@@ -218,6 +219,7 @@ def save_adapter(
     sharing: str,
     section: LoraSection | None = None,
     task: str = "causal-lm",
+    rank: int | None = None,
 ) -> None:
     """Write the adapter in PEFT's format, whole or not at all.
 
@@ -233,10 +235,12 @@ def save_adapter(
         sharing: the sharing mode that the adapter was trained under.
         section: the section that it was built with; needed where modules are inserted.
         task: likewise.
+        rank: the first directions alone, at the scale of the whole (:mod:`securefed.lora.ranks`);
+            all of them without it.
 
     Raises:
-        ConfigError: ``base_model_name`` is a path of this machine, or the folder cannot be
-            written.
+        ConfigError: ``base_model_name`` is a path of this machine, the model has no such rank, or
+            the folder cannot be written.
 
     Guarantees:
         - No file holds a path of this machine.
@@ -260,14 +264,15 @@ def save_adapter(
             fresh = Path(work) / "new"
             fresh.mkdir()
             if isinstance(model, PeftModel):
-                _write_peft(model, fresh, base_model_name)
+                _write_peft(model, fresh, base_model_name, rank)
             if section is not None:
                 write_inserted(model, fresh, section, task=task, base_model_name=base_model_name)
+            state = adapter_state(model)
             provenance = {
                 "base_model": base_model_name,
                 "base_fingerprint": base_fingerprint,
                 "sharing": sharing,
-                "state_sha256": state_hash(adapter_state(model)),
+                "state_sha256": state_hash(state if rank is None else at_rank(state, rank)),
             }
             _write_json(fresh / PROVENANCE_FILE, provenance)
             for path in fresh.rglob("*"):
@@ -282,13 +287,16 @@ def save_adapter(
         raise ConfigError(f"adapter folder {folder}: {error.strerror or error}") from error
 
 
-def _write_peft(model: PeftModel, folder: Path, base_model_name: str) -> None:
+def _write_peft(model: PeftModel, folder: Path, base_model_name: str, rank: int | None) -> None:
+    state = folded(model.state_dict())
+    if rank is not None:
+        state = {n: t if rank_axis(n) is None else columns(n, t, 0, rank) for n, t in state.items()}
     # "auto" would ask the model hub whether the vocabulary has changed.
     model.save_pretrained(
         str(folder),
         safe_serialization=True,
         save_embedding_layers=False,
-        state_dict=folded(model.state_dict()),
+        state_dict=state,
     )
     # PEFT's model card repeats the folder that the base model came from.
     (folder / "README.md").unlink(missing_ok=True)
@@ -296,6 +304,10 @@ def _write_peft(model: PeftModel, folder: Path, base_model_name: str) -> None:
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = base_model_name
     config["revision"] = None
+    if rank is not None:
+        check_rank(rank, config["r"])
+        config["lora_alpha"] = config["lora_alpha"] * rank / config["r"]
+        config["r"] = rank
     _write_json(config_path, config)
 
 

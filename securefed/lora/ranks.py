@@ -31,7 +31,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -41,64 +40,9 @@ from torch import nn
 from securefed.config import LoraSection
 from securefed.errors import ConfigError
 from securefed.lora.adapter import state_hash
+from securefed.lora.columns import check_rank, columns, rank_axis, rank_of
 from securefed.lora.layout import AdapterLayout
-
-
-@dataclass(frozen=True)
-class RankTiers:
-    """The ranks that clients may have, lowest first.
-
-    Args:
-        ranks: r_1 < .. < r_m, each >= 1.
-
-    Raises:
-        ConfigError: there are none, or they do not rise.
-
-    Example:
-        >>> tiers = RankTiers((4, 8, 16))
-        >>> tiers.tier(12), tiers.members({"a": 4, "b": 12, "c": 16})
-        (2, [3, 2, 1])
-    """
-
-    ranks: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        rising = all(low < high for low, high in itertools.pairwise((0, *self.ranks)))
-        if not self.ranks or not rising:
-            raise ConfigError(f"rank tiers {self.ranks}: must be ranks >= 1 that rise")
-
-    @property
-    def largest(self) -> int:
-        """r_m, the rank of the server's adapter."""
-        return self.ranks[-1]
-
-    def bounds(self, number: int) -> tuple[int, int]:
-        """First column of slice ``number`` (1-based), and the one after its last."""
-        return (0, *self.ranks)[number - 1], self.ranks[number - 1]
-
-    def tier(self, rank: int) -> int:
-        """The highest tier of at most this rank, 1..m.
-
-        Raises:
-            ConfigError: the rank is below the lowest tier's.
-        """
-        found = sum(own <= rank for own in self.ranks)
-        if not found:
-            raise ConfigError(f"rank = {rank}: the lowest tier has rank {self.ranks[0]}")
-        return found
-
-    def members(self, ranks: Mapping[str, int]) -> list[int]:
-        """How many clients hold each slice: those of its tier and above."""
-        tiers = [self.tier(rank) for rank in ranks.values()]
-        return [sum(tier >= number for tier in tiers) for number in range(1, len(self.ranks) + 1)]
-
-    def merged(self, standing: int) -> RankTiers:
-        """The lowest ``standing`` tiers; clients of higher rank are then of the last of them.
-
-        Run by: every party for itself, before training, from public sizes
-        (``securefed.federation.slices.standing_slices``).
-        """
-        return RankTiers(self.ranks[:standing])
+from securefed.lora.tiers import RankTiers
 
 
 def section_at(section: LoraSection, rank: int) -> LoraSection:
@@ -111,25 +55,9 @@ def section_at(section: LoraSection, rank: int) -> LoraSection:
     Raises:
         ConfigError: ``rank`` is larger than the server's.
     """
-    _check_rank(rank, section.rank)
+    check_rank(rank, section.rank)
     alpha = section.alpha * rank / section.rank
     return section.model_copy(update={"rank": rank, "alpha": alpha})
-
-
-def at_rank(state: Mapping[str, torch.Tensor], rank: int) -> dict[str, torch.Tensor]:
-    """An adapter's tensors at a lower rank: the first rows of A, the first columns of B.
-
-    Args:
-        state: as :func:`~securefed.lora.adapter.adapter_state` gives it, or what travels of it.
-        rank: at most that of ``state``.
-
-    Returns:
-        The same names, as fresh contiguous tensors; what has no rank is whole.
-
-    Raises:
-        ConfigError: ``rank`` is below 1 or larger than the state's.
-    """
-    return {name: _columns(name, tensor, 0, rank) for name, tensor in state.items()}
 
 
 def slice_hashes(state: Mapping[str, torch.Tensor], tiers: RankTiers) -> tuple[str, ...]:
@@ -148,7 +76,7 @@ def slice_hashes(state: Mapping[str, torch.Tensor], tiers: RankTiers) -> tuple[s
     Raises:
         ConfigError: the state's rank is not one of a tier.
     """
-    ranks = (_rank_of(name, tensor) for name, tensor in state.items())
+    ranks = (rank_of(name, tensor) for name, tensor in state.items())
     found = {rank for rank in ranks if rank is not None}
     if len(found) != 1 or not found <= set(tiers.ranks):
         raise ConfigError(
@@ -159,9 +87,9 @@ def slice_hashes(state: Mapping[str, torch.Tensor], tiers: RankTiers) -> tuple[s
     for number in range(1, tiers.tier(max(found)) + 1):
         first, after = tiers.bounds(number)
         part = {
-            name: _columns(name, tensor, first, after)
+            name: columns(name, tensor, first, after)
             for name, tensor in state.items()
-            if number == 1 or _axis(name) is not None
+            if number == 1 or rank_axis(name) is not None
         }
         hashes.append(state_hash(part))
     return tuple(hashes)
@@ -188,9 +116,9 @@ def limited_to_rank(model: nn.Module, rank: int) -> Iterator[None]:
     Guarantees:
         - Afterwards the columns beyond ``rank`` are bit for bit what they were.
     """
-    factors = [p for name, p in model.named_parameters() if _axis(name) == 1]
+    factors = [p for name, p in model.named_parameters() if rank_axis(name) == 1]
     for factor in factors:
-        _check_rank(rank, factor.shape[1])
+        check_rank(rank, factor.shape[1])
     kept = [factor.detach()[:, rank:].clone() for factor in factors]
 
     def masked(gradient: torch.Tensor) -> torch.Tensor:
@@ -241,7 +169,7 @@ class RankLayout:
                 "rank tiers: A travels; slices of B mean the same for all only over one frozen A, "
                 "lora.sharing = 'ffa'"
             )
-        ranked = [name for name in shapes if _axis(name) is not None]
+        ranked = [name for name in shapes if rank_axis(name) is not None]
         if not ranked:
             raise ConfigError("rank tiers: no parameter named lora_B travels")
         for name in ranked:
@@ -269,16 +197,16 @@ class RankLayout:
         self._check_tier(tier)
         rank = self.tiers.ranks[tier - 1]
         for name, tensor in tensors.items():
-            own = _rank_of(name, tensor)
+            own = rank_of(name, tensor)
             if own is not None and own != rank:
                 raise ConfigError(f"adapter: {name} has rank {own}; tier {tier} has rank {rank}")
         parts = []
         for number, layout in enumerate(self._layouts[:tier], start=1):
             first, after = self.tiers.bounds(number)
             part = {
-                name: _columns(name, tensor, first, after)
+                name: columns(name, tensor, first, after)
                 for name, tensor in tensors.items()
-                if number == 1 or _axis(name) is not None
+                if number == 1 or rank_axis(name) is not None
             }
             parts.append(layout.flatten(part))
         return np.concatenate(parts)
@@ -299,7 +227,7 @@ class RankLayout:
         ]
         return {
             name: torch.cat([part[name] for part in found], dim=1)
-            if _axis(name) is not None
+            if rank_axis(name) is not None
             else tensor
             for name, tensor in sorted(found[0].items())
         }
@@ -321,7 +249,7 @@ class RankLayout:
             start += size
         return np.concatenate(
             [
-                _columns(name, places[name], *self.tiers.bounds(number)).reshape(-1).numpy()
+                columns(name, places[name], *self.tiers.bounds(number)).reshape(-1).numpy()
                 for number, layout in enumerate(self._layouts, start=1)
                 for name in layout.names
             ]
@@ -334,28 +262,3 @@ class RankLayout:
     def _check_tier(self, tier: int) -> None:
         if not 1 <= tier <= len(self.widths):
             raise ConfigError(f"tier = {tier}: must be 1..{len(self.widths)}")
-
-
-def _axis(name: str) -> int | None:
-    """The axis of an adapter parameter that counts its rank; None for what has no rank."""
-    if ".lora_B." in name:
-        return 1
-    return 0 if ".lora_A." in name else None
-
-
-def _rank_of(name: str, tensor: torch.Tensor) -> int | None:
-    axis = _axis(name)
-    return None if axis is None else tensor.shape[axis]
-
-
-def _columns(name: str, tensor: torch.Tensor, first: int, after: int) -> torch.Tensor:
-    axis = _axis(name)
-    if axis is None:
-        return tensor.detach().clone()
-    _check_rank(after, tensor.shape[axis])
-    return tensor.detach().narrow(axis, first, after - first).clone().contiguous()
-
-
-def _check_rank(rank: int, largest: int) -> None:
-    if not 1 <= rank <= largest:
-        raise ConfigError(f"rank = {rank}: must be 1..{largest}, that of the server's adapter")

@@ -178,20 +178,42 @@ def calibrated_policy(
         ConfigError: the policy has no noise to calibrate, or the target is out of reach; the
             message names the epsilon.
     """
+
+    def epsilon_of(candidate: PrivacyPolicy) -> float:
+        plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension, bits=bits)
+        return guarantee(
+            candidate, plan, cohort_size=cohort_size, against=against, plaintext=plaintext
+        ).epsilon
+
+    return calibrated_by(policy, epsilon, epsilon_of, tolerance=tolerance)
+
+
+def calibrated_by(
+    policy: PrivacyPolicy,
+    epsilon: float,
+    epsilon_of: Callable[[PrivacyPolicy], float],
+    *,
+    tolerance: float = TOLERANCE,
+) -> PrivacyPolicy:
+    """The policy with the least noise that a statement of one's own keeps within a target.
+
+    Args:
+        policy: as of :func:`calibrated_policy`.
+        epsilon: likewise.
+        epsilon_of: what is stated of a candidate; it may raise ``OverflowBoundError`` (its noise
+            does not fit the ring) or ``UnsupportedEvent`` (it is too coarse on its grid).
+        tolerance: likewise.
+
+    Returns, Raises: as :func:`calibrated_policy`.
+    """
     if policy.mechanism == "none":
         raise ConfigError("mechanism = 'none': adds no noise, so it meets no epsilon")
 
     def epsilon_at(noise: float) -> float:
-        candidate = replace(policy, noise_multiplier=noise)
         try:
-            plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension, bits=bits)
-            statement = guarantee(
-                candidate, plan, cohort_size=cohort_size, against=against, plaintext=plaintext
-            )
+            return epsilon_of(replace(policy, noise_multiplier=noise))
         except (OverflowBoundError, UnsupportedEvent):
-            # This noise does not fit the ring, or is too coarse on its grid: nothing is stated.
-            return math.inf
-        return statement.epsilon
+            return math.inf  # nothing is stated
 
     noise = least_noise(epsilon_at, epsilon, tolerance=tolerance)
     return replace(policy, noise_multiplier=noise)

@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_with_the_clip_that_follows_from_its_record(
     def killed(self, ledger, number):
         if number == 3:
             if when == "before the adapter":
-                monkeypatch.setattr(self.step, "step", lambda number, gradient: 1 / 0)
+                monkeypatch.setattr(self.step, "step", lambda *_, **options: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
                     round_of(self, ledger, number)
             raise KeyboardInterrupt

@@ -295,6 +295,7 @@ def test_an_evaluation_that_was_killed_stays_on_record(tmp_path, monkeypatch):
 
 
 def test_clients_keep_their_own_floor_in_an_evaluation(tmp_path, monkeypatch):
+    from securefed.engines import round_halves
     from securefed.engines import run as engine
 
     floors = []
@@ -304,7 +305,8 @@ def test_clients_keep_their_own_floor_in_an_evaluation(tmp_path, monkeypatch):
         floors.append(kwargs["floors"].min_clients)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(engine, "ClientRound", recorded)
+    for module in (engine, round_halves):
+        monkeypatch.setattr(module, "ClientRound", recorded)
     path = write_run(tmp_path, training={"rounds": 1}, cohort={"min_clients": 4})
     Federation.from_config(path).run(tmp_path / "out")
     assert floors == [4] * 18  # before, the round, after

@@ -22,13 +22,14 @@ from securefed.errors import (
 from securefed.evidence.budget import read_charges
 from securefed.federation.account import open_account
 from securefed.federation.floors import ClientFloors
+from securefed.federation.slice_plans import slice_policy, standing_slices
 from securefed.federation.sliced_rounds import (
     SlicedClientRound,
     SlicedServerRound,
     decode_parts,
     encode_parts,
 )
-from securefed.federation.slices import SlicedSession, slice_policy, standing_slices
+from securefed.federation.slices import SlicedSession
 from securefed.privacy.accounting import ADVERSARIES
 from securefed.privacy.policy import CohortBounds
 from securefed.secagg.aggregations import HomomorphicAggregation, PairwiseAggregation

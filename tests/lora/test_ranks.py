@@ -16,15 +16,10 @@ from securefed.lora.adapter import (
     save_adapter,
     state_hash,
 )
-from securefed.lora.ranks import (
-    RankLayout,
-    RankTiers,
-    at_rank,
-    limited_to_rank,
-    section_at,
-    slice_hashes,
-)
+from securefed.lora.columns import at_rank
+from securefed.lora.ranks import RankLayout, limited_to_rank, section_at, slice_hashes
 from securefed.lora.sharing import travelling_parameters
+from securefed.lora.tiers import RankTiers
 
 TIERS = RankTiers((2, 4, 8))
 SECTION = LoraSection(

@@ -4,9 +4,9 @@
 many examples were drawn, and memory may follow it too.  Where the draw is secret they are in
 ``clients/ID/costs.json`` alone, which in a deployment never leaves the client; with conditional
 rounding likewise, since its time depends on the update, and with a trainer of the user's own, whose
-time may depend on anything.  ``costs.json`` holds bytes, which whoever
-carries them sees, and the server's own work; seconds of clients only where nothing secret decides
-them, or the policy says that they are shown.
+time may depend on anything.  ``costs.json`` holds bytes, which whoever carries them sees, and the
+server's own work; seconds of clients only where nothing secret decides them, or the policy says
+that they are shown.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class DeadlineRule:
         """Refuse a deadline that would show a secret sample.
 
         Args:
-            policy: that statements are about.  With ``mechanism = "local"`` that is not the round's,
-                which sums updates of whole clients and knows of no sample.
+            policy: that statements are about.  With ``mechanism = "local"`` it is not the round's
+                own, which sums updates of whole clients and knows of no sample.
             prepared: clients make their contributions before the round begins.
 
         Raises:

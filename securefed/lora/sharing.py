@@ -8,6 +8,7 @@ reason (:data:`REFUSED_MODES`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -216,8 +217,8 @@ def divide(model: nn.Module, mode: type[SharingMode], number: int) -> Division:
     all of it.
 
     Raises:
-        ConfigError: the model lacks a factor that the mode shares, or a parameter that trains is
-            also used under the name of one that must stay.
+        ConfigError: the model lacks a factor that the mode shares, or a parameter that trains has
+            another name too: of one that must stay, or of one that trains as well.
 
     Guarantees:
         - Afterwards exactly ``travelling`` and ``kept`` have ``requires_grad``.
@@ -243,6 +244,7 @@ def divide(model: nn.Module, mode: type[SharingMode], number: int) -> Division:
         },
     )
     trained = division.travelling | division.kept
+    _check_one_name(trained)
     for parameter in every.values():
         parameter.requires_grad_(False)
     for parameter in trained.values():
@@ -256,6 +258,17 @@ def divide(model: nn.Module, mode: type[SharingMode], number: int) -> Division:
             f"must stay frozen under lora.sharing = {mode.name!r}"
         )
     return division
+
+
+def _check_one_name(trained: Mapping[str, nn.Parameter]) -> None:
+    """Its change would be sent, clipped and noised once for each name, and one of them kept."""
+    first: dict[nn.Parameter, str] = {}
+    for name, parameter in trained.items():
+        if first.setdefault(parameter, name) != name:
+            raise ConfigError(
+                f"model: {first[parameter]} and {name} are one parameter, of a layer that is used "
+                "under two names; what trains must have one"
+            )
 
 
 def travelling_parameters(

@@ -318,3 +318,12 @@ def test_noise_that_cancels_over_rounds_is_refused_where_coordinates_change():
         }
         with pytest.raises(ConfigError, match=f"{sharing}.*same coordinates"):
             parse_config(values)
+
+
+@pytest.mark.parametrize("sharing", ["ffa", "fedsa"])
+def test_a_layer_under_two_names_is_refused_by_both(sharing):
+    """Its change would stand twice in the vector, and noise of one of the two would be lost."""
+    model = bert()
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+    with pytest.raises(ConfigError, match=r"layer\.0\..* and .*layer\.1\..* are one parameter"):
+        build_adapter(model, section(sharing), task=TASK)

@@ -166,6 +166,44 @@ def test_without_visible_noise_a_step_is_the_clipped_sum_over_the_expected_batch
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
+def low_precision():
+    """bfloat16 weights, a head among what trains: PEFT holds LoRA's factors in float32, it not."""
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2,
+    )  # fmt: skip
+    section = LoraSection(rank=2, target_modules=["v_proj"], modules_to_save=["lm_head"])
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    return build_adapter(model, section, task="causal-lm")
+
+
+def test_one_example_moves_the_sum_of_low_precision_gradients_by_one_clip_norm(monkeypatch):
+    """A sum that is rounded to 8 bits before its noise would move by more: one unit in the last
+    place of 64 clipped gradients in one direction is half a clip norm.
+    """
+    data, sums = windows(1), []
+    kinds = {p.dtype for p in travelling_parameters(low_precision(), "ffa").values()}
+    assert kinds == {torch.float32, torch.bfloat16}
+    for count in (64, 65):
+        found = noised_gradients(
+            low_precision(), data.take([0] * count), monkeypatch, micro_batch=32,
+            clip_norm=0.1, noise_multiplier=1e-9, sampling_probability=1.0,
+            expected_batch_size=1.0,
+        )  # fmt: skip
+        sums.append(found)
+    assert np.linalg.norm(sums[0]) == pytest.approx(64 * 0.1, rel=1e-3)
+    assert np.linalg.norm(sums[1] - sums[0]) <= 0.1 * (1 + 1e-4)
+
+
+def test_steps_on_low_precision_weights_train_them():
+    model = low_precision()
+    before = flat(model)
+    dp_sgd(layout_of(model), local_steps=3).train(model, windows(8), 1)
+    assert np.count_nonzero(flat(model) != before) > 0.5 * len(before)
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_dp_sgd_leaves_no_hook_and_no_gradient_behind():
     model = llama()
     dp_sgd(layout_of(model), sampling_probability=1.0).train(model, windows(5), 1)

@@ -526,7 +526,7 @@ def test_widths_that_are_no_slices_of_the_ranks_are_refused(widths):
         ({"lora": {"sharing": "fedit"}}, r"lora\.sharing = 'fedit'.*frozen"),
         ({"lora": {"sharing": "rolora"}}, r"lora\.sharing = 'rolora'"),
         ({"lora": {"kind": "ia3"}}, r"lora\.kind = 'ia3'"),
-        ({"lora": {"rank": 8}}, r"the largest is 4, and lora\.rank = 8"),
+        ({"lora": {"rank": 3}}, r"the largest is 4, and lora\.rank = 3"),
         ({"aggregation": {"kind": "bfv"}}, r"aggregation\.kind = 'bfv'.*'pairwise'"),
         ({"aggregation": {"kind": "ckks"}}, r"aggregation\.kind = 'ckks'"),
         ({"privacy": {"mechanism": "local"}}, "beyond a client's rank"),

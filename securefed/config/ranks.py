@@ -17,7 +17,8 @@ class RankSection(Section):
 
     ``clients`` names them (``"others"``: all that no other table names).  ``rank`` is public: it
     follows from what a device can do (memory, computing, bandwidth) and never from data, or it
-    would tell of the data outside of any noise.
+    would tell of the data outside of any noise.  It is at most ``lora.rank``; ``lora.alpha`` is of
+    that rank, and of a lower one in proportion, so that a column of B has one scale for all.
     """
 
     clients: Literal["others"] | Annotated[list[str], Field(min_length=1)]
@@ -46,10 +47,10 @@ def why_not_mixed(
     found = max(section.rank for section in ranks)
     if "lora" not in lora.kinds:
         return f"cohort.ranks with lora.kind = {lora.kind!r}: ranks are of 'lora' alone"
-    if found != lora.rank:
+    if found > lora.rank:
         return (
-            f"cohort.ranks: the largest is {found}, and lora.rank = {lora.rank}: the server's "
-            "adapter has the rank of the strongest clients"
+            f"cohort.ranks: the largest is {found}, and lora.rank = {lora.rank}: it is of the "
+            "strongest clients, and lora.alpha of that rank; none may be larger"
         )
     refused: tuple[tuple[str, Any, bool, str], ...] = (
         (

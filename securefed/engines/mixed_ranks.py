@@ -98,7 +98,8 @@ class MixedRanks:
     def told(self) -> str:
         """Who trains at which rank, and what was merged, in a line."""
         found = list(self.rank_of.values())
-        parts = [f"{found.count(rank)} clients at rank {rank}" for rank in self.tiers.ranks]
+        counts = {rank: found.count(rank) for rank in self.tiers.ranks}
+        parts = [f"{n} client{'s' * (n != 1)} at rank {rank}" for rank, n in counts.items()]
         line = f"ranks: {', '.join(parts)}"
         moved = sorted({rank for rank in self.asked.values() if rank > self.tiers.largest})
         if moved:

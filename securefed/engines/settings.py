@@ -86,8 +86,8 @@ class Settings:
     the sum adds no noise of its own: it carries deltas that are private already.  Under adaptive
     clipping both are those of the first round; plan and epsilon are the same for every later one.
 
-    With mixed ranks (``slices``) a round is several sums side by side and one release; ``plan`` and
-    ``bounds`` are then those of slice 1, which every client holds.
+    With mixed ranks (``ranks`` and ``slices``, else None) a round is several sums side by side and
+    one release; ``plan`` and ``bounds`` are then those of slice 1, which every client holds.
 
     Args:
         config: the run file.

@@ -5,14 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import securefed
 from securefed.config import load_config
-from securefed.engines.attempts import History, check_accounts, read_history, require_same
+from securefed.engines.attempts import (
+    ROUND_SUMMED,
+    History,
+    check_accounts,
+    read_history,
+    require_same,
+)
 from securefed.engines.openings import OPENINGS, check_openings
 from securefed.engines.recorded import recorded_event, recorded_figures
 from securefed.engines.settings import Settings, unit_name
@@ -81,6 +87,8 @@ def verify_run(folder: Path) -> Verdict:
         f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
         f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee",
     ]
+    if run.settings.ranks is not None:
+        lines.append(_told_slices(run.records, run.settings.ranks.tiers.ranks))
     if run.opened is not None:
         lines.append(
             f"decryptor's ledger: chain holds; {run.opened} openings on record, one for each sum "
@@ -104,6 +112,17 @@ def verify_run(folder: Path) -> Verdict:
     unfinished = f"not finished{': resume it or leave it' * resumable}"
     lines.append("finished" if finished else unfinished)
     return Verdict(finished=finished, charges=charges, lines=lines)
+
+
+def _told_slices(records: list[Record], ranks: Sequence[int]) -> str:
+    """How many slices were opened, each among survivors enough, and how many stayed closed."""
+    summed = [record.body for record in records if record.kind == ROUND_SUMMED]
+    closed = sum(len(body["closed"]) for body in summed)
+    return (
+        f"slices at ranks {', '.join(map(str, ranks))}: of {len(summed) * len(ranks)} sums in "
+        f"{len(summed)} rounds {closed} stayed closed; the others hold survivors enough, each a "
+        "client of that rank or above"
+    )
 
 
 def verified_run(folder: Path) -> VerifiedRun:

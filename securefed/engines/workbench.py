@@ -90,8 +90,7 @@ class Workbench:
         )
         for note in corpus.notes:
             observer.message(f"note: {note}")
-        chosen = chosen_clients(corpus, config.data)
-        check_cohort(config, chosen)
+        check_cohort(config, chosen_clients(corpus, config.data))
         observer.message(f"loading model {config.model.source} on {self.device}")
         loaded = load_model(
             config.model,

@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 from securefed import Federation
 from securefed.config import LoraSection, load_config, parse_config
 from securefed.crypto.prg import NoiseGenerator
+from securefed.engines.compare import clients_alone
 from securefed.engines.events import Silent
 from securefed.engines.mixed_ranks import MixedRanks, mixed_ranks, rank_sections
 from securefed.engines.planning import _least_cohort
@@ -112,6 +113,7 @@ def finished(tmp_path_factory) -> Path:
 def test_a_run_with_a_kill_and_dropouts_is_resumed_and_verified_with_every_charge(finished):
     verdict = verify_run(finished)
     assert verdict.finished
+    assert any("of 9 sums in 3 rounds 2 stayed closed" in line for line in verdict.lines)
     charges = {
         path.parent.name: len(read_charges(path))
         for path in (finished / "clients").glob("*/budget.jsonl")
@@ -354,14 +356,18 @@ def test_a_run_of_local_steps_is_the_mean_of_own_smaller_models_column_by_column
 
 
 def test_a_dp_sgd_step_clips_each_example_over_all_that_its_client_holds(tmp_path):
+    """In round 2: before it B is zero, and so are the columns that a client must not see."""
     path = write(
         tmp_path,
-        training={"rounds": 1, "server_optimizer": "sgd", "server_learning_rate": 1.0},
+        training={"rounds": 2, "server_optimizer": "sgd", "server_learning_rate": 30.0},
         privacy={"mechanism": "none", "expected_batch": 474, "clip_norm": 0.05},
     )
     federation = Federation.from_config(path)
     federation.run(tmp_path / "out")
+    before, after = (state(tmp_path / "out", number)["parameters"] for number in (1, 2))
+    assert np.abs(before).max() > 0.1
     bench, settings = federation.prepare()
+    bench.parts.load_flat(before.reshape(-1))
     initial, config = adapter_state(bench.model), load_config(path)
     vectors, shortened = {}, 0
     for name, rank in OWN.items():
@@ -378,8 +384,7 @@ def test_a_dp_sgd_step_clips_each_example_over_all_that_its_client_holds(tmp_pat
     assert shortened > 100
     sizes = {name: float(len(bench.clients[name].train)) for name in OWN}
     expected = means_by_slice(vectors, sizes)
-    found = state(tmp_path / "out", 1)["parameters"]
-    np.testing.assert_allclose(found, -expected, atol=1e-5)
+    np.testing.assert_allclose((before - after) / 30.0, expected, atol=1e-5)
     assert np.abs(expected).max() > 3e-3
     # A client that trains alone makes the same vector, with zeros where it holds nothing.
     bench.begin_round(1)
@@ -390,23 +395,30 @@ def test_a_dp_sgd_step_clips_each_example_over_all_that_its_client_holds(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("training", "privacy"),
+    ("training", "lora", "privacy"),
     [
-        ({"examples_per_user": 2}, {"unit": "user", "expected_batch": 6}),
-        ({"client_weights": "examples"}, {"unit": "client", "target_epsilon": 8.0}),
+        ({"examples_per_user": 2}, {}, {"unit": "user", "expected_batch": 6}),
+        (
+            {"client_weights": "examples"},
+            {"kind": ["lora", "bottleneck"], "bottleneck_width": 2},
+            {"unit": "client", "noise_multiplier": None, "target_epsilon": 8.0},
+        ),
     ],
-    ids=["user", "client, to a target"],
+    ids=["user", "client, to a target, beside other modules"],
 )
-def test_other_units_train_and_verify(tmp_path, training, privacy):
-    noise = {"noise_multiplier": None} if "target_epsilon" in privacy else {}
-    path = write(tmp_path, training={"rounds": 2} | training, privacy=privacy | noise)
-    result = Federation.from_config(path).run(tmp_path / "out")
+def test_other_units_train_and_verify(tmp_path, training, lora, privacy):
+    path = write(tmp_path, training={"rounds": 2} | training, lora=lora, privacy=privacy)
+    federation = Federation.from_config(path)
+    result = federation.run(tmp_path / "out")
     assert verify_run(tmp_path / "out").finished
-    if noise:
+    own = records(tmp_path / "out", "genesis")[0]["privacy"]
+    if lora:
         assert 0.95 * 8.0 < result.guarantees["server"].epsilon <= 8.0
-        assert result.noise_multiplier == records(tmp_path / "out", "genesis")[0]["privacy"][
-            "noise_multiplier"
-        ]  # fmt: skip
+        assert result.noise_multiplier == own["noise_multiplier"]
+        assert own["widths"][0] > own["widths"][1]  # all that has no rank is in slice 1
+        assert (tmp_path / "out" / "ranks" / "1" / "adapter" / "inserted.safetensors").is_file()
+    # What it is compared with: each client alone, at its own rank.
+    assert clients_alone(federation, Silent()).clients == 6
 
 
 # -- tiers that too few reach -------------------------------------------------------------
@@ -514,7 +526,7 @@ def test_widths_that_are_no_slices_of_the_ranks_are_refused(widths):
         ({"lora": {"sharing": "fedit"}}, r"lora\.sharing = 'fedit'.*frozen"),
         ({"lora": {"sharing": "rolora"}}, r"lora\.sharing = 'rolora'"),
         ({"lora": {"kind": "ia3"}}, r"lora\.kind = 'ia3'"),
-        ({"lora": {"rank": 8}}, r"the largest is 4, and lora\.rank = 8"),
+        ({"lora": {"rank": 3}}, r"the largest is 4, and lora\.rank = 3"),
         ({"aggregation": {"kind": "bfv"}}, r"aggregation\.kind = 'bfv'.*'pairwise'"),
         ({"aggregation": {"kind": "ckks"}}, r"aggregation\.kind = 'ckks'"),
         ({"privacy": {"mechanism": "local"}}, "beyond a client's rank"),

@@ -90,9 +90,9 @@ def test_what_the_server_makes_of_the_secure_sum_is_the_formula_in_the_clear(
         sent[-1].append(found.astype(np.float64))
         return found
 
-    def kept_step(self, number, gradient):
+    def kept_step(self, number, gradient, **options):
         states.append(adapter_state(bench.model))
-        return step(self, number, gradient)
+        return step(self, number, gradient, **options)
 
     def begun(self, number):
         sent.append([])
@@ -132,10 +132,10 @@ def test_what_the_server_makes_of_the_secure_sum_is_the_formula_in_the_clear(
 def killed_in(monkeypatch, owner, method, number):
     whole = getattr(owner, method)
 
-    def killed(self, *arguments):
+    def killed(self, *arguments, **options):
         if number in [value for value in arguments if isinstance(value, int)]:
             raise KeyboardInterrupt
-        return whole(self, *arguments)
+        return whole(self, *arguments, **options)
 
     monkeypatch.setattr(owner, method, killed)
 

@@ -4,6 +4,8 @@ from dataclasses import asdict, fields, replace
 
 import pytest
 
+from securefed.config import parse_config
+from securefed.engines.mixed_ranks import mixed_ranks, rank_sections
 from securefed.errors import ConfigError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.costs import UnitCosts
@@ -300,3 +302,15 @@ def test_profiles_speak_of_machines_alone():
     assert set(asdict(cohort()["strong"])) == {
         "memory", "seconds_per_token", "upload", "download", "availability",
     }  # fmt: skip
+
+
+def test_the_ranks_of_a_plan_are_those_that_a_run_of_the_same_tables_trains_at(plan):
+    given = {name: planned.assignment for name, planned in plan.clients.items()}
+    ranks = {name: assignment.rank for name, assignment in given.items()}
+    assert len(set(ranks.values())) > 1
+    tables = [section.model_dump() for section in rank_sections(ranks)]
+    config = parse_config({"lora": {"rank": 16}, "cohort": {"ranks": tables}})
+    found = mixed_ranks(config, ranks)
+    assert found is not None
+    assert found.rank_of == ranks
+    assert {assignment.tiers for assignment in given.values()} == {found.tiers.ranks}

@@ -242,3 +242,33 @@ def test_restoring_leaves_the_checkpoint_alone_and_forgets_later_moments():
     optimizer.restore(fresh)
     again = optimizer.step(np.ones(4))
     np.testing.assert_array_equal(again, before["parameters"].numpy())
+
+
+# -- coordinates that stay -----------------------------------------------------------------
+
+STILL = np.array([False, True, False, True, True, False])
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("before", [0, 3], ids=["first step", "later"])
+def test_coordinates_of_which_nothing_was_heard_stay_with_their_moments(kind, before):
+    ours, free, others = rule(kind), rule(kind), rule(kind)
+    *earlier, last = gradients(before + 1)
+    for gradient in earlier:
+        ours.step(gradient)
+        free.step(gradient)
+        others.step(gradient)
+    gradient = np.where(STILL, 0.0, last)
+    held = copied(ours.state())
+    moved = ours.step(gradient, still=STILL)
+    expected = others.step(last)
+    np.testing.assert_array_equal(moved[STILL], held["parameters"].numpy()[STILL])
+    np.testing.assert_array_equal(moved[~STILL], expected[~STILL])
+    for name, value in ours.state().items():
+        if value.shape == (6,) and name in held:
+            np.testing.assert_array_equal(value.numpy()[STILL], held[name].numpy()[STILL])
+            np.testing.assert_array_equal(
+                value.numpy()[~STILL], others.state()[name].numpy()[~STILL]
+            )
+    if before and kind in STATEFUL[:1] + STATEFUL[3:]:  # what a gradient of 0 alone would do
+        assert (free.step(gradient)[STILL] != held["parameters"].numpy()[STILL]).all()

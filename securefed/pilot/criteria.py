@@ -1,0 +1,166 @@
+"""What the customer asks for, held against a trial: met, not met, or not measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from securefed.config.pilot import PilotConfig
+from securefed.pilot.projecting import project
+from securefed.pilot.records import Metric, PilotRecord
+from securefed.pilot.summaries import ALONE, FULL, Summary, baseline, most_of
+
+Outcome = Literal["met", "not_met", "not_measured"]
+
+MEGABYTE = 10**6
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One criterion, held against one trial.
+
+    Attributes:
+        key: of the criterion.
+        trial: its name.
+        outcome: what is not measured is not met.
+        figure: the trial's, of its worst seed; None where it is not measured.
+        bound: that it is compared with; None where that is not measured.
+    """
+
+    key: str
+    trial: str
+    outcome: Outcome
+    figure: float | None
+    bound: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """One thing that is asked.
+
+    Attributes:
+        key: ``"improves"``, or the field of the pilot file's ``decision``.
+        bound: None where what it would follow from was not measured.
+        at_most: whether figures must not exceed the bound; otherwise they must not fall below it.
+        strict: whether being equal to the bound is not enough.
+        figure: a trial's, of its worst seed; None where it is not measured.
+        metric: of an improvement; None for other figures.
+        absent: what it means that a trial has no figure.
+    """
+
+    key: str
+    bound: float | None
+    at_most: bool
+    figure: Callable[[Summary], float | None]
+    strict: bool = False
+    metric: Metric | None = None
+    absent: Outcome = "not_measured"
+
+    def judge(self, summary: Summary) -> Judged:
+        """Whether ``summary`` meets it.  A figure that is no number is not measured."""
+        figure = self.figure(summary)
+        if figure is not None and math.isnan(figure):
+            figure = None
+        if self.bound is None:
+            outcome: Outcome = "not_measured"
+        elif figure is None:
+            outcome = self.absent
+        else:
+            outcome = "met" if self._holds(figure, self.bound) else "not_met"
+        return Judged(
+            key=self.key, trial=summary.name, outcome=outcome, figure=figure, bound=self.bound
+        )
+
+    def closer(self, figure: float, other: float) -> bool:
+        """Whether ``figure`` lies nearer to what is asked than ``other``, or further beyond it."""
+        return figure < other if self.at_most else figure > other
+
+    def _holds(self, figure: float, bound: float) -> bool:
+        if figure == bound:
+            return not self.strict
+        return self.closer(figure, bound)
+
+
+def criteria(
+    record: PilotRecord, config: PilotConfig, found: Sequence[Summary]
+) -> tuple[Criterion, ...]:
+    """All that is asked: that training helps at all, and each field of ``decision`` that is given.
+
+    ``improves``: the held-out figure is better than the untrained model's.  ``least_improvement``
+    and ``share_of_full`` (of full fine-tuning's largest improvement over seeds; not measured where
+    that is no improvement) are lower bounds of the improvement.  ``beats_local``: more than the
+    largest improvement of clients alone.  ``epsilon``: a trial for which nothing holds does not
+    meet it.  ``megabytes_per_round`` (10^6 bytes, both ways), ``client_seconds_per_round`` and
+    ``memory_gib`` (2^30 bytes) are of a client and round, ``cost`` of the whole projection.
+    """
+    asked = config.decision
+    metric: Metric = next((one.gain.metric for one in found if one.gain), "perplexity")
+
+    def gained(one: Summary) -> float | None:
+        return None if one.improvement is None else one.improvement.least
+
+    def gain(key: str, bound: float | None, *, strict: bool = False) -> Criterion:
+        return Criterion(
+            key=key, bound=bound, at_most=False, figure=gained, strict=strict, metric=metric
+        )
+
+    def most(
+        key: str,
+        bound: float,
+        figure: Callable[[Summary], float | None],
+        absent: Outcome = "not_measured",
+    ) -> Criterion:
+        return Criterion(key=key, bound=bound, at_most=True, figure=figure, absent=absent)
+
+    def cost(one: Summary) -> float | None:
+        to = config.projection
+        whole = project(record, one, clients=to.clients, rounds=to.rounds, prices=config.prices)
+        return None if whole is None else whole.money
+
+    kept = [gain("improves", 0.0, strict=True)]
+    if asked.least_improvement is not None:
+        kept.append(gain("least_improvement", asked.least_improvement))
+    if asked.share_of_full is not None:
+        full = _most_gained(baseline(found, FULL))
+        reachable = full is not None and full > 0.0
+        kept.append(
+            gain("share_of_full", asked.share_of_full * full if reachable and full else None)
+        )
+    if asked.beats_local:
+        kept.append(gain("beats_local", _most_gained(baseline(found, ALONE)), strict=True))
+    if asked.epsilon is not None:
+        kept.append(most("epsilon", asked.epsilon, lambda one: one.epsilon, "not_met"))
+    if asked.megabytes_per_round is not None:
+        kept.append(
+            most(
+                "megabytes_per_round",
+                asked.megabytes_per_round * MEGABYTE,
+                lambda one: most_of(one.bytes),
+            )
+        )
+    if asked.client_seconds_per_round is not None:
+        kept.append(
+            most(
+                "client_seconds_per_round",
+                asked.client_seconds_per_round,
+                lambda one: most_of(one.client_seconds),
+            )
+        )
+    if asked.memory_gib is not None:
+        kept.append(
+            most(
+                "memory_gib",
+                asked.memory_gib * GIBIBYTE,
+                lambda one: most_of(one.memory),
+            )
+        )
+    if asked.cost is not None:
+        kept.append(most("cost", asked.cost, cost))
+    return tuple(kept)
+
+
+def _most_gained(summary: Summary | None) -> float | None:
+    return None if summary is None else most_of(summary.improvement)

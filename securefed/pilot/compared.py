@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from securefed.pilot.costing import mean_price
@@ -14,8 +15,6 @@ from securefed.pilot.summaries import Summary, summaries
 from securefed.pilot.words import Gain, Said
 
 Change = Literal["better", "worse", "same", "not_measured"]
-
-_NOWHERE = "\N{EM DASH}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +136,10 @@ def _differences(
         found.append(Said("differs.public"))
     flat = [_flat(record.run) for record in (then, now)]
     for path in sorted(flat[0].keys() | flat[1].keys(), key=lambda p: (_rank(p), p)):
-        before, after = (values.get(path, _NOWHERE) for values in flat)
+        before, after = (values.get(path) for values in flat)
         if before != after:
             key = "differs.data" if _rank(path) == 0 else "differs.run"
-            found.append(Said(key, {"path": path, "then": before, "now": after}))
+            found.append(Said(key, {"path": path, "then": _shown(before), "now": _shown(after)}))
     for name, new in ours.items():
         old = theirs.get(name)
         if old is not None and dict(old.varied) != dict(new.varied):
@@ -157,6 +156,15 @@ def _differences(
         if getattr(settings[0], section) != getattr(settings[1], section):
             found.append(Said(f"differs.{section}"))
     return tuple(found)
+
+
+def _shown(value: Any) -> Any:
+    """A setting's value; of a folder on a machine the name alone."""
+    if value is None:
+        return Said("not_set")
+    if isinstance(value, str) and PurePath(value).is_absolute():
+        return PurePath(value).name
+    return str(value)
 
 
 def _rank(path: str) -> int:

@@ -24,6 +24,7 @@ from securefed.privacy.accounting import epsilon_text
 Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
+_MINUS = "\N{MINUS SIGN}"
 _FOLDER = Path(__file__).with_name("languages")
 
 
@@ -106,14 +107,13 @@ def significant(value: float) -> str:
         >>> significant(0.000012345), significant(1234.5), significant(0.5)
         ('0.0000123', '1,234', '0.5')
     """
-    if abs(value) >= 1000.0:
-        return f"{value:,.0f}"
-    return f"{Decimal(f'{value:.3g}'):f}"
+    text = f"{value:,.0f}" if abs(value) >= 1000.0 else f"{Decimal(f'{value:.3g}'):f}"
+    return text.replace("-", _MINUS)
 
 
 def signed(value: float) -> str:
     """Two decimals, with a true minus."""
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.2f}".replace("-", _MINUS)
 
 
 def size(count: float) -> str:

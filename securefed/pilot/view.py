@@ -1,0 +1,304 @@
+"""What stands on the page, in the words of its language: tables of texts, and facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from securefed.config.pilot import PilotConfig
+from securefed.pilot.compared import Compared
+from securefed.pilot.costing import mean_price, price_per_point
+from securefed.pilot.front import front, points
+from securefed.pilot.projecting import Projection, project
+from securefed.pilot.protections import Protection
+from securefed.pilot.reading import Reading, shown
+from securefed.pilot.records import PilotRecord
+from securefed.pilot.summaries import Spread, Summary
+from securefed.pilot.words import Gain, Said, Words
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table.
+
+    Attributes:
+        head: names the row.
+        cells: each of one or several lines of text.
+        mark: of the row's looks: ``"chosen"``, ``"met"``, ``"not_met"``, ``"not_measured"`` or
+            none.
+    """
+
+    head: str
+    cells: tuple[tuple[str, ...], ...]
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in words.
+
+    Attributes:
+        caption: what it shows.
+        columns: headings, that of the rows' heads first.
+        rows: with a cell for each further heading.
+        notes: what must be known beside it.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+
+def numbered(found: Sequence[Summary]) -> dict[str, int]:
+    """Each trial's number on the page, from 1."""
+    return {one.name: number for number, one in enumerate(found, 1)}
+
+
+def trials_table(
+    found: Sequence[Summary], reading: Reading, config: PilotConfig, words: Words
+) -> Table:
+    """All trials: quality, bytes, time, memory, storage, epsilon, money, and the front."""
+    best = {point.name for point in front(points(found))}
+    rows = []
+    for number, one in enumerate(found, 1):
+        group = words(f"group.{one.group}")
+        head = f"{number}. {words.say(one.name, 'name')}"
+        if not one.done:
+            gap = words("table.skipped", why=one.skipped[0].why)
+            rows.append(Row(head, ((group,), (gap,)), "not_measured"))
+            continue
+        price = mean_price(one, config.prices)
+        cells: list[Iterable[str]] = [
+            (group, *([words("table.on_front")] if one.name in best else [])),
+            _quality(one, words),
+            _worst(one, words),
+            _spread(one.bytes, "bytes", words, one, ("bytes_up", "bytes_down")),
+            _spread(one.client_seconds, "seconds", words, one, ("client_seconds",)),
+            _spread(one.memory, "bytes", words, one, ("memory_bytes",)),
+            _spread(one.storage, "bytes", words, one, ("storage_bytes",)),
+            (words.say(one.privacy()),),
+            (_money(None if price is None else price.mean, config, words),),
+        ]
+        chosen = reading.verdict == "go" and reading.trial is not None
+        mark = "chosen" if chosen and reading.trial is one else ""
+        rows.append(Row(head, tuple(tuple(cell) for cell in cells), mark))
+    metric = next((one.gain.metric for one in found if one.gain), "perplexity")
+    columns = ("trial", "kind", metric, "worst", "bytes", "seconds", "memory", "storage")
+    return Table(
+        words("table.trials"),
+        tuple(words(f"column.{name}") for name in (*columns, "epsilon", "money")),
+        tuple(rows),
+        (words("table.note"),),
+    )
+
+
+def _quality(one: Summary, words: Words) -> list[str]:
+    if one.before is None or one.after is None or one.improvement is None:
+        return [words("not_measured")]
+    lines = [
+        words("table.from_to", before=one.before.mean, after=one.after.mean),
+        words.say(one.gain),
+    ]
+    if one.improvement.count > 1:
+        metric = one.gain.metric if one.gain else "perplexity"
+        least, most = (Gain(metric, v) for v in (one.improvement.least, one.improvement.most))
+        lines.append(words("table.seeds", least=least, most=most, count=one.improvement.count))
+    return lines
+
+
+def _worst(one: Summary, words: Words) -> list[str]:
+    if one.worst_after is None:
+        return [words("not_measured")]
+    if one.worst_before is None:
+        return [words.say(one.worst_after.mean, "figure")]
+    return [words("table.from_to", before=one.worst_before.mean, after=one.worst_after.mean)]
+
+
+def _spread(
+    spread: Spread | None, kind: str, words: Words, one: Summary, names: Sequence[str]
+) -> list[str]:
+    if spread is None:
+        return [words("not_measured")]
+    text = words.say(spread.mean, kind)
+    if any(name in one.estimated for name in names):
+        text = words("table.estimated", figure=text)
+    if spread.least == spread.most:
+        return [text]
+    ends = (words.say(end, kind) for end in (spread.least, spread.most))
+    return [text, words("table.range", least=next(ends), most=next(ends))]
+
+
+def _money(amount: float | None, config: PilotConfig, words: Words) -> str:
+    if amount is None:
+        return words("not_measured")
+    return words("money", amount=amount, currency=config.prices.currency)
+
+
+def criteria_table(reading: Reading, config: PilotConfig, words: Words) -> Table:
+    """Each criterion: what is asked, and how every candidate answers it."""
+    rows = []
+    for each in reading.asked:
+        criterion = each.criterion
+        bound = shown(criterion.key, criterion.bound, criterion)
+        asked = words(f"ask.{criterion.key}", bound=bound, currency=config.prices.currency)
+        lines = tuple(
+            words(
+                f"judged.{one.outcome}",
+                trial=one.trial,
+                figure=shown(criterion.key, one.figure, criterion)
+                if one.figure is not None
+                else Said("no_figure"),
+            )
+            for one in each.judged
+        )
+        outcome = "met" if each.met_by else "not_met" if each.measured else "not_measured"
+        rows.append(Row(asked, ((words(f"outcome.{outcome}"),), lines), outcome))
+    columns = tuple(words(f"column.{name}") for name in ("asked", "outcome", "by_trial"))
+    return Table(words("table.criteria"), columns, tuple(rows), (words("rule.worst_seed"),))
+
+
+def protections_table(priced: Sequence[Protection], config: PilotConfig, words: Words) -> Table:
+    """What each protection adds by itself."""
+    rows = []
+    for one in priced:
+        quality = words.say(None if one.improvement is None else Gain(one.metric, one.improvement))
+        lines = [quality]
+        if one.maybe_chance and one.improvement is not None:
+            lines.append(words("protection.chance"))
+        rows.append(
+            Row(
+                words(f"protection.{one.name}"),
+                (
+                    (words.say(one.bytes, "bytes"),),
+                    (words.say(one.seconds, "seconds"),),
+                    tuple(lines),
+                    (_money(one.money, config, words),),
+                ),
+            )
+        )
+    names = ("protection", "more_bytes", "more_seconds", "more_quality", "more_money")
+    columns = tuple(words(f"column.{name}") for name in names)
+    return Table(words("table.protections"), columns, tuple(rows), (words("protection.how"),))
+
+
+def projection_table(
+    record: PilotRecord, found: Sequence[Summary], config: PilotConfig, words: Words
+) -> Table:
+    """What each candidate would cost at the user's size, and how that was come by."""
+    to, rows, basis = config.projection, [], dict[str, None]()
+    for one in found:
+        if one.group not in ("base", "sweep") or not one.done:
+            continue
+        whole = project(record, one, clients=to.clients, rounds=to.rounds, prices=config.prices)
+        if whole is None:
+            rows.append(Row(words.say(one.name, "name"), ((words("projection.none"),),)))
+            continue
+        basis.update(dict.fromkeys(words.say(item) for item in whole.basis))
+        point = price_per_point(one, config.prices)
+        rows.append(Row(words.say(one.name, "name"), _projected(whole, point, config, words)))
+    names = ("trial", "bytes_each", "bytes_all", "seconds_each", "device", "whole", "point")
+    columns = tuple(words(f"column.{name}") for name in names)
+    caption = words("table.projection", clients=to.clients, rounds=to.rounds)
+    return Table(caption, columns, tuple(rows), tuple(basis))
+
+
+def _projected(
+    whole: Projection, point: float | None, config: PilotConfig, words: Words
+) -> tuple[tuple[str, ...], ...]:
+    moved = words(
+        "projection.of_which_measured", all=whole.bytes_each, measured=whole.measured_bytes
+    )
+    return (
+        (moved,),
+        (words.say(whole.bytes, "bytes"),),
+        (words.say(whole.seconds_each, "seconds"),),
+        (words.say(whole.device_seconds, "seconds"),),
+        (_money(whole.money, config, words),),
+        (_money(point, config, words),),
+    )
+
+
+def compared_table(compared: Compared, words: Words) -> Table:
+    """What moved since the earlier pilot."""
+    rows = [
+        Row(
+            words.say(name, "name"),
+            tuple(
+                (
+                    words("table.then_now", then=one.then, now=one.now),
+                    words(f"change.{one.change}"),
+                )
+                for one in moved
+            ),
+        )
+        for name, moved in compared.trials.items()
+    ]
+    names = ("trial", "quality", "bytes", "seconds", "epsilon", "money")
+    columns = tuple(words(f"column.{name}") for name in names)
+    verdicts = words(
+        "compared.verdicts",
+        then=Said(f"verdict_word.{compared.then}"),
+        now=Said(f"verdict_word.{compared.now}"),
+    )
+    notes = [verdicts]
+    for key, trials in (("only_then", compared.only_then), ("only_now", compared.only_now)):
+        if trials:
+            listed = tuple(Said("as.name", {"value": name}) for name in trials)
+            notes.append(words(f"compared.{key}", trials=listed))
+    return Table(words("table.compared"), columns, tuple(rows), tuple(notes))
+
+
+def facts(record: PilotRecord, config: PilotConfig, words: Words) -> list[tuple[str, str]]:
+    """What was tried, on what, and what it spent: pairs of a name and a text."""
+    machine: Mapping[str, Any] = record.machine
+    model = str(_deep(record.run, "model", "source")).rpartition("/")[2]
+    data = str(_deep(record.run, "data", "source")).rpartition("/")[2]
+    pairs = [
+        ("fact.model", model),
+        ("fact.data", words("fact.public" if record.public else "fact.private", data=data)),
+        ("fact.trials", words("fact.counted", **_counts(record), seconds=record.seconds)),
+        ("fact.spent", _spent(record, words)),
+        ("fact.machine", "; ".join(f"{key}: {value}" for key, value in machine.items())),
+        ("fact.software", record.software),
+        ("fact.prices", _prices(config, words)),
+    ]
+    return [(words(key), text) for key, text in pairs if text]
+
+
+def _counts(record: PilotRecord) -> dict[str, int]:
+    done = sum(trial.status == "done" for trial in record.trials)
+    return {"done": done, "planned": len(record.trials)}
+
+
+def _spent(record: PilotRecord, words: Words) -> str:
+    if not record.spent:
+        return words("fact.nothing_spent" if record.public else "not_measured")
+    stated = next((one for one in record.trials if one.epsilon is not None), None)
+    terms = None
+    if stated is not None:
+        values = Summary(stated.name, stated.group, {}, (stated,), ()).privacy().values
+        terms = {key: values.get(key, Said("not_recorded")) for key in ("unit", "against")}
+    return words(
+        "fact.charged",
+        epsilon=record.spent["epsilon"],
+        delta=record.spent["delta"],
+        **(terms or dict.fromkeys(("unit", "against"), Said("not_recorded"))),
+    )
+
+
+def _prices(config: PilotConfig, words: Words) -> str:
+    prices = config.prices
+    return words(
+        "fact.priced",
+        per_gb=prices.per_gb,
+        per_device_hour=prices.per_device_hour,
+        per_server_hour=prices.per_server_hour,
+        currency=prices.currency,
+    )
+
+
+def _deep(values: Mapping[str, Any], section: str, key: str) -> Any:
+    found = values.get(section)
+    return found.get(key, "") if isinstance(found, Mapping) else ""

@@ -10,7 +10,8 @@ from typing import Literal
 from securefed.config.pilot import PilotConfig
 from securefed.pilot.projecting import project
 from securefed.pilot.records import Metric, PilotRecord
-from securefed.pilot.summaries import ALONE, FULL, Summary, baseline, most_of
+from securefed.pilot.summaries import ALONE, FULL, Summary, baseline, most_of, terms_of
+from securefed.pilot.words import Said
 
 Outcome = Literal["met", "not_met", "not_measured"]
 
@@ -48,6 +49,7 @@ class Criterion:
         strict: whether being equal to the bound is not enough.
         figure: a trial's, of its worst seed; None where it is not measured.
         metric: of an improvement; None for other figures.
+        terms: unit, delta and adversary of an epsilon; None for other figures.
         absent: what it means that a trial has no figure.
     """
 
@@ -57,6 +59,7 @@ class Criterion:
     figure: Callable[[Summary], float | None]
     strict: bool = False
     metric: Metric | None = None
+    terms: Said | None = None
     absent: Outcome = "not_measured"
 
     def judge(self, summary: Summary) -> Judged:
@@ -107,13 +110,8 @@ def criteria(
             key=key, bound=bound, at_most=False, figure=gained, strict=strict, metric=metric
         )
 
-    def most(
-        key: str,
-        bound: float,
-        figure: Callable[[Summary], float | None],
-        absent: Outcome = "not_measured",
-    ) -> Criterion:
-        return Criterion(key=key, bound=bound, at_most=True, figure=figure, absent=absent)
+    def most(key: str, bound: float, figure: Callable[[Summary], float | None]) -> Criterion:
+        return Criterion(key=key, bound=bound, at_most=True, figure=figure)
 
     def cost(one: Summary) -> float | None:
         to = config.projection
@@ -132,7 +130,16 @@ def criteria(
     if asked.beats_local:
         kept.append(gain("beats_local", _most_gained(baseline(found, ALONE)), strict=True))
     if asked.epsilon is not None:
-        kept.append(most("epsilon", asked.epsilon, lambda one: one.epsilon, "not_met"))
+        kept.append(
+            Criterion(
+                key="epsilon",
+                bound=asked.epsilon,
+                at_most=True,
+                figure=lambda one: one.epsilon,
+                terms=epsilon_terms(found),
+                absent="not_met",
+            )
+        )
     if asked.megabytes_per_round is not None:
         kept.append(
             most(
@@ -160,6 +167,13 @@ def criteria(
     if asked.cost is not None:
         kept.append(most("cost", asked.cost, cost))
     return tuple(kept)
+
+
+def epsilon_terms(found: Sequence[Summary]) -> Said:
+    """What epsilons of the base run and its variations speak of, as the first one states it."""
+    trials = (t for one in found if one.group in ("base", "sweep") for t in one.done)
+    stated = next((trial for trial in trials if trial.epsilon is not None), None)
+    return Said("epsilon.no_terms") if stated is None else terms_of(stated)
 
 
 def _most_gained(summary: Summary | None) -> float | None:

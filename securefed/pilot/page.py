@@ -108,7 +108,7 @@ def _context(record: PilotRecord, previous: PilotRecord | None) -> dict[str, Any
         "compared": compared,
         "moved": None if compared is None else compared_table(compared, words),
         "missing": missing(record, config, found),
-        "facts": facts(record, config, words),
+        "facts": facts(record, found, config, words),
         "digest": hashlib.sha256(record.to_text().encode()).hexdigest(),
         "commands": [
             shlex.join(("securefed", "verify", trial.folder))

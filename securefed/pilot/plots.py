@@ -17,7 +17,7 @@ from securefed.errors import ConfigError
 from securefed.pilot.front import Point, front, points
 from securefed.pilot.protections import Protection
 from securefed.pilot.summaries import Spread, Summary
-from securefed.pilot.words import Gain, Words
+from securefed.pilot.words import Words, signed
 from securefed.reports.picture import BLUE, GREY, INK, STYLE, VERMILION
 
 _WIDTH = 3.9  # inches, as everything below; shown at most at 360 pixels on a phone
@@ -147,31 +147,53 @@ def _trade(
 
 
 def _number(axes: Any, numbers: Sequence[int], xs: Sequence[float], ys: Sequence[float]) -> None:
-    """Write each mark's number beside it; those that lie together are written as one list."""
+    """Write each mark's number beside it; those that lie together are written as one list.
+
+    Each text takes the first of several places around its marks at which it covers no other one.
+    """
     axes.figure.draw_without_rendering()
     at = axes.transData.transform(list(zip(xs, ys, strict=True)))
     groups: list[list[int]] = []
-    for index in sorted(range(len(numbers)), key=lambda i: (round(at[i][0] / _CLOSE), -at[i][1])):
+    for index in sorted(range(len(numbers)), key=lambda i: (-at[i][1], at[i][0])):
         near = next((g for g in groups if math.dist(at[g[-1]], at[index]) < _CLOSE), None)
         if near is None:
             groups.append([index])
         else:
             near.append(index)
+    taken = [(x - 3.0, y - 3.0, x + 3.0, y + 3.0) for x, y in at]
     for group in groups:
-        right = max(group, key=lambda i: at[i][0])
-        text = ", ".join(str(numbers[i]) for i in sorted(group, key=lambda i: numbers[i]))
-        late = axes.transAxes.inverted().transform(at[right])[0] > 0.7
+        text = ", ".join(str(number) for number in sorted(numbers[i] for i in group))
+        wide, tall = 5.8 * len(text) + 2.0, 9.0
+        x0, x1 = (end(at[i][0] for i in group) for end in (min, max))
+        y0, y1 = (end(at[i][1] for i in group) for end in (min, max))
+        middle = (y0 + y1) / 2.0
+        places = [
+            (x, y)
+            for away in (0.0, 9.0, 18.0)
+            for x, y in (
+                (x1 + 5.0 + away, middle - tall / 2.0),
+                (x0 - 5.0 - away - wide, middle - tall / 2.0),
+                ((x0 + x1 - wide) / 2.0, y1 + 5.0 + away),
+                ((x0 + x1 - wide) / 2.0, y0 - 5.0 - away - tall),
+            )
+        ]
+        boxes = [(x, y, x + wide, y + tall) for x, y in places]
+        box = next((b for b in boxes if not any(_cover(b, other) for other in taken)), boxes[0])
+        taken.append(box)
         axes.annotate(
             text,
-            (xs[right], ys[right]),
-            (-6 if late else 6, 3),
-            textcoords="offset points",
-            ha="right" if late else "left",
+            (box[0], box[1]),
+            xycoords="figure pixels",
             va="bottom",
             color=INK,
             weight="bold",
             annotation_clip=False,
         )
+
+
+def _cover(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    return not apart
 
 
 def _quality(shown: Sequence[Summary], numbers: Mapping[str, int], words: Words) -> str:
@@ -201,6 +223,7 @@ def _quality(shown: Sequence[Summary], numbers: Mapping[str, int], words: Words)
             textcoords="offset points",
             size=8.5,
             va="bottom",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.85},
         )
     axes.axvline(0.0, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.margins(x=0.08)
@@ -228,8 +251,8 @@ def _protections(prices: Sequence[Protection], words: Words, currency: str) -> s
         panels[-1][2].extend(words.say(value, kind) for value in values)
     gains = [one.improvement for one in prices]
     texts = [
-        words.say(None if one.improvement is None else Gain(one.metric, one.improvement))
-        for one in prices
+        words.say(gain) if gain is None or not math.isfinite(gain) else signed(100.0 * gain)
+        for gain in gains
     ]
     panels.insert(2, (words("plot.more_quality"), gains, texts))
     panels = [panel for panel in panels if any(value is not None for value in panel[1])]

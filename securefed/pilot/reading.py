@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from securefed.config.pilot import PilotConfig
-from securefed.pilot.criteria import Criterion, Judged, criteria
+from securefed.pilot.criteria import Criterion, Judged, criteria, epsilon_terms
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.settings import pilot_config, setting
 from securefed.pilot.summaries import ALONE, Summary, baseline, summaries
@@ -174,8 +174,9 @@ def _stops(
         if not any(gain > theirs for gain in gains):
             reasons.append(Said("stop.not_beyond_alone", {"alone": alone.gain}))
     bound = config.decision.epsilon
+    epsilon = Said("as.epsilon", {"value": bound, "terms": epsilon_terms(found)})
     if bound is not None and not _epsilon_can_be_had(record, candidates, bound):
-        reasons.append(Said("stop.no_epsilon", {"bound": bound}))
+        reasons.append(Said("stop.no_epsilon", {"bound": epsilon}))
     if not _untried(config) and not any(one.skipped for one in candidates):
         stuck = [each for each in asked if each.measured and not each.met_by and not each.lever]
         reasons += [
@@ -222,10 +223,9 @@ def _figures(chosen: Summary) -> Said:
 
 
 _SHOWN_AS = {
-    "epsilon": "epsilon",
     "megabytes_per_round": "bytes",
     "client_seconds_per_round": "seconds",
-    "memory_gib": "bytes",
+    "memory_gib": "memory",
     "cost": "money",
 }
 
@@ -236,6 +236,8 @@ def shown(key: str, figure: float | None, criterion: Criterion | None = None) ->
         return Said("not_measured")
     if criterion is not None and criterion.metric is not None:
         return Gain(criterion.metric, figure)
+    if criterion is not None and criterion.terms is not None:
+        return Said("as.epsilon", {"value": figure, "terms": criterion.terms})
     return Said(f"as.{_SHOWN_AS[key]}", {"value": figure})
 
 

@@ -27,7 +27,7 @@ from securefed.pilot.reading import Reading
 from securefed.pilot.records import Metric, PilotRecord
 from securefed.pilot.settings import setting
 from securefed.pilot.summaries import Summary
-from securefed.pilot.words import Gain, Said
+from securefed.pilot.words import Said
 
 KEPT = 0.5
 OVER = 1.5
@@ -167,7 +167,7 @@ def _least_quality(config: PilotConfig, trial: Summary) -> Said:
     kept = max(0.0, KEPT * (0.0 if gain is None else gain.least)) if least is None else least
     start = math.nan if before is None else before.mean
     figure = held_out_figure(metric, start, kept)
-    return Said(f"stage.stop_{metric}", {"figure": figure, "gain": Gain(metric, kept)})
+    return Said(f"stage.stop_{metric}", {"figure": figure, "before": start})
 
 
 def held_out_figure(metric: Metric, before: float, improvement: float) -> float:

@@ -142,18 +142,7 @@ class Summary:
             return Said("not_measured")
         if self.epsilon is None:
             return Said("epsilon.none")
-        held = guarantee_of(worst)
-        if held is None:
-            return Said("epsilon.unknown", {"epsilon": self.epsilon})
-        return Said(
-            "epsilon.stated",
-            {
-                "epsilon": self.epsilon,
-                "delta": held["delta"],
-                "unit": _unit(str(held["unit"])),
-                "against": Said(f"against.{held['against']}"),
-            },
-        )
+        return Said("epsilon.stated", {"epsilon": self.epsilon, "terms": terms_of(worst)})
 
 
 def client_seconds(cost: Cost) -> float | None:
@@ -170,6 +159,21 @@ def guarantee_of(trial: Trial) -> Mapping[str, Any] | None:
             if isinstance(held["epsilon"], float | int) and held["epsilon"] == trial.epsilon
         ),
         None,
+    )
+
+
+def terms_of(trial: Trial) -> Said:
+    """Unit, delta and adversary of a trial's epsilon, without which it says nothing."""
+    held = guarantee_of(trial)
+    if held is None:
+        return Said("epsilon.no_terms")
+    return Said(
+        "epsilon.terms",
+        {
+            "delta": held["delta"],
+            "unit": _unit(str(held["unit"])),
+            "against": Said(f"against.{held['against']}"),
+        },
     )
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from securefed.config.pilot import PilotConfig
 from securefed.pilot.compared import Compared
 from securefed.pilot.costing import mean_price, price_per_point
+from securefed.pilot.criteria import Judged, epsilon_terms
 from securefed.pilot.front import front, points
 from securefed.pilot.projecting import Projection, project
 from securefed.pilot.protections import Protection
-from securefed.pilot.reading import Reading, shown
+from securefed.pilot.reading import Asked, Reading, shown
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.summaries import Spread, Summary
-from securefed.pilot.words import Gain, Said, Words
+from securefed.pilot.words import Gain, Said, Words, signed
+
+Cell = tuple[str, ...]
+"""One or several lines of text."""
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,14 @@ class Row:
     """A line of a table.
 
     Attributes:
-        head: names the row.
-        cells: each of one or several lines of text.
-        mark: of the row's looks: ``"chosen"``, ``"met"``, ``"not_met"``, ``"not_measured"`` or
-            none.
+        head: names the row; what follows its first line is set small.
+        cells: fewer than there are columns if the last one spans the rest.
+        mark: of the row's looks: ``"chosen"``, ``"left_out"``, ``"met"``, ``"not_met"``,
+            ``"not_measured"`` or none.
     """
 
-    head: str
-    cells: tuple[tuple[str, ...], ...]
+    head: Cell
+    cells: tuple[Cell, ...]
     mark: str = ""
 
 
@@ -63,40 +68,40 @@ def trials_table(
     best = {point.name for point in front(points(found))}
     rows = []
     for number, one in enumerate(found, 1):
-        group = words(f"group.{one.group}")
-        head = f"{number}. {words.say(one.name, 'name')}"
+        kind = [words(f"group.{one.group}")]
+        if one.name in best and one.done:
+            kind.append(words("table.on_front"))
+        head = (f"{number}. {words.say(one.name, 'name')}", *kind)
         if not one.done:
-            gap = words("table.skipped", why=one.skipped[0].why)
-            rows.append(Row(head, ((group,), (gap,)), "not_measured"))
+            why = words("table.skipped", why=one.skipped[0].why)
+            rows.append(Row(head, ((why,),), "left_out"))
             continue
         price = mean_price(one, config.prices)
-        cells: list[Iterable[str]] = [
-            (group, *([words("table.on_front")] if one.name in best else [])),
+        cells = (
             _quality(one, words),
             _worst(one, words),
             _spread(one.bytes, "bytes", words, one, ("bytes_up", "bytes_down")),
             _spread(one.client_seconds, "seconds", words, one, ("client_seconds",)),
-            _spread(one.memory, "bytes", words, one, ("memory_bytes",)),
-            _spread(one.storage, "bytes", words, one, ("storage_bytes",)),
+            _room(one, words),
             (words.say(one.privacy()),),
             (_money(None if price is None else price.mean, config, words),),
-        ]
+        )
         chosen = reading.verdict == "go" and reading.trial is not None
         mark = "chosen" if chosen and reading.trial is one else ""
-        rows.append(Row(head, tuple(tuple(cell) for cell in cells), mark))
+        rows.append(Row(head, cells, mark))
     metric = next((one.gain.metric for one in found if one.gain), "perplexity")
-    columns = ("trial", "kind", metric, "worst", "bytes", "seconds", "memory", "storage")
+    columns = ("trial", metric, "worst", "bytes", "seconds", "room", "epsilon", "money")
     return Table(
         words("table.trials"),
-        tuple(words(f"column.{name}") for name in (*columns, "epsilon", "money")),
+        tuple(words(f"column.{name}") for name in columns),
         tuple(rows),
         (words("table.note"),),
     )
 
 
-def _quality(one: Summary, words: Words) -> list[str]:
+def _quality(one: Summary, words: Words) -> Cell:
     if one.before is None or one.after is None or one.improvement is None:
-        return [words("not_measured")]
+        return (words("not_measured"),)
     lines = [
         words("table.from_to", before=one.before.mean, after=one.after.mean),
         words.say(one.gain),
@@ -105,29 +110,41 @@ def _quality(one: Summary, words: Words) -> list[str]:
         metric = one.gain.metric if one.gain else "perplexity"
         least, most = (Gain(metric, v) for v in (one.improvement.least, one.improvement.most))
         lines.append(words("table.seeds", least=least, most=most, count=one.improvement.count))
-    return lines
+    return tuple(lines)
 
 
-def _worst(one: Summary, words: Words) -> list[str]:
+def _worst(one: Summary, words: Words) -> Cell:
     if one.worst_after is None:
-        return [words("not_measured")]
+        return (words("not_measured"),)
     if one.worst_before is None:
-        return [words.say(one.worst_after.mean, "figure")]
-    return [words("table.from_to", before=one.worst_before.mean, after=one.worst_after.mean)]
+        return (words.say(one.worst_after.mean, "figure"),)
+    return (words("table.from_to", before=one.worst_before.mean, after=one.worst_after.mean),)
+
+
+def _room(one: Summary, words: Words) -> Cell:
+    """Memory and storage."""
+    memory = _spread(one.memory, "memory", words, one, ("memory_bytes",))
+    storage = _spread(one.storage, "bytes", words, one, ("storage_bytes",))
+    return (
+        words("table.memory", figure=memory[0]),
+        *memory[1:],
+        words("table.storage", figure=storage[0]),
+        *storage[1:],
+    )
 
 
 def _spread(
     spread: Spread | None, kind: str, words: Words, one: Summary, names: Sequence[str]
-) -> list[str]:
+) -> Cell:
     if spread is None:
-        return [words("not_measured")]
+        return (words("not_measured"),)
     text = words.say(spread.mean, kind)
     if any(name in one.estimated for name in names):
         text = words("table.estimated", figure=text)
     if spread.least == spread.most:
-        return [text]
+        return (text,)
     ends = (words.say(end, kind) for end in (spread.least, spread.most))
-    return [text, words("table.range", least=next(ends), most=next(ends))]
+    return text, words("table.range", least=next(ends), most=next(ends))
 
 
 def _money(amount: float | None, config: PilotConfig, words: Words) -> str:
@@ -137,39 +154,62 @@ def _money(amount: float | None, config: PilotConfig, words: Words) -> str:
 
 
 def criteria_table(reading: Reading, config: PilotConfig, words: Words) -> Table:
-    """Each criterion: what is asked, and how every candidate answers it."""
+    """Each criterion: what is asked, what the trial that is spoken of gives, and who meets it."""
     rows = []
     for each in reading.asked:
         criterion = each.criterion
         bound = shown(criterion.key, criterion.bound, criterion)
         asked = words(f"ask.{criterion.key}", bound=bound, currency=config.prices.currency)
-        lines = tuple(
-            words(
-                f"judged.{one.outcome}",
-                trial=one.trial,
-                figure=shown(criterion.key, one.figure, criterion)
-                if one.figure is not None
-                else Said("no_figure"),
-            )
-            for one in each.judged
-        )
         outcome = "met" if each.met_by else "not_met" if each.measured else "not_measured"
-        rows.append(Row(asked, ((words(f"outcome.{outcome}"),), lines), outcome))
-    columns = tuple(words(f"column.{name}") for name in ("asked", "outcome", "by_trial"))
+        cells = ((words(f"outcome.{outcome}"),), _answers(each, reading, words))
+        rows.append(Row((asked,), cells, outcome))
+    columns = tuple(words(f"column.{name}") for name in ("asked", "outcome", "figures"))
     return Table(words("table.criteria"), columns, tuple(rows), (words("rule.worst_seed"),))
+
+
+def _answers(each: Asked, reading: Reading, words: Words) -> Cell:
+    """The figure of the trial that is spoken of, then all others by what came out."""
+    criterion, lines = each.criterion, []
+
+    def figure(one: Judged) -> Any:
+        if one.figure is None and criterion.absent == "not_met":
+            return Said("epsilon.none")
+        return shown(criterion.key, one.figure, criterion)
+
+    for one in each.judged:
+        if reading.trial is not None and one.trial == reading.trial.name:
+            lines.append(words("judged.mine", trial=one.trial, figure=figure(one)))
+    for outcome in ("met", "not_met", "not_measured"):
+        these = [one for one in each.judged if one.outcome == outcome]
+        # How far the others are from it is of interest where they fall short.
+        named = tuple(
+            Said("judged.with", {"trial": one.trial, "figure": figure(one)})
+            if outcome == "not_met"
+            else Said("as.name", {"value": one.trial})
+            for one in these
+        )
+        if named:
+            lines.append(words(f"judged.{outcome}", trials=named))
+    return tuple(lines)
+
+
+def points_of_gain(difference: float | None, words: Words) -> str:
+    """A difference between two improvements, in hundredths."""
+    if difference is None or not math.isfinite(difference):
+        return words.say(difference)
+    return words("points", number=signed(100.0 * difference))
 
 
 def protections_table(priced: Sequence[Protection], config: PilotConfig, words: Words) -> Table:
     """What each protection adds by itself."""
     rows = []
     for one in priced:
-        quality = words.say(None if one.improvement is None else Gain(one.metric, one.improvement))
-        lines = [quality]
+        lines = [points_of_gain(one.improvement, words)]
         if one.maybe_chance and one.improvement is not None:
             lines.append(words("protection.chance"))
         rows.append(
             Row(
-                words(f"protection.{one.name}"),
+                (words(f"protection.{one.name}"),),
                 (
                     (words.say(one.bytes, "bytes"),),
                     (words.say(one.seconds, "seconds"),),
@@ -191,13 +231,14 @@ def projection_table(
     for one in found:
         if one.group not in ("base", "sweep") or not one.done:
             continue
+        head = (words.say(one.name, "name"),)
         whole = project(record, one, clients=to.clients, rounds=to.rounds, prices=config.prices)
         if whole is None:
-            rows.append(Row(words.say(one.name, "name"), ((words("projection.none"),),)))
+            rows.append(Row(head, ((words("projection.none"),),)))
             continue
         basis.update(dict.fromkeys(words.say(item) for item in whole.basis))
         point = price_per_point(one, config.prices)
-        rows.append(Row(words.say(one.name, "name"), _projected(whole, point, config, words)))
+        rows.append(Row(head, _projected(whole, point, config, words)))
     names = ("trial", "bytes_each", "bytes_all", "seconds_each", "device", "whole", "point")
     columns = tuple(words(f"column.{name}") for name in names)
     caption = words("table.projection", clients=to.clients, rounds=to.rounds)
@@ -224,7 +265,7 @@ def compared_table(compared: Compared, words: Words) -> Table:
     """What moved since the earlier pilot."""
     rows = [
         Row(
-            words.say(name, "name"),
+            (words.say(name, "name"),),
             tuple(
                 (
                     words("table.then_now", then=one.then, now=one.now),
@@ -250,7 +291,9 @@ def compared_table(compared: Compared, words: Words) -> Table:
     return Table(words("table.compared"), columns, tuple(rows), tuple(notes))
 
 
-def facts(record: PilotRecord, config: PilotConfig, words: Words) -> list[tuple[str, str]]:
+def facts(
+    record: PilotRecord, found: Sequence[Summary], config: PilotConfig, words: Words
+) -> list[tuple[str, str]]:
     """What was tried, on what, and what it spent: pairs of a name and a text."""
     machine: Mapping[str, Any] = record.machine
     model = str(_deep(record.run, "model", "source")).rpartition("/")[2]
@@ -259,7 +302,7 @@ def facts(record: PilotRecord, config: PilotConfig, words: Words) -> list[tuple[
         ("fact.model", model),
         ("fact.data", words("fact.public" if record.public else "fact.private", data=data)),
         ("fact.trials", words("fact.counted", **_counts(record), seconds=record.seconds)),
-        ("fact.spent", _spent(record, words)),
+        ("fact.spent", _spent(record, found, words)),
         ("fact.machine", "; ".join(f"{key}: {value}" for key, value in machine.items())),
         ("fact.software", record.software),
         ("fact.prices", _prices(config, words)),
@@ -272,19 +315,14 @@ def _counts(record: PilotRecord) -> dict[str, int]:
     return {"done": done, "planned": len(record.trials)}
 
 
-def _spent(record: PilotRecord, words: Words) -> str:
+def _spent(record: PilotRecord, found: Sequence[Summary], words: Words) -> str:
     if not record.spent:
         return words("fact.nothing_spent" if record.public else "not_measured")
-    stated = next((one for one in record.trials if one.epsilon is not None), None)
-    terms = None
-    if stated is not None:
-        values = Summary(stated.name, stated.group, {}, (stated,), ()).privacy().values
-        terms = {key: values.get(key, Said("not_recorded")) for key in ("unit", "against")}
     return words(
         "fact.charged",
         epsilon=record.spent["epsilon"],
         delta=record.spent["delta"],
-        **(terms or dict.fromkeys(("unit", "against"), Said("not_recorded"))),
+        terms=epsilon_terms(found),
     )
 
 

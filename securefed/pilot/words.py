@@ -76,10 +76,13 @@ class Words:
             return self.table["join"].join(self.say(item, kind) for item in value)
         if value is None:
             return self.table["not_measured"]
-        if isinstance(value, Gain):
-            return self(f"gain.{value.metric}", number=signed(100.0 * value.value))
         if isinstance(value, float) and not math.isfinite(value):
             return self.table["not_finite"]
+        if isinstance(value, Gain):
+            if not math.isfinite(value.value):
+                return self.table["not_finite"]
+            kind = "gain" if value.value >= 0.0 else "loss"
+            return self(f"{kind}.{value.metric}", number=signed(100.0 * abs(value.value)))
         if kind == "name":
             return self.table.get(f"name.{value}", str(value))
         return KINDS[kind](value) if kind else str(value)
@@ -138,6 +141,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "bytes": size,
     "count": lambda value: f"{value:,}",
     "epsilon": epsilon_text,
+    "memory": lambda value: f"{significant(value / 2**30)} GiB",
     "figure": lambda value: f"{value:.4g}",
     "money": significant,
     "percent": lambda value: f"{signed(100.0 * value)} %",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from securefed.config.pilot import PilotConfig
-from securefed.pilot.projecting import project
+from securefed.pilot.projecting import Projection, project
 from securefed.pilot.records import Metric, PilotRecord
 from securefed.pilot.summaries import ALONE, FULL, Summary, baseline, most_of, terms_of
 from securefed.pilot.words import Said
@@ -96,8 +96,9 @@ def criteria(
     and ``share_of_full`` (of full fine-tuning's largest improvement over seeds; not measured where
     that is no improvement) are lower bounds of the improvement.  ``beats_local``: more than the
     largest improvement of clients alone.  ``epsilon``: a trial for which nothing holds does not
-    meet it.  ``megabytes_per_round`` (10^6 bytes, both ways), ``client_seconds_per_round`` and
-    ``memory_gib`` (2^30 bytes) are of a client and round, ``cost`` of the whole projection.
+    meet it.  ``megabytes_per_round`` (10^6 bytes, both ways) and ``client_seconds_per_round`` are
+    of a client and round, as measured or as projected to ``projection.clients``, whichever is more;
+    ``memory_gib`` (2^30 bytes) as measured; ``cost`` of the whole projection.
     """
     asked = config.decision
     metric: Metric = next((one.gain.metric for one in found if one.gain), "perplexity")
@@ -113,9 +114,20 @@ def criteria(
     def most(key: str, bound: float, figure: Callable[[Summary], float | None]) -> Criterion:
         return Criterion(key=key, bound=bound, at_most=True, figure=figure)
 
-    def cost(one: Summary) -> float | None:
+    def projected(one: Summary) -> Projection | None:
         to = config.projection
-        whole = project(record, one, clients=to.clients, rounds=to.rounds, prices=config.prices)
+        return project(record, one, clients=to.clients, rounds=to.rounds, prices=config.prices)
+
+    def bytes_each(one: Summary) -> float | None:
+        whole = projected(one)
+        return None if whole is None else _larger(most_of(one.bytes), whole.bytes_each)
+
+    def seconds_each(one: Summary) -> float | None:
+        whole = projected(one)
+        return None if whole is None else _larger(most_of(one.client_seconds), whole.seconds_each)
+
+    def cost(one: Summary) -> float | None:
+        whole = projected(one)
         return None if whole is None else whole.money
 
     kept = [gain("improves", 0.0, strict=True)]
@@ -145,7 +157,7 @@ def criteria(
             most(
                 "megabytes_per_round",
                 asked.megabytes_per_round * MEGABYTE,
-                lambda one: most_of(one.bytes),
+                bytes_each,
             )
         )
     if asked.client_seconds_per_round is not None:
@@ -153,7 +165,7 @@ def criteria(
             most(
                 "client_seconds_per_round",
                 asked.client_seconds_per_round,
-                lambda one: most_of(one.client_seconds),
+                seconds_each,
             )
         )
     if asked.memory_gib is not None:
@@ -167,6 +179,11 @@ def criteria(
     if asked.cost is not None:
         kept.append(most("cost", asked.cost, cost))
     return tuple(kept)
+
+
+def _larger(one: float | None, other: float | None) -> float | None:
+    """None where either is: what is not known may be too much."""
+    return None if one is None or other is None else max(one, other)
 
 
 def epsilon_terms(found: Sequence[Summary]) -> Said:

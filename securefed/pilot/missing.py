@@ -31,7 +31,7 @@ def missing(record: PilotRecord, config: PilotConfig, found: Sequence[Summary]) 
         ("seconds", "client_seconds"),
         ("memory", "memory"),
     ):
-        lacking = tuple(_named(one) for one in done if getattr(one, figure) is None)
+        lacking = tuple(one.name for one in done if getattr(one, figure) is None)
         if len(lacking) == len(done):
             gaps.append(Said(f"missing.{key}"))
         elif lacking:
@@ -60,10 +60,6 @@ def missing(record: PilotRecord, config: PilotConfig, found: Sequence[Summary]) 
         Said("missing.attacks"),
         Said("missing.held_out"),
     )
-
-
-def _named(one: Summary) -> Said:
-    return Said("as.name", {"value": one.name})
 
 
 def _has_protections(done: Sequence[Summary]) -> bool:

@@ -124,7 +124,7 @@ def _trade(
     for point, x, y in zip(placed, moved, gains, strict=True):
         full = BLUE if point.name in best else "white"
         axes.plot([x], [y], "o", color=BLUE, markerfacecolor=full, markersize=6, clip_on=False)
-    axes.margins(x=0.16, y=0.14)
+    axes.margins(x=0.2, y=0.14)
     for one in found:
         if one.group == "baseline" and one.name not in {point.name for point in placed}:
             if _is_finite(one.improvement) and one.improvement is not None:
@@ -160,6 +160,7 @@ def _number(axes: Any, numbers: Sequence[int], xs: Sequence[float], ys: Sequence
             groups.append([index])
         else:
             near.append(index)
+    frame = axes.get_window_extent()
     taken = [(x - 3.0, y - 3.0, x + 3.0, y + 3.0) for x, y in at]
     for group in groups:
         text = ", ".join(str(number) for number in sorted(numbers[i] for i in group))
@@ -178,7 +179,9 @@ def _number(axes: Any, numbers: Sequence[int], xs: Sequence[float], ys: Sequence
             )
         ]
         boxes = [(x, y, x + wide, y + tall) for x, y in places]
-        box = next((b for b in boxes if not any(_cover(b, other) for other in taken)), boxes[0])
+        inside = [b for b in boxes if b[0] >= frame.x0 + 2.0 and b[2] <= frame.x1 + 14.0]
+        free = (b for b in inside if not any(_cover(b, other) for other in taken))
+        box = next(free, boxes[0])
         taken.append(box)
         axes.annotate(
             text,

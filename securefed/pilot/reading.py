@@ -31,6 +31,7 @@ from typing import Any, Literal
 
 from securefed.config.pilot import PilotConfig
 from securefed.pilot.criteria import Criterion, Judged, criteria, epsilon_terms
+from securefed.pilot.projecting import project
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.settings import pilot_config, setting
 from securefed.pilot.summaries import ALONE, Summary, baseline, summaries
@@ -123,7 +124,11 @@ def read_pilot(record: PilotRecord) -> Reading:
         return Reading(
             verdict="go",
             trial=chosen,
-            sentences=(Said("verdict.go", {"trial": chosen.name}), _figures(chosen), decides),
+            sentences=(
+                Said("verdict.go", {"trial": chosen.name}),
+                _figures(record, config, chosen),
+                decides,
+            ),
             asked=asked,
         )
     gaps = tuple(_gap(each, config) for each in asked if not each.met_by)
@@ -206,17 +211,20 @@ def _least_gain(summary: Summary) -> float:
     return -1.0 if summary.improvement is None else summary.improvement.least
 
 
-def _figures(chosen: Summary) -> Said:
+def _figures(record: PilotRecord, config: PilotConfig, chosen: Summary) -> Said:
+    to = config.projection
+    whole = project(record, chosen, clients=to.clients, rounds=to.rounds, prices=config.prices)
+    moved, seconds = chosen.bytes, chosen.client_seconds
+    more = (None, None) if whole is None else (whole.bytes_each, whole.seconds_each)
     return Said(
         "reason.figures",
         {
             "gain": chosen.gain,
-            "bytes": None
-            if chosen.bytes is None
-            else shown("megabytes_per_round", chosen.bytes.mean),
-            "seconds": None
-            if chosen.client_seconds is None
-            else shown("client_seconds_per_round", chosen.client_seconds.mean),
+            "bytes": shown("megabytes_per_round", None if moved is None else moved.mean),
+            "seconds": shown("client_seconds_per_round", None if seconds is None else seconds.mean),
+            "more_bytes": shown("megabytes_per_round", more[0]),
+            "more_seconds": shown("client_seconds_per_round", more[1]),
+            "clients": to.clients,
             "privacy": chosen.privacy(),
         },
     )
@@ -247,14 +255,9 @@ def _what(criterion: Criterion) -> Said:
 
 def _nowhere_together(asked: Sequence[Asked]) -> Said:
     each = tuple(
-        Said("reason.met_by", {"what": _what(one.criterion), "trials": _names(one.met_by)})
-        for one in asked
+        Said("reason.met_by", {"what": _what(one.criterion), "trials": one.met_by}) for one in asked
     )
     return Said("reason.not_together", {"each": each})
-
-
-def _names(names: Sequence[str]) -> tuple[Said, ...]:
-    return tuple(Said("as.name", {"value": name}) for name in names)
 
 
 def _gap(each: Asked, config: PilotConfig) -> Said:

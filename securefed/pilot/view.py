@@ -159,7 +159,13 @@ def criteria_table(reading: Reading, config: PilotConfig, words: Words) -> Table
     for each in reading.asked:
         criterion = each.criterion
         bound = shown(criterion.key, criterion.bound, criterion)
-        asked = words(f"ask.{criterion.key}", bound=bound, currency=config.prices.currency)
+        asked = words(
+            f"ask.{criterion.key}",
+            bound=bound,
+            currency=config.prices.currency,
+            clients=config.projection.clients,
+            rounds=config.projection.rounds,
+        )
         outcome = "met" if each.met_by else "not_met" if each.measured else "not_measured"
         cells = ((words(f"outcome.{outcome}"),), _answers(each, reading, words))
         rows.append(Row((asked,), cells, outcome))
@@ -181,13 +187,11 @@ def _answers(each: Asked, reading: Reading, words: Words) -> Cell:
             lines.append(words("judged.mine", trial=one.trial, figure=figure(one)))
     for outcome in ("met", "not_met", "not_measured"):
         these = [one for one in each.judged if one.outcome == outcome]
-        # How far the others are from it is of interest where they fall short.
-        named = tuple(
-            Said("judged.with", {"trial": one.trial, "figure": figure(one)})
-            if outcome == "not_met"
-            else Said("as.name", {"value": one.trial})
-            for one in these
-        )
+        named: tuple[Said | str, ...] = tuple(one.trial for one in these)
+        if outcome == "not_met":  # how far they are from it is of interest
+            named = tuple(
+                Said("judged.with", {"trial": one.trial, "figure": figure(one)}) for one in these
+            )
         if named:
             lines.append(words(f"judged.{outcome}", trials=named))
     return tuple(lines)
@@ -239,7 +243,16 @@ def projection_table(
         basis.update(dict.fromkeys(words.say(item) for item in whole.basis))
         point = price_per_point(one, config.prices)
         rows.append(Row(head, _projected(whole, point, config, words)))
-    names = ("trial", "bytes_each", "bytes_all", "seconds_each", "device", "whole", "point")
+    names = (
+        "trial",
+        "bytes_each",
+        "bytes_all",
+        "seconds_each",
+        "device",
+        "server",
+        "whole",
+        "point",
+    )
     columns = tuple(words(f"column.{name}") for name in names)
     caption = words("table.projection", clients=to.clients, rounds=to.rounds)
     return Table(caption, columns, tuple(rows), tuple(basis))
@@ -256,6 +269,7 @@ def _projected(
         (words.say(whole.bytes, "bytes"),),
         (words.say(whole.seconds_each, "seconds"),),
         (words.say(whole.device_seconds, "seconds"),),
+        (words.say(whole.server_seconds, "seconds"),),
         (_money(whole.money, config, words),),
         (_money(point, config, words),),
     )
@@ -286,8 +300,7 @@ def compared_table(compared: Compared, words: Words) -> Table:
     notes = [verdicts]
     for key, trials in (("only_then", compared.only_then), ("only_now", compared.only_now)):
         if trials:
-            listed = tuple(Said("as.name", {"value": name}) for name in trials)
-            notes.append(words(f"compared.{key}", trials=listed))
+            notes.append(words(f"compared.{key}", trials=trials))
     return Table(words("table.compared"), columns, tuple(rows), tuple(notes))
 
 

@@ -25,6 +25,7 @@ Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 _MINUS = "\N{MINUS SIGN}"
+_SPACE = "\N{NO-BREAK SPACE}"
 _FOLDER = Path(__file__).with_name("languages")
 
 
@@ -73,6 +74,9 @@ class Words:
         if isinstance(value, Said):
             return self(value.key, **value.values)
         if isinstance(value, Sequence) and not isinstance(value, str):
+            if kind == "name":
+                quoted = (self("as.name", value=item) for item in value)
+                return self.table["join_names"].join(quoted)
             return self.table["join"].join(self.say(item, kind) for item in value)
         if value is None:
             return self.table["not_measured"]
@@ -125,26 +129,26 @@ def size(count: float) -> str:
         if abs(count) < 999.5 or unit == "TB":
             break
         count /= 1000.0
-    return f"{significant(count)} {unit}"
+    return f"{significant(count)}{_SPACE}{unit}"
 
 
 def time(seconds: float) -> str:
     """Seconds up to ten minutes, then minutes, then hours."""
     if abs(seconds) < 600.0:
-        return f"{significant(seconds)} s"
+        return f"{significant(seconds)}{_SPACE}s"
     if abs(seconds) < 7200.0:
-        return f"{significant(seconds / 60.0)} min"
-    return f"{significant(seconds / 3600.0)} h"
+        return f"{significant(seconds / 60.0)}{_SPACE}min"
+    return f"{significant(seconds / 3600.0)}{_SPACE}h"
 
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "bytes": size,
     "count": lambda value: f"{value:,}",
     "epsilon": epsilon_text,
-    "memory": lambda value: f"{significant(value / 2**30)} GiB",
+    "memory": lambda value: f"{significant(value / 2**30)}{_SPACE}GiB",
     "figure": lambda value: f"{value:.4g}",
     "money": significant,
-    "percent": lambda value: f"{signed(100.0 * value)} %",
+    "percent": lambda value: f"{signed(100.0 * value)}{_SPACE}%",
     "probability": lambda value: f"{value:g}",
     "seconds": time,
 }

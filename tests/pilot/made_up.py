@@ -184,6 +184,6 @@ def full_pilot(**given: Any) -> PilotRecord:
             "sweep": {"bits": [20], "epsilon": [1.0, 8.0], "aggregation": ["bfv"],
                       "rank": [2, 16], "sharing": ["fedit"]},
             "decision": {"least_improvement": 0.15, "share_of_full": 0.5, "epsilon": 3.0,
-                         "megabytes_per_round": 2.0, "client_seconds_per_round": 5.0,
+                         "megabytes_per_round": 4.0, "client_seconds_per_round": 60.0,
                          "memory_gib": 4.0}} | given),
     )  # fmt: skip

@@ -1,9 +1,13 @@
-"""What changed since an earlier pilot: what makes the two incomparable first, then the figures."""
+"""What changed since an earlier pilot: what makes the two incomparable first, then the figures.
+
+With other data, another model or another evaluation no change of quality is called better or worse;
+on another machine no change of seconds, nor of money, which follows from them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -17,6 +21,9 @@ from securefed.pilot.words import Gain, Said
 Change = Literal["better", "worse", "same", "not_measured"]
 
 
+_OF_DATA = ("data", "model", "evaluation")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moved:
     """One figure of one trial, then and now.
@@ -24,7 +31,7 @@ class Moved:
     Attributes:
         what: ``"quality"``, ``"bytes"``, ``"seconds"``, ``"epsilon"`` or ``"money"``.
         then, now: as they are to be written; None where not measured.
-        change: whether now is better.
+        change: whether now is better; ``"not_measured"`` too where the two cannot be compared.
     """
 
     what: str
@@ -60,12 +67,14 @@ def compare(now: PilotRecord, then: PilotRecord) -> Compared:
     """
     prices = pilot_config(now).prices
     ours, theirs = _finished(now), _finished(then)
+    unlike = _unlike(now, then)
     return Compared(
         differences=_differences(now, then, ours, theirs),
         then=read_pilot(then).verdict,
         now=read_pilot(now).verdict,
         trials={
-            name: (
+            name: _comparable(
+                unlike,
                 _moved("quality", old.improvement, new.improvement, more_is_better=True, old=old),
                 _moved("bytes", old.bytes, new.bytes),
                 _moved("seconds", old.client_seconds, new.client_seconds),
@@ -77,6 +86,23 @@ def compare(now: PilotRecord, then: PilotRecord) -> Compared:
         },
         only_then=tuple(name for name in theirs if name not in ours),
         only_now=tuple(name for name in ours if name not in theirs),
+    )
+
+
+def _unlike(now: PilotRecord, then: PilotRecord) -> frozenset[str]:
+    """Figures of which neither pilot's is the better one, since they are of different things."""
+    found: set[str] = set()
+    sections = [{key: record.run.get(key) for key in _OF_DATA} for record in (now, then)]
+    if sections[0] != sections[1] or now.public != then.public:
+        found.add("quality")
+    if dict(now.machine) != dict(then.machine):
+        found |= {"seconds", "money"}
+    return frozenset(found)
+
+
+def _comparable(unlike: frozenset[str], *moved: Moved) -> tuple[Moved, ...]:
+    return tuple(
+        replace(one, change="not_measured") if one.what in unlike else one for one in moved
     )
 
 
@@ -169,7 +195,7 @@ def _shown(value: Any) -> Any:
 
 def _rank(path: str) -> int:
     """0 for what decides the data and how it is read, 1 for the rest."""
-    return 0 if path.partition(".")[0] in ("data", "model", "evaluation") else 1
+    return 0 if path.partition(".")[0] in _OF_DATA else 1
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:

@@ -261,14 +261,19 @@ def projection_table(
 def _projected(
     whole: Projection, point: float | None, config: PilotConfig, words: Words
 ) -> tuple[tuple[str, ...], ...]:
-    moved = words(
-        "projection.of_which_measured", all=whole.bytes_each, measured=whole.measured_bytes
-    )
+    each, every = whole.seconds_each, whole.device_seconds
     return (
-        (moved,),
-        (words.say(whole.bytes, "bytes"),),
-        (words.say(whole.seconds_each, "seconds"),),
-        (words.say(whole.device_seconds, "seconds"),),
+        (
+            words("projection.each", figure=words.say(whole.bytes_each, "bytes")),
+            words("projection.measured", figure=words.say(whole.measured_bytes, "bytes")),
+            words("projection.all_bytes", figure=words.say(whole.bytes, "bytes")),
+        ),
+        (
+            words("projection.each", figure=words.say(each, "seconds")),
+            words("projection.all_seconds", figure=words.say(every, "seconds")),
+        )
+        if each is not None
+        else (words("not_measured"),),
         (words.say(whole.server_seconds, "seconds"),),
         (_money(whole.money, config, words),),
         (_money(point, config, words),),
@@ -277,18 +282,26 @@ def _projected(
 
 def compared_table(compared: Compared, words: Words) -> Table:
     """What moved since the earlier pilot."""
+    unchanged = tuple(
+        name
+        for name, moved in compared.trials.items()
+        if all(one.change == "same" for one in moved)
+    )
     rows = [
         Row(
             (words.say(name, "name"),),
             tuple(
                 (
-                    words("table.then_now", then=one.then, now=one.now),
+                    words.say(one.now)
+                    if one.change == "same"
+                    else words("table.then_now", then=one.then, now=one.now),
                     words(f"change.{one.change}"),
                 )
                 for one in moved
             ),
         )
         for name, moved in compared.trials.items()
+        if name not in unchanged
     ]
     names = ("trial", "quality", "bytes", "seconds", "epsilon", "money")
     columns = tuple(words(f"column.{name}") for name in names)
@@ -298,7 +311,11 @@ def compared_table(compared: Compared, words: Words) -> Table:
         now=Said(f"verdict_word.{compared.now}"),
     )
     notes = [verdicts]
-    for key, trials in (("only_then", compared.only_then), ("only_now", compared.only_now)):
+    for key, trials in (
+        ("unchanged", unchanged),
+        ("only_then", compared.only_then),
+        ("only_now", compared.only_now),
+    ):
         if trials:
             notes.append(words(f"compared.{key}", trials=trials))
     return Table(words("table.compared"), columns, tuple(rows), tuple(notes))

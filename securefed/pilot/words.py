@@ -148,7 +148,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "memory": lambda value: f"{significant(value / 2**30)}{_SPACE}GiB",
     "figure": lambda value: f"{value:.4g}",
     "money": significant,
-    "percent": lambda value: f"{signed(100.0 * value)}{_SPACE}%",
+    "percent": lambda value: f"{significant(100.0 * value)}{_SPACE}%",
     "probability": lambda value: f"{value:g}",
     "seconds": time,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 from securefed.pilot.records import Cost, Group, PilotRecord, Quality, Trial
 from securefed.pilot.words import Gain, Said
+from securefed.privacy.accounting import ADVERSARIES
 
 FULL, POOLED, ALONE = "full fine-tuning", "pooled training", "clients alone"
 """Baselines, by name."""
@@ -146,20 +147,24 @@ class Summary:
 
 
 def client_seconds(cost: Cost) -> float | None:
-    """CPU seconds of a client and round, over all phases; None where none was recorded."""
-    return math.fsum(cost.client_seconds.values()) if cost.client_seconds else None
+    """CPU seconds of a client and round, over all phases.
+
+    None where none was recorded, or where an estimate leaves out training: what is left of it would
+    pass for the whole.
+    """
+    phases = cost.client_seconds
+    if not phases or ("client_seconds" in cost.estimated and "train" not in phases):
+        return None
+    return math.fsum(phases.values())
 
 
 def guarantee_of(trial: Trial) -> Mapping[str, Any] | None:
-    """The statement that a trial's epsilon is part of, or None."""
-    return next(
-        (
-            held
-            for held in trial.guarantees
-            if isinstance(held["epsilon"], float | int) and held["epsilon"] == trial.epsilon
-        ),
-        None,
-    )
+    """The statement that a trial's epsilon is part of, or None.
+
+    Where several adversaries are held to the same epsilon, that against the strongest.
+    """
+    found = [held for held in trial.guarantees if held["epsilon"] == trial.epsilon]
+    return min(found, key=lambda held: ADVERSARIES.index(held["against"]), default=None)
 
 
 def terms_of(trial: Trial) -> Said:

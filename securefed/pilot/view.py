@@ -243,16 +243,7 @@ def projection_table(
         basis.update(dict.fromkeys(words.say(item) for item in whole.basis))
         point = price_per_point(one, config.prices)
         rows.append(Row(head, _projected(whole, point, config, words)))
-    names = (
-        "trial",
-        "bytes_each",
-        "bytes_all",
-        "seconds_each",
-        "device",
-        "server",
-        "whole",
-        "point",
-    )
+    names = ("trial", "moved", "work", "server", "whole", "point")
     columns = tuple(words(f"column.{name}") for name in names)
     caption = words("table.projection", clients=to.clients, rounds=to.rounds)
     return Table(caption, columns, tuple(rows), tuple(basis))

@@ -82,7 +82,7 @@ class Criterion:
         return figure < other if self.at_most else figure > other
 
     def _holds(self, figure: float, bound: float) -> bool:
-        if figure == bound:
+        if math.isclose(figure, bound, rel_tol=1e-9, abs_tol=1e-12):  # but for the last bits
             return not self.strict
         return self.closer(figure, bound)
 

@@ -25,6 +25,7 @@ Language = Literal["en", "ja"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
 _MINUS = "\N{MINUS SIGN}"
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SPACE = "\N{NO-BREAK SPACE}"
 _FOLDER = Path(__file__).with_name("languages")
 
@@ -123,6 +124,20 @@ def signed(value: float) -> str:
     return f"{value:.2f}".replace("-", _MINUS)
 
 
+def power(value: float) -> str:
+    """A probability, with a power of ten where it is small.
+
+    Example:
+        >>> power(1e-5), power(2.5e-7), power(0.25)
+        ('10⁻⁵', '2.5×10⁻⁷', '0.25')
+    """
+    mantissa, _, exponent = f"{value:g}".partition("e")
+    if not exponent:
+        return mantissa
+    raised = f"10{str(int(exponent)).translate(_RAISED)}"
+    return raised if mantissa == "1" else f"{mantissa}×{raised}"
+
+
 def size(count: float) -> str:
     """Bytes, in powers of 1000."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
@@ -149,7 +164,7 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "figure": lambda value: f"{value:.4g}",
     "money": significant,
     "percent": lambda value: f"{significant(100.0 * value)}{_SPACE}%",
-    "probability": lambda value: f"{value:g}",
+    "probability": power,
     "seconds": time,
 }
 """How a number is written; ``name``, a trial's or a role's, goes through the table too."""

@@ -163,7 +163,13 @@ def guarantee_of(trial: Trial) -> Mapping[str, Any] | None:
 
     Where several adversaries are held to the same epsilon, that against the strongest.
     """
-    found = [held for held in trial.guarantees if held["epsilon"] == trial.epsilon]
+    found = [
+        held
+        for held in trial.guarantees
+        if held.get("epsilon") == trial.epsilon
+        and held.get("against") in ADVERSARIES
+        and {"unit", "delta"} <= held.keys()
+    ]
     return min(found, key=lambda held: ADVERSARIES.index(held["against"]), default=None)
 
 

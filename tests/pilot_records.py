@@ -145,7 +145,13 @@ def full_pilot(**given: Any) -> PilotRecord:
     return record(
         trial(after=40.0, folder="runs/01-base"),
         trial("clients alone", "baseline", after=45.0, epsilon=None, costs=cost(up=0, down=0)),
-        trial("pooled training", "baseline", after=33.0, epsilon=None, costs=cost(up=0, down=0)),
+        trial(
+            "pooled training",
+            "baseline",
+            after=33.0,
+            epsilon=None,
+            costs=cost(up=0, down=0, seconds={}, server={"train": 1.0}),
+        ),
         trial(
             "full fine-tuning",
             "baseline",

@@ -31,8 +31,9 @@ def missing(record: PilotRecord, config: PilotConfig, found: Sequence[Summary]) 
         ("seconds", "client_seconds"),
         ("memory", "memory"),
     ):
-        lacking = tuple(one.name for one in done if getattr(one, figure) is None)
-        if len(lacking) == len(done):
+        could = [one for one in done if not (key == "seconds" and one.pooled)]
+        lacking = tuple(one.name for one in could if getattr(one, figure) is None)
+        if len(lacking) == len(could):
             gaps.append(Said(f"missing.{key}"))
         elif lacking:
             gaps.append(Said(f"missing.{key}_of", {"trials": lacking}))

@@ -16,6 +16,7 @@ from typing import Any
 
 from securefed.errors import ConfigError
 from securefed.pilot.compared import compare
+from securefed.pilot.facts import facts
 from securefed.pilot.missing import missing
 from securefed.pilot.plots import plots
 from securefed.pilot.protections import protections
@@ -25,15 +26,8 @@ from securefed.pilot.settings import pilot_config
 from securefed.pilot.stages import stages
 from securefed.pilot.summaries import Summary, summaries
 from securefed.pilot.tables import trials_csv
-from securefed.pilot.view import (
-    compared_table,
-    criteria_table,
-    facts,
-    numbered,
-    projection_table,
-    protections_table,
-    trials_table,
-)
+from securefed.pilot.view import criteria_table, numbered, trials_table
+from securefed.pilot.view_costs import compared_table, projection_table, protections_table
 from securefed.pilot.words import Words
 from securefed.privacy.accounting import PrivacyGuarantee
 

@@ -121,6 +121,11 @@ class Summary:
         return None if found is None else found.most
 
     @property
+    def pooled(self) -> bool:
+        """Whether one party holds all data here, and no client works."""
+        return self.group == "baseline" and self.name.startswith(POOLED)
+
+    @property
     def gain(self) -> Gain | None:
         """The mean improvement, with its metric."""
         if self.improvement is None or self.done[0].quality is None:

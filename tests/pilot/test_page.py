@@ -271,6 +271,29 @@ def test_what_was_left_out_is_named_with_its_reason():
     assert "“sharing = fedit” with seed 1 was left out" in text
 
 
+def test_pooled_training_has_no_clients_whose_time_could_be_missing():
+    text = Parsed(page(full_pilot())).text
+    assert "none: one party trains" in text
+    assert "CPU time of clients" not in text
+
+
+@pytest.mark.parametrize(("prices", "there"), [({"per_gb": 1.0}, True), ({}, False)])
+def test_money_has_a_column_only_where_prices_were_given(prices, there):
+    text = Parsed(page(full_pilot(prices=prices))).text
+    for words in ("Money for a client and round", "More money", "Money for everything"):
+        assert (words in text) == there
+    assert ("no price was given" in text) != there
+
+
+def test_a_pilot_like_the_one_before_says_what_is_unchanged():
+    made = record(trial(), trial("rank = 2", "sweep"), decision=NOT_LOCAL)
+    moved = replace(made, trials=(made.trials[0], trial("rank = 2", "sweep", after=41.0)))
+    text = Parsed(page(made, previous=moved)).text
+    assert "Data, run settings and machine are the same in both." in text
+    assert "18.00 % lower perplexity → 20.00 % lower perplexity better" in text
+    assert "Unchanged: “base”." in text
+
+
 def test_the_verdict_stands_on_top_in_three_sentences():
     text = page(full_pilot())
     box = re.search(r'<section class="verdict go">(.*?)</section>', text, re.DOTALL)

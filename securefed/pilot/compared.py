@@ -15,8 +15,8 @@ from securefed.pilot.costing import mean_price
 from securefed.pilot.reading import Verdict, read_pilot
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.settings import pilot_config
-from securefed.pilot.summaries import Summary, summaries
-from securefed.pilot.words import Gain, Said
+from securefed.pilot.summaries import Spread, Summary, summaries
+from securefed.pilot.words import Said
 
 Change = Literal["better", "worse", "same", "not_measured"]
 
@@ -75,11 +75,16 @@ def compare(now: PilotRecord, then: PilotRecord) -> Compared:
         trials={
             name: _comparable(
                 unlike,
-                _moved("quality", old.improvement, new.improvement, more_is_better=True, old=old),
+                _quality(old, new),
                 _moved("bytes", old.bytes, new.bytes),
                 _moved("seconds", old.client_seconds, new.client_seconds),
                 _epsilons(old, new),
-                _moved("money", mean_price(old, prices), mean_price(new, prices)),
+                _moved(
+                    "money",
+                    mean_price(old, prices),
+                    mean_price(new, prices),
+                    currency=prices.currency,
+                ),
             )
             for name, new in ours.items()
             if (old := theirs.get(name)) is not None
@@ -110,22 +115,26 @@ def _finished(record: PilotRecord) -> dict[str, Summary]:
     return {one.name: one for one in summaries(record) if one.done}
 
 
-def _moved(
-    what: str, then: Any, now: Any, *, more_is_better: bool = False, old: Summary | None = None
-) -> Moved:
+def _moved(what: str, then: Spread | None, now: Spread | None, **more: Any) -> Moved:
+    """A figure of which less is better."""
     before, after = (None if one is None else one.mean for one in (then, now))
-    metric = old.gain.metric if old is not None and old.gain is not None else None
-
-    def written(value: float | None) -> Any:
-        if value is None or metric is None:
-            return None if value is None else Said(f"as.{what}", {"value": value})
-        return Gain(metric, value)
-
     change: Change = "not_measured"
     if before is not None and after is not None:
-        better = after > before if more_is_better else after < before
+        change = "same" if after == before else "better" if after < before else "worse"
+    written = (
+        None if value is None else Said(f"as.{what}", {"value": value} | more)
+        for value in (before, after)
+    )
+    return Moved(what=what, then=next(written), now=next(written), change=change)
+
+
+def _quality(then: Summary, now: Summary) -> Moved:
+    before, after = then.gain, now.gain
+    change: Change = "not_measured"
+    if before is not None and after is not None and before.metric == after.metric:
+        better = after.value > before.value
         change = "same" if after == before else "better" if better else "worse"
-    return Moved(what=what, then=written(before), now=written(after), change=change)
+    return Moved(what="quality", then=before, now=after, change=change)
 
 
 def _epsilons(then: Summary, now: Summary) -> Moved:

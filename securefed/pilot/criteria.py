@@ -11,7 +11,7 @@ from securefed.config.pilot import PilotConfig
 from securefed.pilot.projecting import Projection, project
 from securefed.pilot.records import Metric, PilotRecord
 from securefed.pilot.summaries import ALONE, FULL, Summary, baseline, most_of, terms_of
-from securefed.pilot.words import Said
+from securefed.pilot.words import Gain, Said
 
 Outcome = Literal["met", "not_met", "not_measured"]
 
@@ -48,8 +48,7 @@ class Criterion:
         at_most: whether figures must not exceed the bound; otherwise they must not fall below it.
         strict: whether being equal to the bound is not enough.
         figure: a trial's, of its worst seed; None where it is not measured.
-        metric: of an improvement; None for other figures.
-        terms: unit, delta and adversary of an epsilon; None for other figures.
+        write: how such a figure is written: an epsilon with its unit, delta and adversary.
         absent: what it means that a trial has no figure.
     """
 
@@ -57,9 +56,8 @@ class Criterion:
     bound: float | None
     at_most: bool
     figure: Callable[[Summary], float | None]
+    write: Callable[[float], Said | Gain]
     strict: bool = False
-    metric: Metric | None = None
-    terms: Said | None = None
     absent: Outcome = "not_measured"
 
     def judge(self, summary: Summary) -> Judged:
@@ -76,6 +74,10 @@ class Criterion:
         return Judged(
             key=self.key, trial=summary.name, outcome=outcome, figure=figure, bound=self.bound
         )
+
+    def shown(self, figure: float | None) -> Said | Gain:
+        """A figure, or the bound, as it is to be written."""
+        return Said("not_measured") if figure is None else self.write(figure)
 
     def closer(self, figure: float, other: float) -> bool:
         """Whether ``figure`` lies nearer to what is asked than ``other``, or further beyond it."""
@@ -108,11 +110,25 @@ def criteria(
 
     def gain(key: str, bound: float | None, *, strict: bool = False) -> Criterion:
         return Criterion(
-            key=key, bound=bound, at_most=False, figure=gained, strict=strict, metric=metric
+            key=key,
+            bound=bound,
+            at_most=False,
+            figure=gained,
+            write=lambda value: Gain(metric, value),
+            strict=strict,
         )
 
-    def most(key: str, bound: float, figure: Callable[[Summary], float | None]) -> Criterion:
-        return Criterion(key=key, bound=bound, at_most=True, figure=figure)
+    def most(
+        key: str, bound: float, figure: Callable[[Summary], float | None], kind: str, **more: object
+    ) -> Criterion:
+        return Criterion(
+            key=key,
+            bound=bound,
+            at_most=True,
+            figure=figure,
+            write=lambda value: Said(f"as.{kind}", {"value": value} | more),
+            absent="not_met" if key == "epsilon" else "not_measured",
+        )
 
     def projected(one: Summary) -> Projection | None:
         to = config.projection
@@ -142,42 +158,20 @@ def criteria(
     if asked.beats_local:
         kept.append(gain("beats_local", _most_gained(baseline(found, ALONE)), strict=True))
     if asked.epsilon is not None:
-        kept.append(
-            Criterion(
-                key="epsilon",
-                bound=asked.epsilon,
-                at_most=True,
-                figure=lambda one: one.epsilon,
-                terms=epsilon_terms(found),
-                absent="not_met",
-            )
-        )
+        terms = epsilon_terms(found)
+        kept.append(most("epsilon", asked.epsilon, lambda one: one.epsilon, "epsilon", terms=terms))
     if asked.megabytes_per_round is not None:
-        kept.append(
-            most(
-                "megabytes_per_round",
-                asked.megabytes_per_round * MEGABYTE,
-                bytes_each,
-            )
-        )
+        bound = asked.megabytes_per_round * MEGABYTE
+        kept.append(most("megabytes_per_round", bound, bytes_each, "bytes"))
     if asked.client_seconds_per_round is not None:
-        kept.append(
-            most(
-                "client_seconds_per_round",
-                asked.client_seconds_per_round,
-                seconds_each,
-            )
-        )
+        bound = asked.client_seconds_per_round
+        kept.append(most("client_seconds_per_round", bound, seconds_each, "seconds"))
     if asked.memory_gib is not None:
-        kept.append(
-            most(
-                "memory_gib",
-                asked.memory_gib * GIBIBYTE,
-                lambda one: most_of(one.memory),
-            )
-        )
+        bound = asked.memory_gib * GIBIBYTE
+        kept.append(most("memory_gib", bound, lambda one: most_of(one.memory), "memory"))
     if asked.cost is not None:
-        kept.append(most("cost", asked.cost, cost))
+        currency = config.prices.currency
+        kept.append(most("cost", asked.cost, cost, "money", currency=currency))
     return tuple(kept)
 
 

@@ -35,7 +35,7 @@ from securefed.pilot.projecting import project
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.settings import pilot_config, setting
 from securefed.pilot.summaries import ALONE, Summary, baseline, summaries
-from securefed.pilot.words import Gain, Said
+from securefed.pilot.words import Said
 
 Verdict = Literal["go", "improve", "stop"]
 
@@ -215,38 +215,18 @@ def _figures(record: PilotRecord, config: PilotConfig, chosen: Summary) -> Said:
     to = config.projection
     whole = project(record, chosen, clients=to.clients, rounds=to.rounds, prices=config.prices)
     moved, seconds = chosen.bytes, chosen.client_seconds
-    more = (None, None) if whole is None else (whole.bytes_each, whole.seconds_each)
-    return Said(
-        "reason.figures",
-        {
-            "gain": chosen.gain,
-            "bytes": shown("megabytes_per_round", None if moved is None else moved.mean),
-            "seconds": shown("client_seconds_per_round", None if seconds is None else seconds.mean),
-            "more_bytes": shown("megabytes_per_round", more[0]),
-            "more_seconds": shown("client_seconds_per_round", more[1]),
-            "clients": to.clients,
-            "privacy": chosen.privacy(),
-        },
-    )
-
-
-_SHOWN_AS = {
-    "megabytes_per_round": "bytes",
-    "client_seconds_per_round": "seconds",
-    "memory_gib": "memory",
-    "cost": "money",
-}
-
-
-def shown(key: str, figure: float | None, criterion: Criterion | None = None) -> Any:
-    """A criterion's figure or bound, as it is to be written."""
-    if figure is None:
-        return Said("not_measured")
-    if criterion is not None and criterion.metric is not None:
-        return Gain(criterion.metric, figure)
-    if criterion is not None and criterion.terms is not None:
-        return Said("as.epsilon", {"value": figure, "terms": criterion.terms})
-    return Said(f"as.{_SHOWN_AS[key]}", {"value": figure})
+    figures = {
+        "bytes": (None if moved is None else moved.mean, "bytes"),
+        "seconds": (None if seconds is None else seconds.mean, "seconds"),
+        "more_bytes": (None if whole is None else whole.bytes_each, "bytes"),
+        "more_seconds": (None if whole is None else whole.seconds_each, "seconds"),
+    }
+    written = {
+        name: None if value is None else Said(f"as.{kind}", {"value": value})
+        for name, (value, kind) in figures.items()
+    }
+    more = {"gain": chosen.gain, "clients": to.clients, "privacy": chosen.privacy()}
+    return Said("reason.figures", written | more)
 
 
 def _what(criterion: Criterion) -> Said:
@@ -273,14 +253,14 @@ def _gap(each: Asked, config: PilotConfig) -> Said:
             best = figure
     values = {
         "what": _what(criterion),
-        "bound": shown(criterion.key, criterion.bound, criterion),
-        "best": shown(criterion.key, best, criterion),
+        "bound": criterion.shown(criterion.bound),
+        "best": criterion.shown(best),
     }
     if each.lever is not None:
         lever = {
             "trial": each.lever.trial,
-            "before": shown(criterion.key, each.lever.before, criterion),
-            "after": shown(criterion.key, each.lever.after, criterion),
+            "before": criterion.shown(each.lever.before),
+            "after": criterion.shown(each.lever.after),
         }
         return Said("gap.lever", values | lever)
     untried = tuple(Said(f"key.{key}") for key in _untried(config))

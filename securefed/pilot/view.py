@@ -10,7 +10,7 @@ from securefed.config.pilot import PilotConfig
 from securefed.pilot.costing import mean_price, priced
 from securefed.pilot.criteria import Judged
 from securefed.pilot.front import front, points
-from securefed.pilot.reading import Asked, Reading, shown
+from securefed.pilot.reading import Asked, Reading
 from securefed.pilot.summaries import Spread, Summary
 from securefed.pilot.words import Gain, Said, Words
 
@@ -161,11 +161,10 @@ def criteria_table(reading: Reading, config: PilotConfig, words: Words) -> Table
     rows = []
     for each in reading.asked:
         criterion = each.criterion
-        bound = shown(criterion.key, criterion.bound, criterion)
+        bound = criterion.shown(criterion.bound)
         asked = words(
             f"ask.{criterion.key}",
             bound=bound,
-            currency=config.prices.currency,
             clients=config.projection.clients,
             rounds=config.projection.rounds,
         )
@@ -183,7 +182,7 @@ def _answers(each: Asked, reading: Reading, words: Words) -> Cell:
     def figure(one: Judged) -> Any:
         if one.figure is None and criterion.absent == "not_met":
             return Said("epsilon.none")
-        return shown(criterion.key, one.figure, criterion)
+        return criterion.shown(one.figure)
 
     for one in each.judged:
         spoken_of = reading.trial is not None and one.trial == reading.trial.name

@@ -78,7 +78,8 @@ class Words:
             if kind == "name":
                 quoted = (self("as.name", value=item) for item in value)
                 return self.table["join_names"].join(quoted)
-            return self.table["join"].join(self.say(item, kind) for item in value)
+            join = "join_sentences" if kind == "sentences" else "join"
+            return self.table[join].join(self.say(item) for item in value)
         if value is None:
             return self.table["not_measured"]
         if isinstance(value, float) and not math.isfinite(value):
@@ -167,4 +168,8 @@ KINDS: dict[str, Callable[[Any], str]] = {
     "probability": power,
     "seconds": time,
 }
-"""How a number is written; ``name``, a trial's or a role's, goes through the table too."""
+"""How a number is written.
+
+Two kinds more: ``name``, a trial's or a role's, which goes through the table, and ``sentences``,
+which says how a sequence is joined.
+"""

@@ -229,7 +229,7 @@ def test_improve_names_what_was_not_tried_where_nothing_tried_moved_it():
         sweep={"rank": [2]},
     )
     assert reading.verdict == "improve"
-    assert "not tried were: what of the adapter travels; bits of the ring" in said(reading, 1)
+    assert "not tried were: what of the adapter travels, bits of the ring" in said(reading, 1)
     assert "the adapter's rank" not in said(reading, 1)
 
 

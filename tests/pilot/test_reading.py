@@ -1,7 +1,8 @@
 import math
+from dataclasses import replace
 
 import pytest
-from pilot_records import ALONE_AT_45, cost, record, skipped, trial
+from pilot_records import ALONE_AT_45, cost, guarantee, record, skipped, trial
 
 from securefed.errors import ConfigError
 from securefed.pilot.reading import read_pilot
@@ -277,6 +278,11 @@ def test_no_stop_for_an_epsilon_that_a_skipped_trial_was_to_be_held_to():
     assert loose.verdict == "stop"
 
 
+def test_a_target_that_a_finished_trial_missed_is_no_hope():
+    made = trial(varied={"privacy.target_epsilon": 1.0}, epsilon=None)
+    assert read(made, decision={"epsilon": 1.0}).verdict == "stop"
+
+
 def test_stop_where_no_lever_is_left():
     trials = (trial(after=46.0), trial("rank = 2", "sweep", after=47.0))
     asked = {"decision": {"least_improvement": 0.2}, "sweep": ALL_SWEPT}
@@ -294,6 +300,13 @@ def test_every_reason_to_stop_is_named():
     text = said(reading, 1)
     for words in ("untrained model", "clients that train alone", "epsilon of at most"):
         assert words in text
+
+
+def test_an_epsilon_against_several_is_stated_against_the_strongest():
+    both = (guarantee(2.5, "release"), guarantee(2.5, "server"))
+    text = said(read(replace(trial(), guarantees=both)), 1)
+    assert "against the server" in text
+    assert "released" not in text
 
 
 # -- of all --------------------------------------------------------------------------------

@@ -119,6 +119,8 @@ class PilotRecord:
         spent: epsilon and delta of all trials together; empty on public data.
         trials: in the order of running.
         seconds: by the clock, of all of it.
+        units: CPU seconds of the masking protocol's steps on this machine, by name, as in
+            :class:`~securefed.federation.costs.UnitCosts`; empty where they were not measured.
     """
 
     config: Mapping[str, Any]
@@ -129,6 +131,7 @@ class PilotRecord:
     spent: Mapping[str, float]
     trials: tuple[Trial, ...]
     seconds: float
+    units: Mapping[str, float] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """As JSON."""

@@ -77,7 +77,7 @@ class CostRecords:
 
     def __init__(self, cohort: Collection[str]) -> None:
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in cohort}
-        self._work: dict[str, list[Work]] = {name: [] for name in cohort}
+        self._work: list[list[Work]] = []  # of each round, its clients'
         self._server: list[dict[str, Any]] = []
         self._decryptor: list[Work] = []
         self._rounds: list[int] = []
@@ -98,12 +98,14 @@ class CostRecords:
             what: which of the two.
             number: of the round, or of the one that is evaluated after.
             carried: its messages.
-            work: of each client, and of a decryptor, since the last call.
+            work: of each client, and of a decryptor, since the last call; rows are of those who
+                were invited.
             server: likewise.
             adapter_bytes: what each client is sent of the adapter, besides the messages.
         """
-        for name, rows in self._rows.items():
-            rows.append(
+        members = [name for name in self._rows if name in carried.bytes_up]
+        for name in members:
+            self._rows[name].append(
                 {
                     "what": what,
                     "round": number,
@@ -114,8 +116,7 @@ class CostRecords:
             )
         if what == "round":
             self._rounds.append(number)
-            for name, done in self._work.items():
-                done.append(work[name])
+            self._work.append([work[name] for name in members])
             if DECRYPTOR in work:
                 self._decryptor.append(work[DECRYPTOR])
         self._server.append(
@@ -123,15 +124,15 @@ class CostRecords:
                 "what": what,
                 "round": number,
                 "bytes_in": sum(carried.bytes_up.values()),
-                "bytes_out": sum(carried.bytes_down.values()) + adapter_bytes * len(self._rows),
+                "bytes_out": sum(carried.bytes_down.values()) + adapter_bytes * len(members),
                 **server.to_record(),
             }
         )
 
     def mean_seconds(self, number: int) -> float:
-        """Mean over the cohort of the seconds spent on contributions to a round."""
+        """Mean over a round's cohort of the seconds spent on contributions to it."""
         place = self._rounds.index(number)
-        return float(np.mean([own_seconds(work[place]) for work in self._work.values()]))
+        return float(np.mean([own_seconds(work) for work in self._work[place]]))
 
     def write(
         self, folder: RunFolder, events: list[RoundEvent], settings: Settings, model_bytes: int
@@ -187,7 +188,7 @@ class CostRecords:
                 "client_work": "each client's own, in clients/ID/costs.json: it would tell how "
                 "many examples a client drew, or what its update was"
             }
-        done = [work for works in self._work.values() for work in works]
+        done = [work for works in self._work for work in works]
         return summary | {
             "client_work": _worked(done) | {"over": "clients and rounds since the last resume"},
             "seconds_per_round": _mean(event.seconds for event in rounds if event.seconds > 0),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.results import RunResult
+from securefed.engines.round_clock import RoundClock
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.timing import EncryptionSeconds
@@ -140,7 +142,7 @@ class Run:
         last = done
         for number in range(done + 1, total + 1):
             limit = self.settings.limit
-            if limit and not self.parties.afford():
+            if limit and not self.parties.afford(self.settings.cohorts.members(number)):
                 stopped = (
                     f"{limit[0]} = {limit[1]:g}: round {number} would exceed it, so the run ends "
                     "here"
@@ -208,17 +210,20 @@ class Run:
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         self.bench.begin_round(number)
-        combining = self.bench.combining
+        combining, members = self.bench.combining, self.settings.cohorts.members(number)
         name, dimension = secrets.token_bytes(SESSION_BYTES), combining.length
         # Every party describes the round by its own policy; equal descriptions are made once.
         sessions = {
-            policy: self._session(name, number, policy, dimension, self.settings.aggregation)
+            policy: self._session(
+                name, number, members, policy, dimension, self.settings.aggregation
+            )
             for policy in (
                 self._policy,
                 *(client.policy for client in self.parties.clients.values()),
             )
         }
-        name_of = {"round": number, "session": name.hex()}
+        name_of: dict[str, Any] = {"round": number, "session": name.hex()}
+        clock = RoundClock(self.settings, number, sessions[self._policy])
         ledger.append(ROUND_OPENED, self.settings.round_event(self._policy) | name_of)
         drop = {
             item.client: item.stage
@@ -239,7 +244,7 @@ class Run:
                 begun = time.perf_counter()
                 encoded = timed(codec, generator)
                 finished += 1
-                self.observer.working("training", finished, len(self.cohort))
+                self.observer.working("training", finished, len(members))
                 return encoded
 
             def charge() -> None:
@@ -250,7 +255,7 @@ class Run:
             def encrypted(done: int, of: int) -> None:
                 nonlocal made
                 made += 1
-                self.observer.working("encrypting", made, of * len(self.cohort))
+                self.observer.working("encrypting", made, of * len(members))
 
             return ClientRound(
                 sessions[client.policy],
@@ -265,15 +270,19 @@ class Run:
         try:
             carried = carry(
                 server,
-                self.parties.halves(sessions[self._policy], client_round),
+                clock.prepared(self.parties.halves(sessions[self._policy], client_round)),
                 drop=drop,
                 keep_transcript=False,
+                timing=clock.timing,
                 client_work=self._hiding,
                 server_work=self._summing,
             )
         except SecureFedError as error:
             ledger.append(
-                ROUND_FAILED, name_of | {"charged": sorted(charged), "why": type(error).__name__}
+                ROUND_FAILED,
+                name_of
+                | {"charged": sorted(charged), "why": type(error).__name__}
+                | clock.to_record(),
             )
             raise
         survivors = server.survivors
@@ -292,12 +301,13 @@ class Run:
                 "survivors": list(survivors),
                 "charged": sorted(charged),
                 "charges": self.parties.charges,
-                "bytes_up": sum(carried.bytes_up[name] for name in self.cohort),
-                "bytes_down": sum(carried.bytes_down[name] for name in self.cohort),
+                "bytes_up": sum(carried.bytes_up[name] for name in members),
+                "bytes_down": sum(carried.bytes_down[name] for name in members),
                 "refused": len(carried.refusals),
                 "silent": len(set(survivors) & carried.unanswered - set(carried.refusals)),
             }
-            | ({} if fraction is None else {"unclipped_fraction": fraction}),
+            | ({} if fraction is None else {"unclipped_fraction": fraction})
+            | clock.to_record(),
         )
         with self._meter.phase("apply"):
             gradient = combining.opened(
@@ -305,7 +315,9 @@ class Run:
                 number=number,
                 share=self.settings.share(survivors),
             )
-            sent = combining.values_down(self.step.step(number, gradient))
+            changed = self.step.step(number, gradient)
+            # Who comes back after rounds without it is sent all that changed in between.
+            sent = max(combining.values_down(changed), changed if clock.skips else 0)
         self.bench.take_over(survivors)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
@@ -326,6 +338,7 @@ class Run:
         self,
         name: bytes,
         number: int,
+        members: tuple[str, ...],
         policy: PrivacyPolicy,
         dimension: int,
         aggregation: Aggregation,
@@ -333,12 +346,12 @@ class Run:
         return RoundSession(
             session=name,
             round=number,
-            cohort=self.cohort,
+            cohort=members,
             roster=self.parties.roster,
             dimension=dimension,
-            policy=policy,
+            policy=self.settings.cohorts.policy_of(policy, members),
             aggregation=aggregation,
-            model=self.bench.model_hash(),
+            model=self.settings.cohorts.binding(self.bench.model_hash()),
         )
 
     # -- held-out figures ------------------------------------------------------------------
@@ -349,6 +362,7 @@ class Run:
         session = self._session(
             secrets.token_bytes(SESSION_BYTES),
             number + 1,
+            self.cohort,
             policy,
             Figures.DIMENSION,
             figures_aggregation(self.config.aggregation, self.settings.aggregation),

@@ -14,6 +14,8 @@ from scipy.stats import binom
 
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
+from securefed.engines.cohorts import Cohorts
+from securefed.engines.run_plan import RunPlan
 from securefed.errors import ConfigError
 from securefed.federation.weights import client_weights
 from securefed.privacy.accounting import (
@@ -24,7 +26,7 @@ from securefed.privacy.accounting import (
     guarantee,
 )
 from securefed.privacy.adaptive_clip import AdaptiveClip
-from securefed.privacy.calibration import calibrated_policy
+from securefed.privacy.calibration import calibrated_by, calibrated_policy
 from securefed.privacy.correlated import best_bands
 from securefed.privacy.correlated_release import CorrelatedRelease
 from securefed.privacy.cyclic import largest_batch
@@ -89,6 +91,9 @@ class Settings:
         dimension: length of what is summed in a round.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
             ledger; checked against the target.  Without it, the noise is searched for.
+        run_plan: what each client does, where the run carries out a plan.  Policies, plan and
+            bounds are then those of a round of everybody; statements count the worst of all rounds
+            (:mod:`securefed.privacy.unlike_rounds`).
 
     Raises:
         ConfigError: a setting does not fit the cohort.
@@ -102,9 +107,10 @@ class Settings:
         sizes: Mapping[str, int],
         dimension: int,
         noise_multiplier: float | None = None,
+        run_plan: RunPlan | None = None,
     ) -> None:
         privacy = config.privacy
-        self.config = config
+        self.config, self.run_plan = config, run_plan
         self.sizes = dict(sizes)
         self.weights = client_weights(config.training, sizes)
         self.cohort_size = len(sizes)
@@ -154,6 +160,8 @@ class Settings:
             cohort_size=self.cohort_size,
             dimension=dimension,
         )
+        self.cohorts = Cohorts(run_plan, sizes, self.aggregation, dimension, self._summed)
+        self.aggregation = self.cohorts.aggregation
         if chosen is None:
             self.stated = self._calibrated(dimension)
         self.sum_policy = self._summed(self.stated)
@@ -170,6 +178,7 @@ class Settings:
         self.encryption: RoundEncryption | None = self.aggregation.encryption(
             self.plan, self.bounds
         )
+        self.cohorts.settle(self.stated)
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
         if targeted and spent > (privacy.target_epsilon or 0.0):
@@ -207,6 +216,10 @@ class Settings:
         target = self.config.privacy.target_epsilon
         if target is None:
             raise ConfigError("noise_multiplier: neither it nor target_epsilon is given")
+        if self.run_plan is not None:
+            return calibrated_by(
+                self.stated, target, lambda policy: self.cohorts.epsilon(policy, self.accounted)
+            )
         return calibrated_policy(
             self.stated,
             target,
@@ -229,16 +242,19 @@ class Settings:
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement for one adversary after ``charges`` rounds."""
-        statement = guarantee(
-            self.stated,
-            self.plan,
-            cohort_size=self.cohort_size,
-            against=against,
-            rounds=charges,
-            plaintext=isinstance(self.aggregation, PlaintextAggregation),
-            ring_sigma=self.aggregation.ring_sigma(self.bounds),
-            key_holder=self.aggregation.trusted_key_holder,
-        )
+        if self.run_plan is not None:
+            statement = self.cohorts.guarantee(against, charges)
+        else:
+            statement = guarantee(
+                self.stated,
+                self.plan,
+                cohort_size=self.cohort_size,
+                against=against,
+                rounds=charges,
+                plaintext=isinstance(self.aggregation, PlaintextAggregation),
+                ring_sigma=self.aggregation.ring_sigma(self.bounds),
+                key_holder=self.aggregation.trusted_key_holder,
+            )
         if self.config.training.client_weights != "uniform":
             statement = replace(statement, assumptions=(*statement.assumptions, _WEIGHED))
         return replace(statement, unit=self._unit()) if self.stated.unit != "client" else statement
@@ -265,6 +281,15 @@ class Settings:
             )
         tokens = self.config.data.window_tokens
         return f"one example: {name}, cut off at {tokens} tokens (not a person)"
+
+    def local_steps(self, name: str) -> int:
+        """Local steps of one client in each round that it takes part in."""
+        plan = self.run_plan
+        return self.config.training.local_steps if plan is None else plan.given(name).local_steps
+
+    def micro_batch(self, name: str) -> int | None:
+        """Examples at a time of one client by the run's plan; None without one."""
+        return None if self.run_plan is None else self.run_plan.given(name).micro_batch
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee(self.accounted, charges).epsilon
@@ -350,6 +375,8 @@ class Settings:
         """Policy, plan and what a unit is, for the first record of ledger and accounts."""
         section = self.config.aggregation
         arrangement: dict[str, Any] = {"aggregation": section.kind}
+        if self.run_plan is not None:
+            arrangement["cohorts"] = self.cohorts.to_record()
         if section.encrypted:
             arrangement |= {"key_holder": section.key_holder, "masked": section.masked}
         return (

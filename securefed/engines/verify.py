@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import securefed
-from securefed.config import load_config
+from securefed.config import RunConfig, load_config
 from securefed.engines.attempts import History, check_accounts, read_history, require_same
 from securefed.engines.openings import OPENINGS, check_openings
 from securefed.engines.recorded import recorded_event, recorded_figures
+from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
 from securefed.evidence.chain import head_path, read_records
@@ -135,12 +136,13 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
             sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
             dimension=int(genesis["privacy"]["dimension"]),
             noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
+            run_plan=recorded_plan(genesis, config),
         )
     except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
         raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
-    charges = check_accounts(folder, genesis, history)
+    charges = check_accounts(folder, genesis, history, settings.cohorts)
     opened = (
         check_openings(folder, genesis, history) if settings.aggregation.has_decryptor else None
     )
@@ -174,6 +176,21 @@ def check_config(folder: Path, genesis: Mapping[str, Any]) -> None:
     path = folder / "config.toml"
     if hashlib.sha256(path.read_bytes()).hexdigest() != genesis["config_sha256"]:
         raise LedgerTampered(f"{path}: is not the file that the ledger names")
+
+
+def recorded_plan(genesis: Mapping[str, Any], config: RunConfig) -> RunPlan | None:
+    """The plan that a run carries out, by its first record; None where the run file asks for none.
+
+    Raises:
+        ConfigError: there is none where there must be one, or the other way round; or it does not
+            follow from its figures and the run file.
+    """
+    if ("plan" in genesis) != config.cohort.schedule.carry_out:
+        raise ConfigError(
+            f"plan: {'given' if 'plan' in genesis else 'missing'}, and cohort.schedule.carry_out = "
+            f"{config.cohort.schedule.carry_out}"
+        )
+    return RunPlan.of_record(genesis["plan"], config) if "plan" in genesis else None
 
 
 def _check_claims(ledger: Path, history: History, settings: Settings, charges: int) -> None:

@@ -261,7 +261,9 @@ class Workbench:
         largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
         examples = self.clients[largest].train
         few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
-        for note in self._gradients.check(few, micro_batch):
+        plan = settings.run_plan
+        others = {plan.given(name).micro_batch for name in self.sizes} if plan is not None else ()
+        for note in self._gradients.check(few, micro_batch, sorted(others)):
             self._observer.message(note)
 
     def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
@@ -279,7 +281,8 @@ class Workbench:
         if settings.one_step:
             most = self.config.training.examples_per_user
             kept = self.combining.cut_to(number)
-            return dp_sgd_step(self._gradients.now(), examples_per_user=most, kept=kept)
+            gradients = self._gradients.now(settings.micro_batch(client_id))
+            return dp_sgd_step(gradients, examples_per_user=most, kept=kept)
         return local_delta(
             lambda examples, policy: self._vector(client_id, settings, policy, examples, number)
         )
@@ -334,9 +337,12 @@ class Workbench:
         self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
     ) -> NDArray[np.float64]:
         """What a client's training gives, as it is before the clip."""
+        delta = self._delta(name, settings, examples, number)
+        if (plan := settings.run_plan) is not None:
+            delta = delta * np.float32(plan.scale(name, number, settings.weights))
         return self.combining.vector(
             name,
-            self._delta(name, settings, examples, number),
+            delta,
             weight=settings.weights[name],
             clip_norm=policy.clip_norm,
             number=number,
@@ -367,12 +373,13 @@ class Workbench:
     def _train(self, name: str, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
         if own is None:
-            added = self.combining.correction(name)
+            added, asked = self.combining.correction(name), settings.micro_batch(name)
             trainer = built_in_trainer(
                 settings,
                 self.parts,
                 units=examples.units(settings.stated.unit),
-                micro_batch=self.micro_batch,
+                local_steps=settings.local_steps(name),
+                micro_batch=self.micro_batch if asked is None else self._gradients.size_of(asked),
                 correction=None if added is None else self.parts.layout.unflatten(added),
                 device=self.device,
             )
@@ -381,7 +388,8 @@ class Workbench:
         if self._untouched is None:
             self._untouched = Untouched(self.model)
         # Made anew: what one client's training keeps in it must not reach another's.
-        trainer = load_trainer(own, self.config.training)
+        given = {"local_steps": settings.local_steps(name)}
+        trainer = load_trainer(own, self.config.training.model_copy(update=given))
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
 

@@ -178,20 +178,43 @@ def calibrated_policy(
         ConfigError: the policy has no noise to calibrate, or the target is out of reach; the
             message names the epsilon.
     """
+
+    def epsilon_of(candidate: PrivacyPolicy) -> float:
+        plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension, bits=bits)
+        return guarantee(
+            candidate, plan, cohort_size=cohort_size, against=against, plaintext=plaintext
+        ).epsilon
+
+    return calibrated_by(policy, epsilon, epsilon_of, tolerance=tolerance)
+
+
+def calibrated_by(
+    policy: PrivacyPolicy,
+    epsilon: float,
+    epsilon_of: Callable[[PrivacyPolicy], float],
+    *,
+    tolerance: float = TOLERANCE,
+) -> PrivacyPolicy:
+    """The policy with the least noise at which a statement of the caller's own meets a target.
+
+    Args:
+        policy: everything but the noise.
+        epsilon: the target, finite, > 0.
+        epsilon_of: the statement's epsilon; noise for which it raises ``OverflowBoundError`` or
+            ``UnsupportedEvent`` does not fit the ring, or is too coarse on its grid, and is not
+            taken.
+        tolerance: as of :func:`least_noise`.
+
+    Raises:
+        ConfigError: as of :func:`calibrated_policy`.
+    """
     if policy.mechanism == "none":
         raise ConfigError("mechanism = 'none': adds no noise, so it meets no epsilon")
 
     def epsilon_at(noise: float) -> float:
-        candidate = replace(policy, noise_multiplier=noise)
         try:
-            plan = plan_round(candidate, cohort_size=cohort_size, dimension=dimension, bits=bits)
-            statement = guarantee(
-                candidate, plan, cohort_size=cohort_size, against=against, plaintext=plaintext
-            )
+            return epsilon_of(replace(policy, noise_multiplier=noise))
         except (OverflowBoundError, UnsupportedEvent):
-            # This noise does not fit the ring, or is too coarse on its grid: nothing is stated.
             return math.inf
-        return statement.epsilon
 
-    noise = least_noise(epsilon_at, epsilon, tolerance=tolerance)
-    return replace(policy, noise_multiplier=noise)
+    return replace(policy, noise_multiplier=least_noise(epsilon_at, epsilon, tolerance=tolerance))

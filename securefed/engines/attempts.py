@@ -6,7 +6,7 @@ An attempt is opened, and ends in one of three ways::
                    ├── round_failed
                    └── round_abandoned      (noted by the resume after a kill)
 
-**The rule of counting.** A client's charges are the sessions in its own account, and also the
+**The rule of counting.**  A client's charges are the sessions in its own account, and also the
 session of an attempt that the ledger opened and that has no end.  The account alone cannot show
 that nothing was sent in that attempt, since whoever can take the last charge from the file leaves a
 file that verifies; so it counts for every client of the round's cohort.  Three records keep that
@@ -337,7 +337,7 @@ def next_clip_norm(policy: PrivacyPolicy) -> float | None:
 
 def check_accounts(
     folder: Path, genesis: Mapping[str, Any], history: History, cohorts: Cohorts
-) -> int:
+) -> dict[str, int]:
     """Compare each client's account with the run's ledger, by the rule of counting.
 
     Args:
@@ -347,7 +347,7 @@ def check_accounts(
         cohorts: who is in which round.
 
     Returns:
-        The most charges of any client.
+        The charges of each client.
 
     Raises:
         LedgerTampered: an account is missing, is another client's, charges what was never opened,
@@ -401,7 +401,7 @@ def check_accounts(
     if history.open is not None:
         for name in cohorts.members(history.open.round):
             charged[name].add(history.open.session)
-    return max(map(len, charged.values()))
+    return {name: len(sessions) for name, sessions in charged.items()}
 
 
 def told_on_resume(history: History, paid: Collection[Collection[str]]) -> str:

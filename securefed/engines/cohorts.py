@@ -32,6 +32,8 @@ class Cohorts:
 
     Attributes:
         aggregation: in the ring of all rounds.
+        kinds: what accounting needs of each size of cohort, once the noise is settled; none
+            without a plan.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Cohorts:
         self.aggregation = aggregation
         self._plan, self._everybody = run_plan, tuple(sorted(clients))
         self._dimension, self._summed = dimension, summed
-        self._kinds: tuple[RoundKind, ...] = ()
+        self.kinds: tuple[RoundKind, ...] = ()
         if run_plan is not None:
             if isinstance(aggregation, HomomorphicAggregation):
                 raise ConfigError("aggregation: a plan is carried out in 'pairwise' rounds only")
@@ -85,11 +87,11 @@ class Cohorts:
             ConfigError: a round's cohort leaves no safe threshold.
             OverflowBoundError: a round's sum would not fit the ring.
         """
-        self._kinds = self._kinds_of(stated)
+        self.kinds = self._kinds_of(stated)
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement after the client with the most charges has ``charges``."""
-        return self._stated(self._kinds, against, charges)
+        return self._stated(self.kinds, against, charges)
 
     def epsilon(self, stated: PrivacyPolicy, against: Adversary) -> float:
         """Epsilon of all rounds under a policy that may be settled on.
@@ -101,7 +103,7 @@ class Cohorts:
 
     def to_record(self) -> list[dict[str, object]]:
         """What a statement follows from, for each size of cohort."""
-        return [kind.to_record() for kind in self._kinds]
+        return [kind.to_record() for kind in self.kinds]
 
     def _stated(
         self, kinds: tuple[RoundKind, ...], against: Adversary, charges: int

@@ -130,6 +130,16 @@ class RunPlan:
         rule.check(policy, prepared=self.prepared(policy))
         return rule
 
+    def check_deadlines(self, policy: PrivacyPolicy) -> None:
+        """Refuse deadlines that no round can keep, before the first one.
+
+        Raises:
+            ConfigError: ``patience`` is below the deadline that the plan gives.
+        """
+        periods = (client.assignment.period for client in self.schedule.clients.values())
+        for number in range(1, 1 + max(periods)):
+            self.deadline(number, policy)
+
     def prepared(self, policy: PrivacyPolicy) -> bool:
         """Whether contributions are made before a round begins, so that nobody sees how long."""
         return self.config.cohort.schedule.deadline is not None and bool(why_prepared(policy))

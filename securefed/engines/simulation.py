@@ -153,6 +153,7 @@ class Federation:
         plan = self._plan = settings.run_plan
         if plan is None:
             raise ConfigError("cohort.schedule.carry_out: no plan was made")
+        plan.check_deadlines(settings.stated)
         self._observer.planned(plan.schedule)
         bench.check_gradients(settings)
 

@@ -49,7 +49,7 @@ class VerifiedRun:
         records: of the ledger.
         settings: what the run file means for the cohort.
         history: the run so far.
-        charges: as in :class:`Verdict`.
+        charged: charges of each client, by the same rule.
         opened: how many sums the decryptor opened; None where there is none.
         ignored: what a kill may have left and no record speaks of, in words.
     """
@@ -57,9 +57,14 @@ class VerifiedRun:
     records: list[Record]
     settings: Settings
     history: History
-    charges: int
+    charged: dict[str, int]
     opened: int | None
     ignored: list[str]
+
+    @property
+    def charges(self) -> int:
+        """As in :class:`Verdict`."""
+        return max(self.charged.values())
 
 
 def verify_run(folder: Path) -> Verdict:
@@ -100,6 +105,7 @@ def verify_run(folder: Path) -> Verdict:
             f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
             f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
+    lines.extend(_participation(run))
     finished = history.closed is not None
     resumable = run.settings.config.privacy.resumable
     unfinished = f"not finished{': resume it or leave it' * resumable}"
@@ -142,7 +148,8 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
         raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
-    charges = check_accounts(folder, genesis, history, settings.cohorts)
+    charged = check_accounts(folder, genesis, history, settings.cohorts)
+    charges = max(charged.values())
     opened = (
         check_openings(folder, genesis, history) if settings.aggregation.has_decryptor else None
     )
@@ -154,7 +161,24 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     if history.closed is not None and torn:
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
     ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
-    return VerifiedRun(records, settings, history, charges, opened, ignored)
+    return VerifiedRun(records, settings, history, charged, opened, ignored)
+
+
+def _participation(run: VerifiedRun) -> list[str]:
+    """What clients spent that a plan has in some rounds only, in words."""
+    plan, settings = run.settings.run_plan, run.settings
+    if plan is None or not plan.skips:
+        return []
+    found = []
+    for name, count in run.charged.items():
+        period = plan.given(name).period
+        turn = "every round" if period == 1 else f"one of {period} rounds"
+        spent = epsilon_text(settings.epsilon_after(count))
+        found.append(
+            f"plan: {name} takes part in {turn}: {count} charges, epsilon {spent} against "
+            f"{settings.accounted}"
+        )
+    return found
 
 
 def _torn_tails(folder: Path, cohort: list[str], settings: Settings) -> list[str]:

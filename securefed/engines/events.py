@@ -64,11 +64,9 @@ class RoundEvent:
 
         ``held_out_guaranteed`` says that no guarantee covers perplexity and accuracy.
         """
-        kept = {
-            key: value
-            for key, value in asdict(self).items()
-            if "seconds" not in key or key == "virtual_seconds"
-        }
+        kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
+        if self.virtual_seconds is not None:
+            kept["virtual_seconds"] = self.virtual_seconds
         return kept | {"held_out_guaranteed": False}
 
 

@@ -51,7 +51,8 @@ class Federation:
         offline: fetch nothing.
         clock: gives RFC 3339 text for ledger records.
         loaded: model and clients of another federation's run that is over, to be used again.
-        plan: of another federation's run, to be carried out again; else a run makes its own.
+        plan: what runs carry out, if the run file asks for that and it is settled already, as
+            after another federation's run; else the first run makes its own.
 
     Example:
         >>> Federation.from_config("run.toml").run("runs/first")   # doctest: +SKIP
@@ -123,8 +124,10 @@ class Federation:
                 )
         else:
             folder.check_new()
-        noise, plan = _recorded(folder, self.config) if resume else (None, None)
-        bench, settings = self.prepare(noise, plan or self._plan)
+        noise = None
+        if resume:
+            noise, self._plan = _recorded(folder, self.config)
+        bench, settings = self.prepare(noise)
         self._used = bench
         if self.config.cohort.schedule.carry_out:
             if settings.run_plan is None:
@@ -157,15 +160,11 @@ class Federation:
         self._observer.planned(plan.schedule)
         bench.check_gradients(settings)
 
-    def prepare(
-        self, noise_multiplier: float | None = None, run_plan: RunPlan | None = None
-    ) -> tuple[Workbench, Settings]:
+    def prepare(self, noise_multiplier: float | None = None) -> tuple[Workbench, Settings]:
         """Load model and data and check everything that can be checked before a round.
 
         Args:
             noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began.
-            run_plan: what the run carries out, where that is settled; without it a run makes its
-                plan from what this returns.
         """
         if self._loaded is not None:
             bench = self._loaded.again(self.config, self._observer)
@@ -178,7 +177,7 @@ class Federation:
             sizes=bench.sizes,
             dimension=bench.combining.length,
             noise_multiplier=noise_multiplier,
-            run_plan=run_plan,
+            run_plan=self._plan,
         )
         if settings.encryption is not None:
             SumKey.generate(settings.encryption)  # refused now or never: the library is missing

@@ -427,7 +427,7 @@ def test_updates_are_scaled_to_the_mean_of_public_steps_where_that_is_asked_for(
 def test_clients_take_their_own_steps_and_scale_before_the_clip(whole, tmp_path):
     federation = Federation.from_config(write(tmp_path, training={"normalize_steps": True}))
     plan = RunPlan.of_record(genesis(whole[0].folder)["plan"], federation.config)
-    bench, settings = federation.prepare(run_plan=plan)
+    bench, settings = Federation(federation.config, plan=plan).prepare()
     for name, number in (("site-0", 1), ("site-1", 1), ("site-1", 2)):
         bench.begin_round(number)
         examples = bench.clients[name].train
@@ -490,7 +490,7 @@ def test_a_target_is_met_by_the_worst_of_the_rounds(whole, tmp_path):
         write(tmp_path, privacy={"noise_multiplier": None, "target_epsilon": 3.0})
     )
     plan = RunPlan.of_record(genesis(whole[0].folder)["plan"], federation.config)
-    _, settings = federation.prepare(run_plan=plan)
+    _, settings = Federation(federation.config, plan=plan).prepare()
     assert 2.9 < settings.epsilon_after(4) <= 3.0
     for kind in settings.cohorts.kinds:
         assert kind.policy.noise_multiplier == settings.stated.noise_multiplier

@@ -119,7 +119,7 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
             rank=config.lora.rank,
             local_steps=steps,
             batch=batch,
-            micro_batch=bench.micro_batch,
+            micro_batch=bench.public_micro_batch(settings),
             bits=settings.plan.bits,
         ),
         ranks=asked.rank_tiers or [config.lora.rank],

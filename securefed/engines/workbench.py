@@ -251,13 +251,7 @@ class Workbench:
         """
         if settings.stated.unit == "client":
             return
-        expected = settings.stated.expected_share * sum(self.sizes.values()) / len(self.sizes)
-        # How many examples a user has is not public, and shapes follow from public figures alone:
-        # without a bound on them the size is that for one example a user, which fits more as well.
-        expected *= self.config.training.examples_per_user or 1
-        micro_batch = filled_micro_batch(
-            self.config.training.micro_batch, expected, self.config.model.task, self.device
-        )
+        micro_batch = self.public_micro_batch(settings)
         largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
         examples = self.clients[largest].train
         few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
@@ -265,6 +259,18 @@ class Workbench:
         others = {plan.given(name).micro_batch for name in self.sizes} if plan is not None else ()
         for note in self._gradients.check(few, micro_batch, sorted(others)):
             self._observer.message(note)
+
+    def public_micro_batch(self, settings: Settings) -> int:
+        """Examples at a time by public figures alone, before a check of real ones may lower it."""
+        if settings.stated.unit == "client":
+            return self.config.training.micro_batch
+        expected = settings.stated.expected_share * sum(self.sizes.values()) / len(self.sizes)
+        # How many examples a user has is not public, and shapes follow from public figures alone:
+        # without a bound on them the size is that for one example a user, which fits more as well.
+        expected *= self.config.training.examples_per_user or 1
+        return filled_micro_batch(
+            self.config.training.micro_batch, expected, self.config.model.task, self.device
+        )
 
     def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""

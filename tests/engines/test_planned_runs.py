@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from engines.test_tampering import rewrite, set_in, unclosed
 from tiny import write_run
 
 from securefed import Federation
+from securefed.cli import watching
+from securefed.cli.closing import draw, table
 from securefed.cli.watching import round_line
 from securefed.config import load_config
 from securefed.engines import planning
@@ -50,7 +53,12 @@ def write(folder: Path, *, schedule=None, training=None, cohort=None, privacy=No
     folder.mkdir(parents=True, exist_ok=True)
     return write_run(
         folder,
-        privacy={"unit": "client", "noise_multiplier": 4.0, "expected_batch": None}
+        privacy={
+            "unit": "client",
+            "noise_multiplier": 4.0,
+            "expected_batch": None,
+            "corrupt_fraction": 0.2,
+        }
         | (privacy or {}),
         training={"rounds": 4, "local_steps": 8, "batch_size": 4} | (training or {}),
         cohort={"profiles": MACHINES, "schedule": SCHEDULE | (schedule or {})} | (cohort or {}),
@@ -133,6 +141,21 @@ def test_the_plan_is_shown_recorded_and_kept_to(whole):
     assert [len(body["survivors"]) for body in evaluated] == [6, 6]
 
 
+def test_a_plan_and_its_rounds_are_printed(whole, capsys, monkeypatch):
+    result, watcher = whole
+    monkeypatch.setattr(watching.console, "width", 120)
+    with watching.watching() as shown:
+        shown.planned(watcher.plans[0])
+    watching.console.print(table(load_config(result.folder / "config.toml"), result))
+    out = capsys.readouterr().out
+    assert re.search(r"site-0 +│ +2 │ +8 │ +16 │ +all │", out)
+    assert re.search(r"site-4 +│ +2 │ +4 │ +16 │ 1 of 2 │", out)
+    assert re.search(r"survivors, fewest in a round +│ +│ +4 of 4 ", out)
+    assert "virtual seconds a round" in out
+    draw(load_config(result.folder / "config.toml"), result, [])
+    assert (result.folder / "rounds.svg").stat().st_size > 0
+
+
 def test_a_client_is_charged_for_its_own_rounds_and_sends_nothing_in_others(whole):
     out = whole[0].folder
     weak = {"site-4": [1, 3], "site-5": [1, 3]}
@@ -157,9 +180,11 @@ def test_the_statement_is_that_of_who_takes_part_most_and_no_less_than_exact_com
     assert stated == settings.epsilon_after(4) > settings.epsilon_after(2)
     exact = math.sqrt(sum(1.0 / zs[size] ** 2 for size in (6, 4, 6, 4)))
     assert gaussian_epsilon(1.0 / exact, 1.0, 1, settings.stated.delta) <= stated
-    # Each kind's noise is sized for its own honest survivors.
-    assert kinds[4].bounds.honest_floor == 3
-    assert kinds[4].plan.local_std * math.sqrt(3) == pytest.approx(kinds[4].plan.honest_std)
+    # Each kind's noise is sized for its own honest survivors; one client of six may be corrupt, and
+    # it may be among the four (0.2 of four would be none).
+    assert [kinds[size].bounds.corrupt for size in (6, 4)] == [1, 1]
+    assert kinds[4].bounds.honest_floor == 2
+    assert kinds[4].plan.local_std * math.sqrt(2) == pytest.approx(kinds[4].plan.honest_std)
     assert "in every round" in result.guarantees["server"].accountant
 
 
@@ -418,6 +443,12 @@ def test_updates_are_scaled_to_the_mean_of_public_steps_where_that_is_asked_for(
     heavy = weights | {"site-0": 3.0}
     mean = (3 * 8 + 3 * 4) / 6
     assert plan.scale("site-0", 2, heavy) == pytest.approx(mean / 8)
+    # All parties of a round go by one plan, or their masks do not cancel.
+    model, found = bytes(32), verified_run(whole[0].folder).settings.cohorts
+    faster = replace(plan.profiles["site-0"], upload=9e9)
+    other = replace(plan, profiles=plan.profiles | {"site-0": faster})
+    assert found.binding(model) != model
+    assert len({plan.digest, other.digest}) == 2
     plain = RunPlan.of_record(
         genesis(whole[0].folder)["plan"], load_config(whole[0].folder / "config.toml")
     )

@@ -8,10 +8,10 @@ depends on a client's data or on a sample that was drawn.
 
 **Unlike steps.**  Without ``training.normalize_steps`` the sum is of plain clipped updates, and its
 mean leans to those who take more steps: FedAvg's objective inconsistency (Wang et al. 2020,
-2007.07481, theorem 1): with K_i local SGD steps it converges to a minimum of the clients' losses
-weighed by K_i.  With it a client passes on (mean K / K_i) Delta_i, by numbers that are all public,
-before the clip: FedNova's update for plain SGD of one step size (section 4), where tau_eff is the
-mean K of the round's members.  With AdamW, whose first steps are longer, it is a heuristic.
+2007.07481, theorem 1): with K_i plain local SGD steps it converges to a stationary point of the
+clients' losses weighed by K_i as well.  With it a client passes on (mean K / K_i) Delta_i, by
+numbers that are all public, before the clip: FedNova's update for plain SGD of one step size
+(section 4), where tau_eff is the mean K of the round's members.  With AdamW it is a heuristic.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class RunPlan:
         )
         return record
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the record: bound into every round, so that all parties go by one plan."""
         return hashlib.sha256(b"securefed/1/plan" + rfc8785.dumps(self.to_record())).digest()

@@ -61,6 +61,8 @@ class Watching:
 
     def planned(self, plan: Schedule) -> None:
         """The plan that the run carries out, as a table."""
+        if self._mark:
+            return  # a comparison goes by the plan of its run
         self._progress.console.print(assignments(plan))
 
     def working(self, what: str, done: int, total: int) -> None:

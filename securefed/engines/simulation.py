@@ -76,6 +76,8 @@ class Federation:
         self._clock = clock
         self._loaded = loaded
         self._used: Workbench | None = loaded
+        if plan is not None and not config.cohort.schedule.carry_out:
+            raise ConfigError("plan: given, and cohort.schedule.carry_out = false")
         self._plan = plan
 
     @classmethod

@@ -24,6 +24,7 @@ from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
 _FIGURES = ("against", "epsilon", "delta", "rounds")
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -165,17 +166,20 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
 
 
 def _participation(run: VerifiedRun) -> list[str]:
-    """What clients spent that a plan has in some rounds only, in words."""
+    """What clients spent where a plan has some of them in some rounds only, in words."""
     plan, settings = run.settings.run_plan, run.settings
     if plan is None or not plan.skips:
         return []
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, count in sorted(run.charged.items()):
+        groups.setdefault((plan.given(name).period, count), []).append(name)
     found = []
-    for name, count in run.charged.items():
-        period = plan.given(name).period
+    for (period, count), names in sorted(groups.items()):
+        who = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} clients"
         turn = "every round" if period == 1 else f"one of {period} rounds"
         spent = epsilon_text(settings.epsilon_after(count))
         found.append(
-            f"plan: {name} takes part in {turn}: {count} charges, epsilon {spent} against "
+            f"plan: {who} in {turn}: {count} charge{'s' * (count != 1)}, epsilon {spent} against "
             f"{settings.accounted}"
         )
     return found

@@ -166,7 +166,11 @@ def test_a_client_is_charged_for_its_own_rounds_and_sends_nothing_in_others(whol
         assert found == charges(out)[name]
     assert whole[0].charges == 4
     lines = verify_run(out).lines
-    assert any(line.startswith("plan: site-4 takes part in one of 2 rounds: 2") for line in lines)
+    found = [line.partition(", epsilon")[0] for line in lines if line.startswith("plan: ")]
+    assert found == [
+        "plan: site-0, site-1, site-2, site-3 in every round: 4 charges",
+        "plan: site-4, site-5 in one of 2 rounds: 2 charges",
+    ]
 
 
 def test_the_statement_is_that_of_who_takes_part_most_and_no_less_than_exact_composition(whole):

@@ -479,6 +479,34 @@ def prepared_uniform(federation):
     return Federation(federation.config).prepare()[1]
 
 
+def test_a_plan_depends_on_no_clients_data(tmp_path):
+    """Sizes are public; with other texts of the same sizes the choice and the plan are the same."""
+    path = write(
+        tmp_path,
+        training={"rounds": 1, "local_steps": None, "batch_size": None},
+        privacy={"unit": "example", "expected_batch": 60},
+        schedule={"local_steps": []},
+    )
+    found = []
+    for turned in (False, True):
+        if turned:
+            for text in (tmp_path / "data").glob("*.txt"):
+                words = text.read_text().split("\n\n")
+                text.write_text("\n\n".join(" ".join(w.split()[::-1]) for w in words) + "\n")
+        federation = Federation.from_config(path)
+        bench, settings = federation.prepare()
+        made = plan_cohort(federation.config, bench, settings)
+        # Speeds are measured anew; but for them all that the plan follows from is compared.
+        speeds = {"token_bytes", "seconds_per_value"}
+        workload = {k: v for k, v in made.workload.to_record().items() if k not in speeds}
+        given = {name: one.assignment for name, one in made.schedule.clients.items()}
+        found.append(
+            (bench.clients["site-0"].train.input_ids.tolist(), workload, made.rules, given)
+        )
+    assert found[0][0] != found[1][0]
+    assert found[0][1:] == found[1][1:]
+
+
 # -- what is refused -------------------------------------------------------------------------
 
 

@@ -119,8 +119,16 @@ def table(config: RunConfig, result: RunResult) -> Table:
         encrypting = mean("encrypting_seconds", timed) if timed else 0.0
         if encrypting:
             table.add_row("seconds encrypting, per client and round", "", f"{encrypting:.2f}")
-        least = min(event.survivors for event in rounds)
-        table.add_row("survivors, fewest in a round", "", f"{least} of {rounds[0].cohort}")
+        least = min(rounds, key=lambda event: (event.survivors / event.cohort, event.survivors))
+        shown = f"{least.survivors} of {least.cohort}"
+        table.add_row("survivors, fewest in a round", "", shown)
+        virtual = [e.virtual_seconds for e in rounds if e.virtual_seconds is not None]
+        if virtual:
+            table.add_row(
+                "virtual seconds a round, by the plan's profiles",
+                "",
+                f"{sum(virtual) / len(virtual):.3g}",
+            )
     return table
 
 

@@ -18,8 +18,11 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from securefed.cli.plans import assignments
+
 if TYPE_CHECKING:
     from securefed.engines.events import RoundEvent
+    from securefed.federation.scheduling import Schedule
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -56,6 +59,12 @@ class Watching:
         """A line above the bars."""
         self._progress.console.print(f"{self._mark}{text}", markup=False)
 
+    def planned(self, plan: Schedule) -> None:
+        """The plan that the run carries out, as a table."""
+        if self._mark:
+            return  # a comparison goes by the plan of its run
+        self._progress.console.print(assignments(plan))
+
     def working(self, what: str, done: int, total: int) -> None:
         """The inner bar."""
         self._progress.update(self._inside, description=what, completed=done, total=total)
@@ -87,6 +96,8 @@ def round_line(event: RoundEvent) -> str:
         parts.append(f"held-out accuracy {event.accuracy:.3f} (no guarantee)")
     if event.round:
         parts.append(f"up {event.bytes_up / 1e3:.0f} kB, down {event.bytes_down / 1e3:.0f} kB")
+        if event.virtual_seconds is not None:
+            parts.append(f"{event.virtual_seconds:.3g} virtual s")
         if event.seconds:
             parts.append(f"{event.seconds:.0f} s")
     if event.note:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import Field, model_validator
 
 from securefed.config.base import Positive, Section
+from securefed.config.carrying_out import why_not_carried_out
 from securefed.config.lora import LoraSection, why_not_shared
 from securefed.config.privacy import PrivacySection
 from securefed.config.ranks import RankSection, why_not_mixed
@@ -162,13 +163,22 @@ class ProfileSection(Section):
 
 
 class ScheduleSection(Section):
-    """What ``securefed plan`` may choose for each client from its profile.
+    """What a planner may choose for each client from its profile, and whether a run does so.
 
     ``rank_tiers`` are public, up to ``lora.rank``.  ``local_steps`` (up to
     ``training.local_steps``) may differ with ``privacy.unit = "client"`` only.  ``periods``: a
     client may take part in every such round.  ``least_work`` is the share of the run file's
     examples that each client trains on at least, over all rounds.  ``seconds_per_token`` is that
     of the machine that plans; it is measured if it is not given.
+
+    ``carry_out``: the run makes the plan before its first round, records it and keeps to it.
+    Rounds are then of the clients whose turn it is, timed on a virtual clock by the profiles.
+
+    ``deadline``: virtual seconds after which a stage of a round closes as soon as enough clients
+    have answered (the floor that ``privacy.dropout_fraction`` leaves); ``"plan"``: a little more
+    than the plan's longest stage.  Without it every stage waits for everybody.  ``patience``: when
+    a stage fails without its floor (10 times the deadline if it is not given).  ``enough``: the
+    share of answers that closes a stage at once, never below the floor.
     """
 
     rank_tiers: list[Annotated[int, Field(ge=1)]] = Field(default=[])
@@ -176,6 +186,23 @@ class ScheduleSection(Section):
     periods: list[Annotated[int, Field(ge=1)]] = Field(default=[1])
     least_work: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
     seconds_per_token: Positive | None = None
+    carry_out: bool = False
+    deadline: Literal["plan"] | Positive | None = None
+    patience: Positive | None = None
+    enough: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _deadline_is_kept(self) -> Self:
+        if self.deadline is not None and not self.carry_out:
+            raise ValueError(
+                f"deadline = {self.deadline!r} with carry_out = false: no round is timed; give "
+                "carry_out = true, or leave it out"
+            )
+        if self.deadline is None and (self.patience is not None or self.enough != 1.0):
+            raise ValueError("patience and enough are about a deadline, and none is given")
+        if isinstance(self.deadline, float) and (self.patience or self.deadline) < self.deadline:
+            raise ValueError(f"patience = {self.patience}: must be >= deadline = {self.deadline:g}")
+        return self
 
 
 class CohortSection(Section):
@@ -188,7 +215,7 @@ class CohortSection(Section):
     given): a slice that fewer survive in stays closed for that round; a rank that too few clients
     reach is merged, before the run, into the one below.
 
-    ``profiles`` and ``schedule`` are for ``securefed plan``.
+    ``profiles`` and ``schedule`` are for ``securefed plan``, and for a run that carries a plan out.
     """
 
     min_clients: Annotated[int, Field(ge=2)] = 3
@@ -299,6 +326,8 @@ class RunConfig(Section):
         )
         if mixed is not None:
             raise ValueError(mixed)
+        if (why := why_not_carried_out(self)) is not None:
+            raise ValueError(why)
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(

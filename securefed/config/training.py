@@ -64,6 +64,11 @@ class TrainingSection(Section):
     it is clipped, the same for all clients, by ``lora.seed`` and the number of the round.  With
     ``error_feedback`` a client adds later what was cut off; refused where it would carry an
     example into rounds for which it was not drawn.
+
+    ``normalize_steps``, where a plan gives clients unlike steps: a client's update is divided by
+    its own number of steps and multiplied by the mean of the round's (both public), before the
+    clip: FedNova (2007.07481) for plain SGD steps of one size.  Without it the mean is of plain
+    updates, and leans to the clients that take more steps.
     """
 
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -82,6 +87,7 @@ class TrainingSection(Section):
     server_epsilon: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     client_weights: ClientWeights = "uniform"
     max_weight_ratio: Annotated[float, Field(ge=1.0, le=1e6)] = 10.0
+    normalize_steps: bool = False
     sparsify: Literal["none", "random"] = "none"
     keep_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     error_feedback: bool = False

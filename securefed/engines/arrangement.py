@@ -97,10 +97,11 @@ def figures_aggregation(section: AggregationSection, aggregation: Aggregation) -
     """The same arrangement for sums of held-out figures.
 
     They carry no noise, and CKKS is refused for such sums, so BFV sums them under the same key
-    holder.  They are short, so they have the widest ring, unless the run file names one.
+    holder.  They are short, so they have the widest ring, unless the run file names one; under
+    masks the one that it asks for, not a plan's narrow one.
     """
     if not isinstance(aggregation, HomomorphicAggregation):
-        return aggregation
+        return replace(aggregation, bits=section.bits)
     bits = MAX_BITS if section.bits == "auto" else section.bits
     return replace(aggregation, scheme="bfv", bits=bits)
 

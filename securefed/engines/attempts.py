@@ -8,13 +8,13 @@ An attempt is opened, and ends in one of three ways::
 
 **The rule of counting.**  A client's charges are the sessions in its own account, and also the
 session of an attempt that the ledger opened and that has no end.  The account alone cannot show
-that nothing was sent in that attempt, since whoever can take the last charge from the file leaves
-a file that verifies; so it counts for every client of the cohort.  Three records keep that from
-ending: each end names who was charged, and the accounts must still hold those charges; a resumed
-run first charges an attempt without an end to every client whose account lacks it, durably, and
-then records it as abandoned; and ``round_summed.charges`` fixes the highest count at that moment.
-The epsilon stated is therefore never below what may have left; a kill before the first charge
-costs one round that was not spent.
+that nothing was sent in that attempt, since whoever can take the last charge from the file leaves a
+file that verifies; so it counts for every client of the round's cohort.  Three records keep that
+from ending: each end names who was charged, and the accounts must still hold those charges; a
+resumed run first charges an attempt without an end to each of them whose account lacks it, durably,
+and then records it as abandoned; and ``round_summed.charges`` fixes the highest count at that
+moment.  The epsilon stated is therefore never below what may have left; a kill before the first
+charge costs one round that was not spent.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from securefed.engines.cohorts import Cohorts
 from securefed.engines.figures import Figures
 from securefed.engines.plan_records import check_slices
+from securefed.engines.round_clock import checked_late
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE
@@ -117,7 +119,6 @@ class _Reader:
     def __init__(self, path: Path, genesis: Mapping[str, Any], settings: Settings) -> None:
         self._path, self._settings = path, settings
         self._cohort = set(genesis["cohort"])
-        self._floor = CohortBounds.of(settings.sum_policy, len(self._cohort)).survivor_floor
         self._summed: str | None = None
         self._following = settings.sum_policy
         self._line = 1
@@ -190,7 +191,12 @@ class _Reader:
         self._check_round(body)
         if attempt.charged is not None:
             self._refuse(f"an attempt at round {attempt.round} ended twice")
-        self._check_names("charged", body["charged"])
+        members = self._members(attempt.round)
+        self._check_names("charged", body["charged"], members)
+        try:
+            checked_late(body, members)
+        except ConfigError as error:
+            self._refuse(str(error))
         attempt.charged = frozenset(body["charged"])
 
     def _round_summed(self, body: Mapping[str, Any]) -> None:
@@ -199,8 +205,9 @@ class _Reader:
             check_slices(body, self._settings.slices)
         except ConfigError as error:
             self._refuse(str(error))
-        # Slices have floors of their own.
-        self._check_survivors(body, 0 if self._settings.slices is not None else self._floor)
+        self._check_survivors(
+            body, self._members(int(body["round"])), sliced=self._settings.slices is not None
+        )
         uncharged = sorted(set(body["survivors"]) - set(body["charged"]))
         if uncharged:
             self._refuse(f"charged: lacks {uncharged[0]}, which is among the survivors")
@@ -252,7 +259,7 @@ class _Reader:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
-        self._check_survivors(body, self._floor)
+        self._check_survivors(body, self._cohort)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
 
@@ -280,17 +287,28 @@ class _Reader:
             )
         self.history.closed = body
 
-    def _check_names(self, field_name: str, names: list[str]) -> None:
-        unknown = sorted(set(names) - self._cohort)
+    def _members(self, number: int) -> set[str]:
+        return set(self._settings.cohorts.members(number))
+
+    def _check_names(self, field_name: str, names: list[str], members: set[str]) -> None:
+        unknown = sorted(set(names) - members)
+        if unknown and unknown[0] in self._cohort:
+            self._refuse(f"{field_name}: {unknown[0]!r} takes no part in this round by the plan")
         if unknown:
             self._refuse(f"{field_name}: {unknown[0]!r} is not in the cohort")
         if len(set(names)) != len(names):
             self._refuse(f"{field_name}: a client is named twice")
 
-    def _check_survivors(self, body: Mapping[str, Any], floor: int) -> None:
-        self._check_names("survivors", body["survivors"])
+    def _check_survivors(
+        self, body: Mapping[str, Any], members: set[str], *, sliced: bool = False
+    ) -> None:
+        self._check_names("survivors", body["survivors"], members)
         count = len(body["survivors"])
         self.history.survivors[str(body["session"])] = frozenset(body["survivors"])
+        if sliced:  # slices have floors of their own, which were checked
+            return
+        policy = self._settings.cohorts.policy_of(self._settings.sum_policy, members)
+        floor = CohortBounds.of(policy, len(members)).survivor_floor
         if count < floor:
             self._refuse(f"{count} survivor{'s' * (count != 1)}, at least {floor} are needed")
 
@@ -313,8 +331,9 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
         - Each round was opened under the run's privacy event, with the clip that follows from the
           fractions on record before, in turn, under a fresh session, and
           has at most one end; at most one sum a session; only a sum was applied, once.
-        - Survivors are distinct clients of the cohort, at least as many as the survivor floor; of
-          each slice that was opened, clients that hold it, at least as many as its own.
+        - Charged clients, survivors and those who were late are distinct members of the round's
+          own cohort, survivors at least as many as its survivor floor; of each slice that was
+          opened, clients that hold it, at least as many as its own.
         - A closing record is the last one and names the rounds that were applied.
     """
     reader = _Reader(path, records[0].body, settings)
@@ -328,20 +347,24 @@ def next_clip_norm(policy: PrivacyPolicy) -> float | None:
     return None if policy.adaptive_clip is None else policy.clip_norm
 
 
-def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
+def check_accounts(
+    folder: Path, genesis: Mapping[str, Any], history: History, cohorts: Cohorts
+) -> dict[str, int]:
     """Compare each client's account with the run's ledger, by the rule of counting.
 
     Args:
         folder: the run folder.
         genesis: body of the ledger's first record.
         history: of the same ledger.
+        cohorts: who is in which round.
 
     Returns:
-        The most charges of any client.
+        The charges of each client.
 
     Raises:
         LedgerTampered: an account is missing, is another client's, charges what was never opened,
-            at another price, or lacks a charge that the ledger names.
+            at another price or for a round that its client takes no part in, or lacks a charge
+            that the ledger names.
     """
     accounts = folder / "clients"
     names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
@@ -365,6 +388,11 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
             raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
         for charge in charges:
             attempt = history.attempts[str(charge["session"])]
+            if name not in cohorts.members(attempt.round):
+                raise LedgerTampered(
+                    f"{path}: charges round {attempt.round}, in which {name} takes no part by the "
+                    "plan"
+                )
             require_same(charge, attempt.event, f"{path}: charge for round {attempt.round}")
         charged[name] = set(sessions)
     so_far: set[str] = set()
@@ -382,8 +410,10 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
                 f"{folder / 'ledger.jsonl'}: round {attempt.round} was summed with charges = "
                 f"{attempt.charges}, the accounts hold {most} up to then"
             )
-    unended = {history.open.session} if history.open is not None else set()
-    return max(len(sessions | unended) for sessions in charged.values())
+    if history.open is not None:
+        for name in cohorts.members(history.open.round):
+            charged[name].add(history.open.session)
+    return {name: len(sessions) for name, sessions in charged.items()}
 
 
 def told_on_resume(history: History, paid: Collection[Collection[str]]) -> str:
@@ -440,8 +470,8 @@ def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str
 def _same(one: object, other: object) -> bool:
     if isinstance(one, float | int) and isinstance(other, float | int):
         return math.isclose(one, other, rel_tol=1e-9)
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return not differing(one, other)
     return one == other

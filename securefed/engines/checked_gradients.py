@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -28,6 +30,7 @@ class CheckedGradients:
     ) -> None:
         self._model, self._parts, self._task, self._device = model, parts, task, device
         self._micro_batches: dict[int, int] = {}
+        self._others: dict[tuple[int, int], int] = {}  # by turn and size asked for
         self._open: PerExampleGradients | None = None
         self._opened = 0
 
@@ -40,7 +43,13 @@ class CheckedGradients:
         """Examples at a time in the present round, as checked; ``otherwise`` without a check."""
         return self._micro_batches.get(self._parts.turn, otherwise)
 
-    def check(self, examples: Examples, micro_batch: int) -> list[str]:
+    def size_of(self, asked: int) -> int:
+        """What a size that some clients have by a plan came to when it was checked."""
+        return self._others.get((self._parts.turn, asked), asked)
+
+    def check(
+        self, examples: Examples, micro_batch: int, others: Collection[int] = ()
+    ) -> list[str]:
         """Check the gradients of all that trains, in each turn (``PerExampleGradients.check``).
 
         B is zero before the first round, and so is the gradient of A there: the check is made at
@@ -49,6 +58,7 @@ class CheckedGradients:
         Args:
             examples: some of one client's.
             micro_batch: examples at a time.
+            others: sizes that some clients have by a plan.
 
         Returns:
             In words where fewer at a time are computed, without repetition.
@@ -57,24 +67,32 @@ class CheckedGradients:
             GradientCheckError: names module and setting.
         """
         self.close()
-        found, notes = {}, []
+        found: dict[int, int] = {}
+        smaller: dict[tuple[int, int], int] = {}
+        notes: list[str] = []
         for turn in range(len(self._parts.layouts)):
             self._parts.begin(turn + 1)
             gradients = self._made(micro_batch)
             try:
                 with self._parts.away_from_zero():
-                    note = gradients.check(examples)
+                    said = [gradients.check(examples)]
+                    for size in others:
+                        one = gradients.at_a_time(size)
+                        said.append(one.check(examples))
+                        smaller[turn, size] = one.micro_batch
             finally:
                 gradients.close()
             found[turn] = gradients.micro_batch
-            if note is not None and note not in notes:
-                notes.append(note)
+            notes += [note for note in dict.fromkeys(said) if note and note not in notes]
         self._parts.begin(1)
-        self._micro_batches = found
+        self._micro_batches, self._others = found, smaller
         return notes
 
-    def now(self) -> PerExampleGradients:
+    def now(self, micro_batch: int | None = None) -> PerExampleGradients:
         """Those of the present round.
+
+        Args:
+            micro_batch: one of the other sizes that were checked; the usual one without it.
 
         Raises:
             ConfigError: they were not checked.
@@ -85,7 +103,13 @@ class CheckedGradients:
         if self._open is None or self._opened != turn:
             self.close()
             self._open, self._opened = self._made(self._micro_batches[turn]), turn
-        return self._open
+        if micro_batch is None or micro_batch == self._micro_batches[turn]:
+            return self._open
+        if (turn, micro_batch) not in self._others:
+            raise ConfigError(
+                f"micro_batch = {micro_batch}: per-example gradients were not checked at it"
+            )
+        return self._open.at_a_time(self._others[turn, micro_batch])
 
     def close(self) -> None:
         """Take the hooks off the model."""

@@ -84,7 +84,7 @@ class CostRecords:
 
     def __init__(self, cohort: Collection[str]) -> None:
         self._rows: dict[str, list[dict[str, Any]]] = {name: [] for name in cohort}
-        self._work: dict[str, list[Work]] = {name: [] for name in cohort}
+        self._work: list[list[Work]] = []  # of each round, its clients'
         self._server: list[dict[str, Any]] = []
         self._decryptor: list[Work] = []
         self._rounds: list[int] = []
@@ -105,13 +105,15 @@ class CostRecords:
             what: which of the two.
             number: of the round, or of the one that is evaluated after.
             carried: its messages.
-            work: of each client, and of a decryptor, since the last call.
+            work: of each client, and of a decryptor, since the last call; rows are of those who
+                were invited.
             server: likewise.
             adapter_bytes: what each client is sent of the adapter, besides the messages; nothing
                 for one that is not named.
         """
-        for name, rows in self._rows.items():
-            rows.append(
+        members = [name for name in self._rows if name in carried.bytes_up]
+        for name in members:
+            self._rows[name].append(
                 {
                     "what": what,
                     "round": number,
@@ -122,8 +124,7 @@ class CostRecords:
             )
         if what == "round":
             self._rounds.append(number)
-            for name, done in self._work.items():
-                done.append(work[name])
+            self._work.append([work[name] for name in members])
             if DECRYPTOR in work:
                 self._decryptor.append(work[DECRYPTOR])
         self._server.append(
@@ -137,9 +138,9 @@ class CostRecords:
         )
 
     def mean_seconds(self, number: int) -> float:
-        """Mean over the cohort of the seconds spent on contributions to a round."""
+        """Mean over a round's cohort of the seconds spent on contributions to it."""
         place = self._rounds.index(number)
-        return float(np.mean([own_seconds(work[place]) for work in self._work.values()]))
+        return float(np.mean([own_seconds(work) for work in self._work[place]]))
 
     def write(
         self, folder: RunFolder, events: list[RoundEvent], settings: Settings, model_bytes: int
@@ -197,7 +198,7 @@ class CostRecords:
                 "client_work": "each client's own, in clients/ID/costs.json: it would tell how "
                 "many examples a client drew, or what its update was"
             }
-        done = [work for works in self._work.values() for work in works]
+        done = [work for works in self._work for work in works]
         return summary | {
             "client_work": _worked(done) | {"over": "clients and rounds since the last resume"},
             "seconds_per_round": _mean(event.seconds for event in rounds if event.seconds > 0),

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from securefed.federation.scheduling import Schedule
 from securefed.privacy.accounting import Adversary
 
 
@@ -32,6 +33,7 @@ class RoundEvent:
             ``engines.timing.EncryptionSeconds`` has them; 0 where nothing was encrypted.
         clip_norm: the round's clip under adaptive clipping; None where it never changes.
         unclipped_fraction: noised share of units within it, from which the next one follows.
+        virtual_seconds: of the round, where a plan is carried out: from public speeds and sizes.
         note: what was out of the ordinary.
     """
 
@@ -54,14 +56,17 @@ class RoundEvent:
     silent: int = 0
     clip_norm: float | None = None
     unclipped_fraction: float | None = None
+    virtual_seconds: float | None = None
     note: str = ""
 
     def to_record(self) -> dict[str, Any]:
-        """What is written down: all but the seconds, which tell how large a secret sample was.
+        """What is written down: no measured seconds, which tell how large a secret sample was.
 
         ``held_out_guaranteed`` says that no guarantee covers perplexity and accuracy.
         """
         kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
+        if self.virtual_seconds is not None:
+            kept["virtual_seconds"] = self.virtual_seconds
         return kept | {"held_out_guaranteed": False}
 
 
@@ -74,6 +79,10 @@ class Observer(Protocol):
 
     def message(self, text: str) -> None:
         """A line worth reading."""
+        ...
+
+    def planned(self, plan: Schedule) -> None:
+        """The run carries out this plan."""
         ...
 
     def working(self, what: str, done: int, total: int) -> None:
@@ -92,6 +101,9 @@ class Silent:
         """Nothing."""
 
     def message(self, text: str) -> None:
+        """Nothing."""
+
+    def planned(self, plan: Schedule) -> None:
         """Nothing."""
 
     def working(self, what: str, done: int, total: int) -> None:

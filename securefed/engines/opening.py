@@ -80,10 +80,19 @@ class Opening:
 
     def _genesis(self) -> dict[str, Any]:
         text = dump_config(self._config)
-        return self._prepared() | {
-            "software": software(),
-            "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        }
+        return (
+            self._prepared()
+            | self._plan()
+            | {
+                "software": software(),
+                "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            }
+        )
+
+    def _plan(self) -> dict[str, Any]:
+        """What the run's plan is made from; a resumed run has it from the ledger."""
+        plan = self._settings.run_plan
+        return {} if plan is None else {"plan": plan.to_record()}
 
     def _prepared(self) -> dict[str, Any]:
         """What a run stands on besides its settings; a resumed one must find it again."""
@@ -137,7 +146,7 @@ class Opening:
                 "one that the ledger names"
             )
         self._bench.load_kept(self._folder.personal, self._cohort, history.applied)
-        check_accounts(self._folder.path, genesis, history)
+        check_accounts(self._folder.path, genesis, history, self._settings.cohorts)
         decryptor = None
         if self._settings.aggregation.has_decryptor:
             check_openings(self._folder.path, genesis, history)
@@ -202,21 +211,22 @@ class Opening:
         accounts: dict[str, Ledger],
         clients: dict[str, SimulatedClient],
     ) -> None:
-        """Charge an attempt without an end to every client that may not have recorded it."""
+        """Charge an attempt without an end to each of its clients that may not have recorded it."""
         attempt = history.open
         if attempt is None:
             return
-        owing = [n for n in self._cohort if attempt.session not in _sessions(accounts[n])]
+        members = self._settings.cohorts.members(attempt.round)
+        owing = [n for n in members if attempt.session not in _sessions(accounts[n])]
         for name in owing:
             clients[name].budget.charge(attempt.event)
-        size = len(self._cohort)
+        size = len(members)
         self._observer.message(
             f"an attempt at round {attempt.round} was begun and not ended: {size - len(owing)} of "
             f"{size} clients had charged it, and it counts as spent by all"
         )
         ledger.append(
             ROUND_ABANDONED,
-            {"round": attempt.round, "session": attempt.session, "charged": list(self._cohort)},
+            {"round": attempt.round, "session": attempt.session, "charged": list(members)},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import get_args
 
 from securefed.config import KeyHolder, Mechanism
@@ -69,16 +69,16 @@ class Parties:
             meters[DECRYPTOR] = self._decryptor.meter
         return meters
 
-    def afford(self) -> bool:
-        """Whether one more round stays within every client's limit."""
-        return all(client.budget.affords() for client in self.clients.values())
+    def afford(self, members: Iterable[str]) -> bool:
+        """Whether one more round stays within the limit of each client that is in it."""
+        return all(self.clients[name].budget.affords() for name in members)
 
     def halves(
         self,
         session: RoundSession | SlicedSession,
         client_round: Callable[[SimulatedClient], ClientRound | SlicedClientRound],
     ) -> dict[str, AggregationClient]:
-        """Everybody's half of one round, by name.
+        """The half of everybody who is in one round, by name.
 
         Args:
             session: as the decryptor was told of the round.
@@ -88,7 +88,7 @@ class Parties:
             ConfigError: there is a decryptor, and the round has slices.
         """
         halves: dict[str, AggregationClient] = {
-            name: client_round(client) for name, client in self.clients.items()
+            name: client_round(self.clients[name]) for name in session.cohort
         }
         own = self._decryptor
         if own is not None:

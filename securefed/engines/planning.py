@@ -11,9 +11,10 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from securefed.config import ProfileSection, RunConfig
+from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.metering import ResidentMemory
+from securefed.engines.profiles import profiles_of, sections_of
 from securefed.engines.settings import Settings
 from securefed.engines.unit_costs import measure_units
 from securefed.engines.workbench import Workbench
@@ -28,7 +29,6 @@ from securefed.privacy.policy import CohortBounds
 from securefed.training.data import Examples
 from securefed.training.quantised import parameter_count
 
-_GIB, _BYTES_OF_MBIT = 2**30, 125_000
 _TURNS = 3
 _FINE_ENOUGH = 1.02
 """A narrower ring is taken where it costs less than 2 % of sensitivity, as for encryption."""
@@ -101,16 +101,7 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
     rules.check(config.privacy.unit)
     sections = sections_of(config.cohort.profiles, sorted(bench.clients))
     workload = _workload(config, bench, settings, rules)
-    profiles = {
-        name: CapabilityProfile(
-            memory=round(section.memory_gib * _GIB),
-            seconds_per_token=section.slowdown * workload.seconds_per_token,
-            upload=section.upload_mbit * _BYTES_OF_MBIT,
-            download=section.download_mbit * _BYTES_OF_MBIT,
-            availability=section.availability,
-        )
-        for name, section in sections.items()
-    }
+    profiles = profiles_of(sections, workload.seconds_per_token)
     alone: dict[str, float | None] = {}
     for name, levers in LEVERS.items():
         try:
@@ -118,34 +109,6 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
         except ConfigError:
             alone[name] = None
     return Planning(schedule(profiles, workload, rules), workload, profiles, rules, alone)
-
-
-def sections_of(sections: list[ProfileSection], cohort: list[str]) -> dict[str, ProfileSection]:
-    """The profile that the run file has for each client of a cohort.
-
-    Raises:
-        ConfigError: a client has no profile or two, or a profile names nobody of the cohort.
-    """
-    found: dict[str, ProfileSection] = {}
-    for section in sections:
-        if section.clients == "others":
-            continue
-        for name in section.clients:
-            if name not in cohort:
-                raise ConfigError(f"cohort.profiles: {name!r} is no client of this run")
-            if name in found:
-                raise ConfigError(f"cohort.profiles: {name!r} has two profiles")
-            found[name] = section
-    others = [section for section in sections if section.clients == "others"]
-    if len(others) > 1:
-        raise ConfigError(f"cohort.profiles: {len(others)} of them are for 'others'; one can be")
-    missing = [name for name in cohort if name not in found]
-    if missing and not others:
-        raise ConfigError(
-            f"cohort.profiles: {missing[0]!r} has none; name it, or give clients = 'others'"
-        )
-    found |= dict.fromkeys(missing, *others)
-    return dict(sorted(found.items()))
 
 
 def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
@@ -160,7 +123,7 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
             rank=config.lora.rank,
             local_steps=steps,
             batch=batch,
-            micro_batch=bench.micro_batch,
+            micro_batch=bench.public_micro_batch(settings),
             bits=settings.plan.bits,
         ),
         ranks=asked.rank_tiers or [config.lora.rank],
@@ -177,7 +140,7 @@ def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
 def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
     """The fewest clients, from ``asked`` on, that thresholds and noise can be sized for.
 
-    All corrupt clients of the cohort may be among them, in a slice and in a round of a few alike.
+    As many of them corrupt as may be of the whole cohort, in a slice and in a round of a few alike.
     With slices, also the fewest that leave a slice its least contributors.
     """
     least = max(LEAST_CONTRIBUTORS, asked)

@@ -38,11 +38,16 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
             if settings.stated.adaptive_clip is not None:
                 opened = (r.body for r in records if r.kind == ROUND_OPENED)
                 clip_norm = next(b["clip_norm"] for b in opened if b["session"] == session)
-    size = settings.cohort_size
+    size = len(settings.cohorts.members(number))
     if summed and settings.slices is not None:
         values_sent = sum(values_down(summed, settings.slices).values()) / size
     survivors = len(summed["survivors"]) if summed else size
-    notes = [f"{size - survivors} dropped out"] if survivors < size else []
+    late = summed.get("late", {})
+    lost = size - survivors - len(set(late) - set(summed.get("survivors", ())))
+    notes = [f"{lost} dropped out"] if lost else []
+    if late:
+        stages = ", ".join(f"{name} in {stage}" for name, stage in sorted(late.items()))
+        notes.append(f"{size} invited, {size - len(late)} in time (late: {stages})")
     silent = int(summed.get("silent", 0))
     if silent:
         notes.append(f"{silent} fell silent after sending")
@@ -69,6 +74,7 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         silent=silent,
         clip_norm=clip_norm,
         unclipped_fraction=summed.get("unclipped_fraction"),
+        virtual_seconds=summed.get("virtual_seconds"),
         note="; ".join(notes),
     )
 

@@ -37,6 +37,7 @@ from securefed.engines.parties import Parties
 from securefed.engines.plan_records import values_down
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.results import RunResult
+from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import halves_of
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
@@ -155,7 +156,7 @@ class Run:
         last = done
         for number in range(done + 1, total + 1):
             limit = self.settings.limit
-            if limit and not self.parties.afford():
+            if limit and not self.parties.afford(self.settings.cohorts.members(number)):
                 stopped = (
                     f"{limit[0]} = {limit[1]:g}: round {number} would exceed it, so the run ends "
                     "here"
@@ -224,16 +225,17 @@ class Run:
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
         self.bench.begin_round(number)
-        combining = self.bench.combining
+        combining, members = self.bench.combining, self.settings.cohorts.members(number)
         name = secrets.token_bytes(SESSION_BYTES)
         # Every party describes the round by its own policy; equal descriptions are made once.
-        model = self.bench.model_hash()
+        cohorts = self.settings.cohorts
+        model = cohorts.binding(self.bench.model_hash())
         sessions = {
             policy: self._halves.session(
                 name,
                 number,
-                policy,
-                cohort=self.cohort,
+                cohorts.policy_of(policy, members),
+                cohort=members,
                 roster=self.parties.roster,
                 model=model,
             )
@@ -242,7 +244,8 @@ class Run:
                 *(client.policy for client in self.parties.clients.values()),
             )
         }
-        name_of = {"round": number, "session": name.hex()}
+        name_of: dict[str, Any] = {"round": number, "session": name.hex()}
+        clock = RoundClock(self.settings, number, sessions[self._policy])
         ledger.append(ROUND_OPENED, self.settings.round_event(self._policy) | name_of)
         drop = {
             item.client: item.stage
@@ -263,7 +266,7 @@ class Run:
                 begun = time.perf_counter()
                 encoded = timed(codec, generator)
                 finished += 1
-                self.observer.working("training", finished, len(self.cohort))
+                self.observer.working("training", finished, len(members))
                 return encoded
 
             def charge() -> None:
@@ -274,7 +277,7 @@ class Run:
             def encrypted(done: int, of: int) -> None:
                 nonlocal made
                 made += 1
-                self.observer.working("encrypting", made, of * len(self.cohort))
+                self.observer.working("encrypting", made, of * len(members))
 
             return self._halves.client(
                 sessions[client.policy],
@@ -288,15 +291,19 @@ class Run:
         try:
             carried = carry(
                 server,
-                self.parties.halves(sessions[self._policy], client_round),
+                clock.prepared(self.parties.halves(sessions[self._policy], client_round)),
                 drop=drop,
                 keep_transcript=False,
+                timing=clock.timing,
                 client_work=self._hiding,
                 server_work=self._summing,
             )
         except SecureFedError as error:
             ledger.append(
-                ROUND_FAILED, name_of | {"charged": sorted(charged), "why": type(error).__name__}
+                ROUND_FAILED,
+                name_of
+                | {"charged": sorted(charged), "why": type(error).__name__}
+                | clock.to_record(),
             )
             raise
         opened = self._halves.opened(server)
@@ -316,13 +323,14 @@ class Run:
                 "survivors": list(survivors),
                 "charged": sorted(charged),
                 "charges": self.parties.charges,
-                "bytes_up": sum(carried.bytes_up[name] for name in self.cohort),
-                "bytes_down": sum(carried.bytes_down[name] for name in self.cohort),
+                "bytes_up": sum(carried.bytes_up[name] for name in members),
+                "bytes_down": sum(carried.bytes_down[name] for name in members),
                 "refused": len(carried.refusals),
                 "silent": len(set(survivors) & carried.unanswered - set(carried.refusals)),
             }
             | opened.record
-            | ({} if fraction is None else {"unclipped_fraction": fraction}),
+            | ({} if fraction is None else {"unclipped_fraction": fraction})
+            | clock.to_record(),
         )
         with self._meter.phase("apply"):
             gradient = combining.opened(
@@ -330,7 +338,9 @@ class Run:
                 number=number,
                 share=self.settings.share(survivors),
             )
-            sent = combining.values_down(self.step.step(number, gradient, still=opened.still))
+            changed = self.step.step(number, gradient, still=opened.still)
+            # Who comes back after rounds without it is sent all that changed in between.
+            sent = max(combining.values_down(changed), changed if clock.skips else 0)
         self.bench.take_over(survivors)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
@@ -345,7 +355,7 @@ class Run:
             client.policy = client.policy.after(fraction)
         if self.settings.encryption is not None:
             self._encryption = EncryptionSeconds.of(carried, contributions)
-        self._book("round", number, carried, self._adapter_bytes(sent, opened.record))
+        self._book("round", number, carried, self._adapter_bytes(members, sent, opened.record))
 
     def _session(
         self,
@@ -363,7 +373,7 @@ class Run:
             dimension=dimension,
             policy=policy,
             aggregation=aggregation,
-            model=self.bench.model_hash(),
+            model=self.settings.cohorts.binding(self.bench.model_hash()),
         )
 
     # -- held-out figures ------------------------------------------------------------------
@@ -426,10 +436,12 @@ class Run:
     def _summing(self, stage: str) -> AbstractContextManager[None]:
         return self._meter.phase("sum")
 
-    def _adapter_bytes(self, sent: int, record: Mapping[str, Any]) -> dict[str, int]:
-        """What each client is sent of the adapter after a round."""
+    def _adapter_bytes(
+        self, members: tuple[str, ...], sent: int, record: Mapping[str, Any]
+    ) -> dict[str, int]:
+        """What each client that was in a round is sent of the adapter after it."""
         if self.settings.slices is None:
-            return dict.fromkeys(self.cohort, 4 * sent)
+            return dict.fromkeys(members, 4 * sent)
         values = values_down(record, self.settings.slices)
         return {name: 4 * count for name, count in values.items()}
 

@@ -14,8 +14,10 @@ from scipy.stats import binom
 
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
+from securefed.engines.cohorts import Cohorts
 from securefed.engines.mixed_ranks import mixed_ranks
 from securefed.engines.plan_records import plan_record, slices_event, slices_record
+from securefed.engines.run_plan import RunPlan
 from securefed.errors import ConfigError
 from securefed.federation.slice_plans import SlicePlans
 from securefed.federation.weights import client_weights
@@ -97,6 +99,9 @@ class Settings:
         widths: d_1..d_m, of each slice, with ``cohort.ranks``; None without.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
             ledger; checked against the target.  Without it, the noise is searched for.
+        run_plan: what each client does, where the run carries out a plan.  Policies, plan and
+            bounds are then those of a round of everybody; statements count the worst of all rounds
+            (:mod:`securefed.privacy.unlike_rounds`).
 
     Raises:
         ConfigError: a setting does not fit the cohort.
@@ -111,9 +116,10 @@ class Settings:
         dimension: int,
         widths: Sequence[int] | None = None,
         noise_multiplier: float | None = None,
+        run_plan: RunPlan | None = None,
     ) -> None:
         privacy = config.privacy
-        self.config, self.dimension = config, dimension
+        self.config, self.dimension, self.run_plan = config, dimension, run_plan
         self.sizes = dict(sizes)
         self.weights = client_weights(config.training, sizes)
         self.cohort_size = len(sizes)
@@ -165,6 +171,8 @@ class Settings:
             cohort_size=self.cohort_size,
             dimension=dimension,
         )
+        self.cohorts = Cohorts(run_plan, sizes, self.aggregation, dimension, self._summed)
+        self.aggregation = self.cohorts.aggregation
         if chosen is None:
             self.stated = self._calibrated(dimension)
         self.sum_policy = self._summed(self.stated)
@@ -186,6 +194,7 @@ class Settings:
         self.encryption: RoundEncryption | None = self.aggregation.encryption(
             self.plan, self.bounds
         )
+        self.cohorts.settle(self.stated)
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
         if targeted and spent > (privacy.target_epsilon or 0.0):
@@ -250,6 +259,10 @@ class Settings:
             raise ConfigError("noise_multiplier: neither it nor target_epsilon is given")
         if self.ranks is not None:
             return calibrated_by(self.stated, target, self._sliced_epsilon)
+        if self.run_plan is not None:
+            return calibrated_by(
+                self.stated, target, lambda policy: self.cohorts.epsilon(policy, self.accounted)
+            )
         return calibrated_policy(
             self.stated,
             target,
@@ -280,6 +293,8 @@ class Settings:
         """The statement for one adversary after ``charges`` rounds."""
         if self.slices is not None:
             statement = self.slices.guarantee(against, rounds=charges)
+        elif self.run_plan is not None:
+            statement = self.cohorts.guarantee(against, charges)
         else:
             statement = guarantee(
                 self.stated,
@@ -317,6 +332,15 @@ class Settings:
             )
         tokens = self.config.data.window_tokens
         return f"one example: {name}, cut off at {tokens} tokens (not a person)"
+
+    def local_steps(self, name: str) -> int:
+        """Local steps of one client in each round that it takes part in."""
+        plan = self.run_plan
+        return self.config.training.local_steps if plan is None else plan.given(name).local_steps
+
+    def micro_batch(self, name: str) -> int | None:
+        """Examples at a time of one client by the run's plan; None without one."""
+        return None if self.run_plan is None else self.run_plan.given(name).micro_batch
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee(self.accounted, charges).epsilon
@@ -405,6 +429,8 @@ class Settings:
         """Policy, plan and what a unit is, for the first record of ledger and accounts."""
         section = self.config.aggregation
         arrangement: dict[str, Any] = {"aggregation": section.kind}
+        if self.run_plan is not None:
+            arrangement["cohorts"] = self.cohorts.to_record()
         if section.encrypted:
             arrangement |= {"key_holder": section.key_holder, "masked": section.masked}
         return (

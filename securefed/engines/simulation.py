@@ -5,16 +5,19 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from securefed.config import RunConfig, first_difference, load_config
 from securefed.engines.events import Observer, Silent
+from securefed.engines.planning import plan_cohort
 from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
+from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings
-from securefed.engines.verify import verified_run
+from securefed.engines.verify import recorded_plan, verified_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
@@ -48,6 +51,8 @@ class Federation:
         offline: fetch nothing.
         clock: gives RFC 3339 text for ledger records.
         loaded: model and clients of another federation's run that is over, to be used again.
+        plan: what runs carry out, if the run file asks for that and it is settled already, as
+            after another federation's run; else the first run makes its own.
 
     Example:
         >>> Federation.from_config("run.toml").run("runs/first")   # doctest: +SKIP
@@ -62,6 +67,7 @@ class Federation:
         offline: bool = False,
         clock: Callable[[], str] = utc_now,
         loaded: Workbench | None = None,
+        plan: RunPlan | None = None,
     ) -> None:
         self.config = config
         self._observer: Observer = Silent() if observer is None else observer
@@ -70,6 +76,9 @@ class Federation:
         self._clock = clock
         self._loaded = loaded
         self._used: Workbench | None = loaded
+        if plan is not None and not config.cohort.schedule.carry_out:
+            raise ConfigError("plan: given, and cohort.schedule.carry_out = false")
+        self._plan = plan
 
     @classmethod
     def from_config(cls, path: str | Path, **options: Any) -> Self:
@@ -117,8 +126,15 @@ class Federation:
                 )
         else:
             folder.check_new()
-        bench, settings = self.prepare(_recorded_noise(folder) if resume else None)
+        noise = None
+        if resume:
+            noise, self._plan = _recorded(folder, self.config)
+        bench, settings = self.prepare(noise)
         self._used = bench
+        if self.config.cohort.schedule.carry_out:
+            if settings.run_plan is None:
+                settings = self._planned(bench, settings)
+            self._carry_out(bench, settings)
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
@@ -127,6 +143,24 @@ class Federation:
         """Whether every round of a run was applied, so that no further sum is needed."""
         history = verified_run(folder.path).history
         return history.open is None and history.applied == self.config.training.rounds
+
+    def _planned(self, bench: Workbench, settings: Settings) -> Settings:
+        """Settings under a plan that is made now."""
+        self._observer.message("planning: measuring how fast this machine trains and encodes")
+        made = plan_cohort(self.config, bench, settings)
+        plan = RunPlan(made.schedule, made.workload, made.profiles, made.rules, self.config)
+        return Settings(
+            self.config, sizes=bench.sizes, dimension=bench.combining.length, run_plan=plan
+        )
+
+    def _carry_out(self, bench: Workbench, settings: Settings) -> None:
+        """Show the plan, and check what is new by it before a round."""
+        plan = self._plan = settings.run_plan
+        if plan is None:
+            raise ConfigError("cohort.schedule.carry_out: no plan was made")
+        plan.check_deadlines(settings.stated)
+        self._observer.planned(plan.schedule)
+        bench.check_gradients(settings)
 
     def prepare(self, noise_multiplier: float | None = None) -> tuple[Workbench, Settings]:
         """Load model and data and check everything that can be checked before a round.
@@ -146,6 +180,7 @@ class Federation:
             dimension=bench.combining.length,
             widths=bench.ranked.widths,
             noise_multiplier=noise_multiplier,
+            run_plan=self._plan,
         )
         if settings.encryption is not None:
             SumKey.generate(settings.encryption)  # refused now or never: the library is missing
@@ -167,14 +202,17 @@ class Federation:
             offline=self._offline,
             clock=self._clock,
             loaded=None if local else self._used,
+            plan=None if self._plan is None else replace(self._plan, config=config),
         )
 
 
-def _recorded_noise(folder: RunFolder) -> float:
-    """The noise multiplier that a run began with, by the first record of its ledger."""
+def _recorded(folder: RunFolder, config: RunConfig) -> tuple[float, RunPlan | None]:
+    """The noise multiplier and the plan that a run began with, by its ledger's first record."""
+    genesis = read_ledger(folder.ledger)[0].body
     try:
-        return float(read_ledger(folder.ledger)[0].body["privacy"]["noise_multiplier"])
-    except (KeyError, TypeError, ValueError) as error:
+        noise = float(genesis["privacy"]["noise_multiplier"])
+        return noise, recorded_plan(genesis, config)
+    except (KeyError, TypeError, ValueError) as error:  # a ConfigError is a ValueError
         raise LedgerTampered(
             f"{folder.ledger}: the first record lacks what it must hold ({error})"
         ) from None

@@ -18,6 +18,7 @@ def built_in_trainer(
     parts: AdapterParts,
     *,
     units: int,
+    local_steps: int,
     micro_batch: int,
     correction: Mapping[str, torch.Tensor] | None,
     device: torch.device,
@@ -28,7 +29,8 @@ def built_in_trainer(
         settings: of the run.
         parts: the adapter, in the round at hand.
         units: how many units the client has.
-        micro_batch: examples at a time under DP-SGD, as they were checked.
+        local_steps: of this client.
+        micro_batch: examples at a time; under DP-SGD as they were checked.
         correction: what controls add to each step's gradient, by name; None for nothing.
         device: where the model is.
     """
@@ -38,7 +40,7 @@ def built_in_trainer(
         q = settings.stated.sampling_probability
         return DpSgdTrainer(
             parts.trained,
-            local_steps=training.local_steps,
+            local_steps=local_steps,
             sampling_probability=q,
             expected_batch_size=q * units,
             clip_norm=privacy.clip_norm,
@@ -54,13 +56,13 @@ def built_in_trainer(
         )
     steps = AdamWTrainer if training.local_optimizer == "adamw" else SgdTrainer
     return steps(
-        local_steps=training.local_steps,
+        local_steps=local_steps,
         batch_size=training.batch_size,
         learning_rate=training.local_learning_rate,
         task=task,
         device=device,
         seed=settings.config.lora.seed,
-        micro_batch=training.micro_batch,
+        micro_batch=micro_batch,
         proximal_mu=training.proximal_mu,
         correction=correction,
     )

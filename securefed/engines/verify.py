@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import securefed
-from securefed.config import load_config
+from securefed.config import RunConfig, load_config
 from securefed.engines.attempts import (
     ROUND_SUMMED,
     History,
@@ -21,6 +21,7 @@ from securefed.engines.attempts import (
 )
 from securefed.engines.openings import OPENINGS, check_openings
 from securefed.engines.recorded import recorded_event, recorded_figures
+from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
 from securefed.evidence.chain import head_path, read_records
@@ -29,6 +30,7 @@ from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
 _FIGURES = ("against", "epsilon", "delta", "rounds")
+_NAMED = 6
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class VerifiedRun:
         records: of the ledger.
         settings: what the run file means for the cohort.
         history: the run so far.
-        charges: as in :class:`Verdict`.
+        charged: charges of each client, by the same rule.
         opened: how many sums the decryptor opened; None where there is none.
         ignored: what a kill may have left and no record speaks of, in words.
     """
@@ -62,9 +64,14 @@ class VerifiedRun:
     records: list[Record]
     settings: Settings
     history: History
-    charges: int
+    charged: dict[str, int]
     opened: int | None
     ignored: list[str]
+
+    @property
+    def charges(self) -> int:
+        """As in :class:`Verdict`."""
+        return max(self.charged.values())
 
 
 def verify_run(folder: Path) -> Verdict:
@@ -107,6 +114,7 @@ def verify_run(folder: Path) -> Verdict:
             f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
             f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
+    lines.extend(_participation(run))
     finished = history.closed is not None
     resumable = run.settings.config.privacy.resumable
     unfinished = f"not finished{': resume it or leave it' * resumable}"
@@ -155,12 +163,14 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
             dimension=int(genesis["privacy"]["dimension"]),
             widths=genesis["privacy"].get("widths"),
             noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
+            run_plan=recorded_plan(genesis, config),
         )
     except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
         raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     history = read_history(ledger, records, settings)
-    charges = check_accounts(folder, genesis, history)
+    charged = check_accounts(folder, genesis, history, settings.cohorts)
+    charges = max(charged.values())
     opened = (
         check_openings(folder, genesis, history) if settings.aggregation.has_decryptor else None
     )
@@ -172,7 +182,27 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     if history.closed is not None and torn:
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
     ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
-    return VerifiedRun(records, settings, history, charges, opened, ignored)
+    return VerifiedRun(records, settings, history, charged, opened, ignored)
+
+
+def _participation(run: VerifiedRun) -> list[str]:
+    """What clients spent where a plan has some of them in some rounds only, in words."""
+    plan, settings = run.settings.run_plan, run.settings
+    if plan is None or not plan.skips:
+        return []
+    groups: dict[tuple[int, int], list[str]] = {}
+    for name, count in sorted(run.charged.items()):
+        groups.setdefault((plan.given(name).period, count), []).append(name)
+    found = []
+    for (period, count), names in sorted(groups.items()):
+        who = ", ".join(names) if len(names) <= _NAMED else f"{len(names)} clients"
+        turn = "every round" if period == 1 else f"one of {period} rounds"
+        spent = epsilon_text(settings.epsilon_after(count))
+        found.append(
+            f"plan: {who} in {turn}: {count} charge{'s' * (count != 1)}, epsilon {spent} against "
+            f"{settings.accounted}"
+        )
+    return found
 
 
 def _torn_tails(folder: Path, cohort: list[str], settings: Settings) -> list[str]:
@@ -194,6 +224,21 @@ def check_config(folder: Path, genesis: Mapping[str, Any]) -> None:
     path = folder / "config.toml"
     if hashlib.sha256(path.read_bytes()).hexdigest() != genesis["config_sha256"]:
         raise LedgerTampered(f"{path}: is not the file that the ledger names")
+
+
+def recorded_plan(genesis: Mapping[str, Any], config: RunConfig) -> RunPlan | None:
+    """The plan that a run carries out, by its first record; None where the run file asks for none.
+
+    Raises:
+        ConfigError: there is none where there must be one, or the other way round; or it does not
+            follow from its figures and the run file.
+    """
+    if ("plan" in genesis) != config.cohort.schedule.carry_out:
+        raise ConfigError(
+            f"plan: {'given' if 'plan' in genesis else 'missing'}, and cohort.schedule.carry_out = "
+            f"{config.cohort.schedule.carry_out}"
+        )
+    return RunPlan.of_record(genesis["plan"], config) if "plan" in genesis else None
 
 
 def _check_claims(ledger: Path, history: History, settings: Settings, charges: int) -> None:

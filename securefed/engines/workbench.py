@@ -264,18 +264,26 @@ class Workbench:
         """
         if settings.stated.unit == "client":
             return
+        micro_batch = self.public_micro_batch(settings)
+        largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
+        examples = self.clients[largest].train
+        few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
+        plan = settings.run_plan
+        others = {plan.given(name).micro_batch for name in self.sizes} if plan is not None else ()
+        for note in self._gradients.check(few, micro_batch, sorted(others)):
+            self._observer.message(note)
+
+    def public_micro_batch(self, settings: Settings) -> int:
+        """Examples at a time by public figures alone, before a check of real ones may lower it."""
+        if settings.stated.unit == "client":
+            return self.config.training.micro_batch
         expected = settings.stated.expected_share * sum(self.sizes.values()) / len(self.sizes)
         # How many examples a user has is not public, and shapes follow from public figures alone:
         # without a bound on them the size is that for one example a user, which fits more as well.
         expected *= self.config.training.examples_per_user or 1
-        micro_batch = filled_micro_batch(
+        return filled_micro_batch(
             self.config.training.micro_batch, expected, self.config.model.task, self.device
         )
-        largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
-        examples = self.clients[largest].train
-        few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
-        for note in self._gradients.check(few, micro_batch):
-            self._observer.message(note)
 
     def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
@@ -291,7 +299,7 @@ class Workbench:
             return cyclic_step(self._gradients.now(), batch)
         if settings.one_step:
             return dp_sgd_step(
-                self._gradients.now(),
+                self._gradients.now(settings.micro_batch(client_id)),
                 examples_per_user=self.config.training.examples_per_user,
                 kept=self._cut_to(client_id, number),
                 within=lambda: self.ranked.of(client_id),
@@ -365,9 +373,12 @@ class Workbench:
         self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
     ) -> NDArray[np.float64]:
         """What a client's training gives, as it is before the clip."""
+        delta = self._delta(name, settings, examples, number)
+        if (plan := settings.run_plan) is not None:
+            delta = delta * np.float32(plan.scale(name, number, settings.weights))
         return self.combining.vector(
             name,
-            self._delta(name, settings, examples, number),
+            delta,
             weight=settings.weights[name],
             clip_norm=policy.clip_norm,
             number=number,
@@ -401,12 +412,13 @@ class Workbench:
     def _train(self, name: str, settings: Settings, examples: Examples, number: int) -> None:
         own = self.config.training.trainer
         if own is None:
-            added = self.combining.correction(name)
+            added, asked = self.combining.correction(name), settings.micro_batch(name)
             trainer = built_in_trainer(
                 settings,
                 self.parts,
                 units=examples.units(settings.stated.unit),
-                micro_batch=self.micro_batch,
+                local_steps=settings.local_steps(name),
+                micro_batch=self.micro_batch if asked is None else self._gradients.size_of(asked),
                 correction=None if added is None else self.parts.layout.unflatten(added),
                 device=self.device,
             )
@@ -415,7 +427,8 @@ class Workbench:
         if self._untouched is None:
             self._untouched = Untouched(self.model)
         # Made anew: what one client's training keeps in it must not reach another's.
-        trainer = load_trainer(own, self.config.training)
+        given = {"local_steps": settings.local_steps(name)}
+        trainer = load_trainer(own, self.config.training.model_copy(update=given))
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
 

@@ -71,19 +71,24 @@ class DeadlineRule:
         Raises:
             ConfigError: who is late would depend on how much it drew, or on what its update is.
         """
-        if prepared:
-            return
-        if policy.unit != "client" and policy.sample_is_secret and policy.separation is None:
+        why = "" if prepared else why_prepared(policy)
+        if why:
             raise ConfigError(
-                f"deadline with unit = {policy.unit!r} and sample_is_secret = true: a client that "
-                "drew much is late, and whoever sees that learns of its sample; clients must "
-                "prepare their contributions first (prepared = true)"
+                f"deadline with {why}; clients must prepare their contributions first (prepared = "
+                "true)"
             )
-        if policy.rounding == "conditional":
-            raise ConfigError(
-                "deadline with rounding = 'conditional': how long rounding takes depends on the "
-                "update; clients must prepare their contributions first (prepared = true)"
-            )
+
+
+def why_prepared(policy: PrivacyPolicy) -> str:
+    """Why contributions must be made before a round with deadlines begins; empty where not."""
+    if policy.unit != "client" and policy.sample_is_secret and policy.separation is None:
+        return (
+            f"unit = {policy.unit!r} and sample_is_secret = true: a client that drew much is late, "
+            "and whoever sees that learns of its sample"
+        )
+    if policy.rounding == "conditional":
+        return "rounding = 'conditional': how long rounding takes depends on the update"
+    return ""
 
 
 class StageDeadline:

@@ -16,7 +16,8 @@ participation   a fixed public schedule: every p-th round, the same rounds for a
 no others: sums without it do not depend on its data.  A run's statement is the largest over its
 clients, so as long as one of them takes part always it is that of all rounds.  The schedule is
 public, so nothing is credited for the rounds in between.  Rounds differ in their number of clients:
-noise must be sized for the smallest of them, :attr:`Schedule.smallest_cohort`.
+thresholds and noise of each are sized for its own, and the statement counts the worst of them in
+every round (:mod:`securefed.privacy.unlike_rounds`).
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ class Schedule:
 
     @property
     def smallest_cohort(self) -> int:
-        """Clients of the smallest round: noise is sized for it."""
+        """Clients of the smallest round."""
         always = sum(planned.assignment.period == 1 for planned in self.clients.values())
         return always or len(self.clients)
 

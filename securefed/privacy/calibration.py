@@ -195,16 +195,18 @@ def calibrated_by(
     *,
     tolerance: float = TOLERANCE,
 ) -> PrivacyPolicy:
-    """The policy with the least noise that a statement of one's own keeps within a target.
+    """The policy with the least noise at which a statement of the caller's own meets a target.
 
     Args:
-        policy: as of :func:`calibrated_policy`.
-        epsilon: likewise.
-        epsilon_of: what is stated of a candidate; it may raise ``OverflowBoundError`` (its noise
-            does not fit the ring) or ``UnsupportedEvent`` (it is too coarse on its grid).
-        tolerance: likewise.
+        policy: everything but the noise.
+        epsilon: the target, finite, > 0.
+        epsilon_of: the statement's epsilon; noise for which it raises ``OverflowBoundError`` or
+            ``UnsupportedEvent`` does not fit the ring, or is too coarse on its grid, and is not
+            taken.
+        tolerance: as of :func:`least_noise`.
 
-    Returns, Raises: as :func:`calibrated_policy`.
+    Raises:
+        ConfigError: as of :func:`calibrated_policy`.
     """
     if policy.mechanism == "none":
         raise ConfigError("mechanism = 'none': adds no noise, so it meets no epsilon")
@@ -215,5 +217,4 @@ def calibrated_by(
         except (OverflowBoundError, UnsupportedEvent):
             return math.inf  # nothing is stated
 
-    noise = least_noise(epsilon_at, epsilon, tolerance=tolerance)
-    return replace(policy, noise_multiplier=noise)
+    return replace(policy, noise_multiplier=least_noise(epsilon_at, epsilon, tolerance=tolerance))

@@ -98,13 +98,28 @@ def distributed_epsilon(
     check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if rounds == 0:
         return 0.0
-    eta = total_variation_per_round(plan, honest) + plan.rounding_failure
-    std = plan.noise_std(honest)
-    # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
-    effective = math.sqrt(std**2 - 1.0 / 12.0) / plan.sensitivity
+    effective, eta = effective_gaussian(plan, honest)
     return with_additions(
         lambda share: gaussian_epsilon(effective, sampling_probability, rounds, share),
         per_round=eta,
         rounds=rounds,
         delta=delta,
     )
+
+
+def effective_gaussian(plan: RoundPlan, honest: int) -> tuple[float, float]:
+    """The Gaussian mechanism that one round is close to, and how close.
+
+    Args:
+        plan: the round's scale, ring and sensitivity.
+        honest: clients whose noise the adversary does not know, >= 1.
+
+    Returns:
+        Noise std / L2 sensitivity of the continuous Gaussian, and what the round adds to delta.
+
+    Raises:
+        UnsupportedEvent: the honest clients' noise is too coarse for this accounting.
+    """
+    eta = total_variation_per_round(plan, honest) + plan.rounding_failure
+    # Sheppard's correction: the rounded Gaussian that the noise is close to has this variance.
+    return math.sqrt(plan.noise_std(honest) ** 2 - 1.0 / 12.0) / plan.sensitivity, eta

@@ -183,7 +183,8 @@ class RenyiCurve:
         divergences: float64[m], e(a) >= 0 at those orders.
 
     Guarantees:
-        - ``curve.composed(rounds)`` and ``curve + other`` bound the composition, adaptive too.
+        - ``curve.composed(rounds)`` and ``curve + other`` bound the composition, adaptive too;
+          so does ``curve.worst(other).composed(rounds)`` for rounds that are each of either kind.
         - :meth:`epsilon` holds at every delta: the order may be chosen after the fact.
     """
 
@@ -209,6 +210,16 @@ class RenyiCurve:
         if not np.array_equal(self.orders, other.orders):
             raise ConfigError("curves to be added must have the same orders")
         return RenyiCurve(self.orders, self.divergences + other.divergences)
+
+    def worst(self, other: RenyiCurve) -> RenyiCurve:
+        """A curve that bounds a round of either kind: the larger divergence at each order.
+
+        Raises:
+            ConfigError: their orders differ.
+        """
+        if not np.array_equal(self.orders, other.orders):
+            raise ConfigError("curves to be compared must have the same orders")
+        return RenyiCurve(self.orders, np.maximum(self.divergences, other.divergences))
 
     def epsilon(self, delta: float) -> float:
         """The least epsilon that any of the orders gives.
@@ -291,10 +302,15 @@ def _with_additions(
         return 0.0
     return with_additions(
         curve.composed(rounds).epsilon,
-        per_round=plan.rounding_failure + honest * plan.padded * STATISTICAL_DISTANCE,
+        per_round=renyi_addition(plan, honest),
         rounds=rounds,
         delta=delta,
     )
+
+
+def renyi_addition(plan: RoundPlan, honest: int) -> float:
+    """What a round of independent noises adds to delta: rounding's failure, the samplers' part."""
+    return plan.rounding_failure + honest * plan.padded * STATISTICAL_DISTANCE
 
 
 def _check(
@@ -333,6 +349,13 @@ def skellam_epsilon(
         - Wrapping around modulo 2^bits is post-processing.
     """
     _check(plan, honest, sampling_probability, rounds, delta)
+    curve = skellam_curve(plan, honest, sampling_probability)
+    return _with_additions(curve, plan, honest, rounds, delta)
+
+
+def skellam_curve(plan: RoundPlan, honest: int, sampling_probability: float) -> RenyiCurve:
+    """One round's curve when every client's noise is Skellam; arguments as there."""
+    _check(plan, honest, sampling_probability, 0, 0.5)
     l2 = plan.sensitivity
     bound = functools.partial(
         skellam_divergence,
@@ -340,8 +363,7 @@ def skellam_epsilon(
         l1=rounded_l1_sensitivity(l2, plan.padded),
         l2=l2,
     )
-    curve = _curve(INTEGER_ORDERS, sampling_probability, bound)
-    return _with_additions(curve, plan, honest, rounds, delta)
+    return _curve(INTEGER_ORDERS, sampling_probability, bound)
 
 
 def discrete_gaussian_rdp_epsilon(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -104,6 +105,18 @@ class PerExampleGradients:
     def micro_batch(self) -> int:
         """Examples at a time; less than was asked for where :meth:`check` lowered it."""
         return self._micro_batch
+
+    def at_a_time(self, micro_batch: int) -> PerExampleGradients:
+        """The same model and hooks with another micro-batch, to be checked by itself.
+
+        Raises:
+            ConfigError: ``micro_batch`` < 1.
+        """
+        if micro_batch < 1:
+            raise ConfigError(f"micro_batch = {micro_batch}; it must be >= 1")
+        other = copy.copy(self)
+        other._micro_batch = micro_batch
+        return other
 
     @property
     def dimension(self) -> int:

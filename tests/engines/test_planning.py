@@ -3,7 +3,8 @@ from tiny import write_run
 
 from securefed import Federation
 from securefed.config import ProfileSection
-from securefed.engines.planning import plan_cohort, sections_of
+from securefed.engines.planning import plan_cohort
+from securefed.engines.profiles import sections_of
 from securefed.errors import ConfigError
 from securefed.federation.slices import standing_slices
 

@@ -1,0 +1,62 @@
+"""What a run that carries out a plan asks of the rest of its run file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from securefed.config.run import RunConfig
+
+
+def why_not_carried_out(config: RunConfig) -> str | None:
+    """Why a run file's plan cannot be carried out, or None.
+
+    A plan has a client take part in some rounds only.  What counts on everybody in every round is
+    refused.
+    """
+    asked, training, privacy = config.cohort.schedule, config.training, config.privacy
+    steps_differ = len(asked.local_steps) > 1
+    if training.normalize_steps:
+        if not (asked.carry_out and steps_differ):
+            return (
+                "training.normalize_steps without a plan that gives clients unlike steps: nothing "
+                "would be normalised; give cohort.schedule.carry_out = true and several "
+                "cohort.schedule.local_steps, or leave it out"
+            )
+        if training.trainer is not None:
+            return (
+                f"training.normalize_steps with training.trainer = {training.trainer!r}: how many "
+                "steps a trainer of your own takes is not known; leave one of them out"
+            )
+    if not asked.carry_out:
+        return None
+    if not config.cohort.profiles:
+        return "cohort.schedule.carry_out without cohort.profiles: there is nothing to plan from"
+    if config.aggregation.kind not in ("pairwise", "plaintext"):
+        return (
+            f"cohort.schedule.carry_out with aggregation.kind = {config.aggregation.kind!r}: a "
+            "plan needs the cost model of 'pairwise' rounds"
+        )
+    if config.cohort.ranks:
+        return (
+            "cohort.ranks with cohort.schedule.carry_out: who has which rank would be said twice; "
+            "leave one of them out"
+        )
+    if privacy.sampling == "cyclic":
+        return (
+            "cohort.schedule.carry_out with privacy.sampling = 'cyclic': noise correlated over "
+            "rounds needs the same cohort in all of them; use 'poisson'"
+        )
+    if training.control_weight is not None:
+        return (
+            "training.control_weight with cohort.schedule.carry_out: a client's control is of the "
+            "last round that it took part in, with as many steps as everybody; leave one of them "
+            "out"
+        )
+    if config.lora.sharing == "rolora" and any(period % 2 == 0 for period in asked.periods):
+        return (
+            f"cohort.schedule.periods = {asked.periods} with lora.sharing = 'rolora': A and B "
+            "travel in turn, and a client of every second round would only ever train one of them; "
+            "use odd periods"
+        )
+    return None

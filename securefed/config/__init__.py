@@ -8,7 +8,9 @@ from securefed.config.files import (
     parse_config,
     run_file_schema,
 )
+from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.lora import SHARING_MODES, LoraSection
+from securefed.config.personal import PersonalSection
 from securefed.config.privacy import (
     Mechanism,
     Noise,
@@ -36,10 +38,13 @@ __all__ = [
     "STAGES",
     "AggregationSection",
     "DataSection",
+    "EvaluationSection",
+    "HistogramSection",
     "KeyHolder",
     "LoraSection",
     "Mechanism",
     "ModelSection",
+    "PersonalSection",
     "Noise",
     "PrivacySection",
     "ProfileSection",

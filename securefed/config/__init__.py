@@ -1,6 +1,7 @@
 """The run file: TOML sections as frozen, validated models.  Every section refuses unknown keys."""
 
 from securefed.config.base import share_of
+from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.files import (
     dump_config,
     first_difference,
@@ -8,7 +9,6 @@ from securefed.config.files import (
     parse_config,
     run_file_schema,
 )
-from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.lora import SHARING_MODES, LoraSection
 from securefed.config.personal import PersonalSection
 from securefed.config.privacy import (
@@ -44,8 +44,8 @@ __all__ = [
     "LoraSection",
     "Mechanism",
     "ModelSection",
-    "PersonalSection",
     "Noise",
+    "PersonalSection",
     "PrivacySection",
     "ProfileSection",
     "Rounding",

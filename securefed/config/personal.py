@@ -36,9 +36,7 @@ class PersonalSection(Section):
     learning_rate: Positive = 1e-3
     pull: NonNegative = 0.0
     mix: Literal["choose"] | Share = "choose"
-    choices: Annotated[list[Share], Field(min_length=1, max_length=64)] = [
-        0.0, 0.25, 0.5, 0.75, 1.0,
-    ]  # fmt: skip
+    choices: list[Share] = Field(default=[0.0, 0.25, 0.5, 0.75, 1.0], min_length=1, max_length=64)
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     margin: NonNegative = 1.0
     refit: bool = True

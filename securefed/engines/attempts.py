@@ -25,7 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from securefed.engines.attempt import Attempt
 from securefed.engines.figures import Figures
+from securefed.engines.histogram_records import HistogramRecords
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE
@@ -44,30 +46,8 @@ ROSTER = "roster"
 SOFTWARE = "software_changed"
 CLOSED = "closed"
 
-
-@dataclass
-class Attempt:
-    """One attempt at one round.
-
-    Attributes:
-        event: the body of its opening record: the privacy event, round and session.
-        charged: who is on record as charged; None while it has no end.
-        charges: the most charges of any client when its sum was recorded; None without a sum.
-    """
-
-    event: Mapping[str, Any]
-    charged: frozenset[str] | None = None
-    charges: int | None = None
-
-    @property
-    def session(self) -> str:
-        """Its name, hexadecimal."""
-        return str(self.event["session"])
-
-    @property
-    def round(self) -> int:
-        """The number of the round that was tried."""
-        return int(self.event["round"])
+ACCOUNT, HISTOGRAM_ACCOUNT = "budget.jsonl", "histograms.jsonl"
+"""A client's accounts, in ``clients/ID``: of rounds, and of histograms of held-out figures."""
 
 
 @dataclass
@@ -80,8 +60,9 @@ class History:
         adapter: SHA-256 of the adapter after them, hexadecimal.
         policy: of the next round; its clip follows from the fractions of the rounds applied.
         unnoised: sums without noise that were begun, by session; the value says if it was opened.
-        rounds: the number of the round of every session that was opened, of both kinds.
-        survivors: who is in each sum on record, by session, of both kinds.
+        histograms: attempts at noised histograms, in the order in which they were opened.
+        rounds: the number of the round of every session that was opened, of all kinds.
+        survivors: who is in each sum on record, by session, of all kinds.
         software: name and version that wrote the last records.
         closed: the closing record's body; None for a run that is not finished.
     """
@@ -92,6 +73,7 @@ class History:
     software: str
     attempts: dict[str, Attempt] = field(default_factory=dict)
     unnoised: dict[str, bool] = field(default_factory=dict)
+    histograms: dict[str, Attempt] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     survivors: dict[str, frozenset[str]] = field(default_factory=dict)
     closed: Mapping[str, Any] | None = None
@@ -100,6 +82,12 @@ class History:
     def open(self) -> Attempt | None:
         """The attempt without an end."""
         last = next(reversed(self.attempts.values()), None)
+        return last if last is not None and last.charged is None else None
+
+    @property
+    def open_histogram(self) -> Attempt | None:
+        """The attempt at a histogram that has no end."""
+        last = next(reversed(self.histograms.values()), None)
         return last if last is not None and last.charged is None else None
 
     @property
@@ -139,6 +127,15 @@ class _Reader:
             SOFTWARE: self._software,
             CLOSED: self._closed,
         }
+        self._kinds |= HistogramRecords(
+            settings.histograms,
+            self.history.histograms,
+            refuse=self._refuse,
+            new_session=self._new_session,
+            check_round=self._check_round,
+            check_names=self._check_names,
+            check_survivors=self._check_survivors,
+        ).kinds
 
     def take(self, record: Record) -> None:
         self._line = record.seq + 1
@@ -236,6 +233,11 @@ class _Reader:
 
     def _evaluation_opened(self, body: Mapping[str, Any]) -> None:
         self._check_unguaranteed(body)
+        if self._settings.histograms is not None:
+            self._refuse("opens a sum without noise; evaluation.figures = 'histogram'")
+        personal = self._settings.config.personal.kind != "none"
+        if body.get("of", "shared") not in ("shared", *(["personal"] if personal else [])):
+            self._refuse(f"of = {body['of']!r}: this run has no such figures")
         self.history.unnoised[self._new_session(body)] = False
 
     def _evaluated(self, body: Mapping[str, Any]) -> None:
@@ -336,6 +338,27 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
         LedgerTampered: an account is missing, is another client's, charges what was never opened,
             at another price, or lacks a charge that the ledger names.
     """
+    return _check_accounts(folder, genesis, ACCOUNT, "privacy", history.attempts)
+
+
+def check_histogram_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
+    """The same for each client's account of histograms; 0 where the run has none.
+
+    Raises:
+        LedgerTampered: as there.
+    """
+    if "histograms" not in genesis:
+        return 0
+    return _check_accounts(folder, genesis, HISTOGRAM_ACCOUNT, "histograms", history.histograms)
+
+
+def _check_accounts(
+    folder: Path,
+    genesis: Mapping[str, Any],
+    file_name: str,
+    priced: str,
+    attempts: Mapping[str, Attempt],
+) -> int:
     accounts = folder / "clients"
     names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
     missing, foreign = (set(genesis["cohort"]) - set(names), set(names) - set(genesis["cohort"]))
@@ -346,22 +369,22 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
         raise LedgerTampered(f"{accounts}: {found}: not in the run's cohort")
     charged = {}
     for name in names:
-        path = accounts / name / "budget.jsonl"
+        path = accounts / name / file_name
         if not path.is_file():
             raise LedgerTampered(f"{path} is missing: no account of {name}")
         own = read_ledger(path)
-        expected = {"client": name, "privacy": genesis["privacy"]}
+        expected = {"client": name, "privacy": genesis[priced]}
         require_same(own[0].body, expected, f"{path}: first record")
         charges = [record.body for record in own if record.kind == CHARGE]
         sessions = [str(charge["session"]) for charge in charges]
-        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(history.attempts):
+        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(attempts):
             raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
         for charge in charges:
-            attempt = history.attempts[str(charge["session"])]
+            attempt = attempts[str(charge["session"])]
             require_same(charge, attempt.event, f"{path}: charge for round {attempt.round}")
         charged[name] = set(sessions)
     so_far: set[str] = set()
-    for attempt in history.attempts.values():
+    for attempt in attempts.values():
         so_far.add(attempt.session)
         for name in sorted(attempt.charged or ()):
             if attempt.session not in charged[name]:
@@ -375,7 +398,7 @@ def check_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -
                 f"{folder / 'ledger.jsonl'}: round {attempt.round} was summed with charges = "
                 f"{attempt.charges}, the accounts hold {most} up to then"
             )
-    unended = {history.open.session} if history.open is not None else set()
+    unended = {session for session, attempt in attempts.items() if attempt.charged is None}
     return max(len(sessions | unended) for sessions in charged.values())
 
 

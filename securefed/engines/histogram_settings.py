@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
 from securefed.config import HistogramSection, RunConfig
 from securefed.engines.arrangement import figures_aggregation
-from securefed.engines.noised_histogram import Bins
+from securefed.engines.noised_histogram import Bins, NoisedHistogram
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import (
+    ADVERSARIES,
     Adversary,
     PrivacyGuarantee,
     accounted_adversary,
@@ -110,6 +112,11 @@ class HistogramSettings:
             return Bins.of_accuracy(count)
         return Bins.of_perplexity(count, *self.section.perplexity_range)
 
+    def histogram(self, of: Of, counts: Iterable[float], *, clients: int) -> NoisedHistogram:
+        """What an opened sum of ``clients`` one-hot vectors is."""
+        noised = tuple(float(count) for count in counts)
+        return NoisedHistogram(self.bins(of), noised, clients, self.std(clients))
+
     def std(self, clients: int) -> float:
         """Std of the noise of each count in a sum of ``clients`` vectors, rounding included."""
         variance = clients * (self.plan.local_std**2 + 0.25)
@@ -160,3 +167,12 @@ class HistogramSettings:
             "rounding_failure": self.plan.rounding_failure,
             "wrap_probability": self.plan.wrap_probability,
         }
+
+
+def histogram_guarantees(
+    settings: HistogramSettings | None, charges: int
+) -> dict[Adversary, PrivacyGuarantee]:
+    """What holds of a run's histograms against each adversary; empty where it has none."""
+    if settings is None:
+        return {}
+    return {who: settings.guarantee(who, charges) for who in ADVERSARIES}

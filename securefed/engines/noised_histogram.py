@@ -125,9 +125,7 @@ class NoisedHistogram:
         half = _TWO_SIDED * float(around) + float(centres[1] - centres[0]) / 2.0
         found = self._mean(centres)
         low, high = found - half, found + half
-        return (
-            (math.exp(low), math.exp(high)) if self.bins.scale == "perplexity" else (low, high)
-        )
+        return (math.exp(low), math.exp(high)) if self.bins.scale == "perplexity" else (low, high)
 
     def _mean(self, centres: NDArray[np.float64]) -> float:
         middle = float(centres.mean())

@@ -104,9 +104,7 @@ class PersonalAdapters:
         if section.mix != "choose":
             own = self._train(examples, shared)
             return own, Chosen(section.mix if _is_finite(own) else 0.0, None, None, 0)
-        parts = validation_parts(
-            examples, section.validation_fraction, seed=self._config.lora.seed
-        )
+        parts = validation_parts(examples, section.validation_fraction, seed=self._config.lora.seed)
         validation = examples.take(parts.validation)
         own = self._train(examples.take(parts.fit), shared)
         losses = {0.0: self._losses(validation, shared)}
@@ -120,7 +118,7 @@ class PersonalAdapters:
         return own, choice
 
     def _train(self, examples: Examples, shared: Tensors) -> Tensors:
-        """The personal adapter after its steps from the shared one; the shared one, without data."""
+        """The personal adapter after its steps from the shared one, if there is data."""
         if len(examples) == 0:
             return shared
         section, training = self._section, self._config.training

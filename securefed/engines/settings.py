@@ -14,6 +14,7 @@ from scipy.stats import binom
 
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
+from securefed.engines.histogram_settings import HistogramSettings
 from securefed.errors import ConfigError
 from securefed.federation.weights import client_weights
 from securefed.privacy.accounting import (
@@ -171,6 +172,12 @@ class Settings:
             self.plan, self.bounds
         )
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
+        section = config.evaluation.histogram
+        self.histograms: HistogramSettings | None = None
+        if section is not None:
+            self.histograms = HistogramSettings(
+                section, config, cohort_size=self.cohort_size, aggregation=self.aggregation
+            )
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
         if targeted and spent > (privacy.target_epsilon or 0.0):
             raise ConfigError(

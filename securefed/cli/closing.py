@@ -56,6 +56,9 @@ def _said_once(share: str, every: list[PrivacyGuarantee], unit: str) -> str:
     return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs)
 
 
+_SPREAD = ("least", "lower quartile", "median", "upper quartile", "most")
+
+
 def _figure(figures: Figures) -> str:
     value = figures.perplexity if figures.perplexity is not None else figures.accuracy
     return "not measured" if value is None else _number(value)
@@ -147,8 +150,9 @@ def held_out_rows(
     rows = [(mean, [_figure(each) for each in measured])]
     before = measured[0].perplexity
     if before:
-        changes = [each.perplexity / before - 1.0 for each in measured[1:] if each.perplexity]
-        rows.append(("  change of the mean", ["", *(f"{100.0 * c:+.1f} %" for c in changes)]))
+        after = [each.perplexity or before for each in measured[1:]]
+        changes = [f"{100.0 * (value / before - 1.0):+.1f} %" for value in after]
+        rows.append(("  change of the mean", ["", *changes]))
     if any(each.worst is not None for each in measured):
         why = "outside the guarantee; shown because this simulation owns all clients"
         worst = ["not shown" if each.worst is None else _number(each.worst) for each in measured]
@@ -168,7 +172,7 @@ def _noised_rows(
     geometric = "geometric mean" if "perplexity" in kind else "mean"
     rows = [
         (
-            f"{kind}, {geometric} over clients, estimated from noised counts (95 %, and half a bin)",
+            f"{kind}, {geometric} over clients, estimated from noised counts (95 % and half a bin)",
             [_estimate(each) for each in found],
         ),
         ("  worst bin seen beyond the noise", [_worst_bin(each) for each in found]),
@@ -221,6 +225,7 @@ def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
             unit=unit_name(config).removeprefix("one "),
             delta=config.privacy.delta,
             against=result.events[-1].against,
+            estimated=bool(result.histogram_guarantees),
         )
     except ConfigError as error:
         say(f"no picture: {error}")

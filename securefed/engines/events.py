@@ -33,8 +33,8 @@ class RoundEvent:
         clip_norm: the round's clip under adaptive clipping; None where it never changes.
         unclipped_fraction: noised share of units within it, from which the next one follows.
         note: what was out of the ordinary.
-        estimated: whether perplexity and accuracy are estimates from noised counts of clients,
-            under a guarantee of their own.
+        held_out_guaranteed: whether perplexity and accuracy are estimates from noised counts of
+            clients, under a guarantee of their own; exact means are under none.
     """
 
     round: int
@@ -57,15 +57,11 @@ class RoundEvent:
     clip_norm: float | None = None
     unclipped_fraction: float | None = None
     note: str = ""
-    estimated: bool = False
+    held_out_guaranteed: bool = False
 
     def to_record(self) -> dict[str, Any]:
-        """What is written down: all but the seconds, which tell how large a secret sample was.
-
-        ``held_out_guaranteed`` says whether any guarantee covers perplexity and accuracy.
-        """
-        kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
-        return kept | {"held_out_guaranteed": kept.pop("estimated")}
+        """What is written down: all but the seconds, which tell how large a secret sample was."""
+        return {key: value for key, value in asdict(self).items() if "seconds" not in key}
 
 
 class Observer(Protocol):

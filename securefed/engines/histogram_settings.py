@@ -28,6 +28,7 @@ Of = Literal["shared", "personal", "gain"]
 """Figures of the shared adapter, of the one in use, or of the one over the other."""
 
 _UNIT = "one client: all of its data, as far as its held-out figures show it"
+_ADJACENCY = "zero-out of one client: it counts in no bin; who takes part is public"
 _BESIDE = (
     "this is spent on held-out figures, beside what is spent on training: for the data of one "
     "client the two statements add, epsilon to epsilon and delta to delta"
@@ -55,9 +56,11 @@ class HistogramSettings:
     Attributes:
         planned: histograms of a run in which none is repeated.
         at_the_end: how many of these come after the last round.
+        protects: whether single counts are hidden from the server; not in plaintext sums.
 
     Raises:
-        ConfigError: ``epsilon`` does not allow for the first and the last ones.
+        ConfigError: ``epsilon`` does not allow for the first and the last ones, or nothing holds
+            with so little noise.
         OverflowBoundError: the sum would not fit the ring.
     """
 
@@ -92,7 +95,13 @@ class HistogramSettings:
                 self.policy, cohort_size=cohort_size, dimension=section.bins
             ),
         )
+        self.protects = not isinstance(self.aggregation, PlaintextAggregation)
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
+        if self.protects and not math.isfinite(self.epsilon_after(self.planned)):
+            raise ConfigError(
+                f"evaluation.histogram.noise_multiplier = {section.noise_multiplier:g}: nothing "
+                f"can be stated of the {self.planned} histograms that are planned; use more noise"
+            )
         least = 1 + self.at_the_end
         if section.epsilon is not None and self.epsilon_after(least) > section.epsilon:
             raise ConfigError(
@@ -130,11 +139,16 @@ class HistogramSettings:
             cohort_size=self._size,
             against=against,
             rounds=charges,
-            plaintext=isinstance(self.aggregation, PlaintextAggregation),
+            plaintext=not self.protects,
             ring_sigma=self.aggregation.ring_sigma(self.bounds),
             key_holder=self.aggregation.trusted_key_holder,
         )
-        return replace(found, unit=_UNIT, assumptions=(*found.assumptions, _BESIDE))
+        return replace(
+            found,
+            unit=_UNIT,
+            adjacency=_ADJACENCY,
+            assumptions=(*found.assumptions, _BESIDE),
+        )
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee(accounted_adversary(self.policy), charges).epsilon

@@ -68,7 +68,7 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         clip_norm=clip_norm,
         unclipped_fraction=summed.get("unclipped_fraction"),
         note="; ".join(notes),
-        estimated=figures is not None and figures.histogram is not None,
+        held_out_guaranteed=settings.histograms is not None and settings.histograms.protects,
     )
 
 

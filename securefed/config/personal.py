@@ -27,6 +27,10 @@ class PersonalSection(Section):
     ``choices`` with the least validation loss, if that is lower than the shared adapter's by more
     than ``margin`` standard errors of the paired difference; else a = 0, the shared adapter.  With
     ``refit`` a client that takes a > 0 trains v again on all of its training data.
+
+    ``measured``: whether held-out figures of the adapters in use are told besides those of the
+    shared one.  They are made from training data without noise, so that no epsilon of the run
+    covers their exact sum (``evaluation.figures``); histograms have an epsilon of their own.
     """
 
     kind: Literal["none", "adapter"] = "none"
@@ -40,6 +44,7 @@ class PersonalSection(Section):
     validation_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
     margin: NonNegative = 1.0
     refit: bool = True
+    measured: bool = True
 
     @model_validator(mode="after")
     def _nothing_is_without_effect(self) -> Self:
@@ -60,3 +65,8 @@ class PersonalSection(Section):
         if max(self.choices) == 0.0:
             raise ValueError("choices: at least one must be > 0, or nothing could be chosen")
         return self
+
+    @property
+    def told(self) -> bool:
+        """Whether held-out figures of personal adapters are measured at the end of a run."""
+        return self.kind != "none" and self.measured

@@ -235,7 +235,7 @@ class _Reader:
         self._check_unguaranteed(body)
         if self._settings.histograms is not None:
             self._refuse("opens a sum without noise; evaluation.figures = 'histogram'")
-        personal = self._settings.config.personal.kind != "none"
+        personal = self._settings.config.personal.told
         if body.get("of", "shared") not in ("shared", *(["personal"] if personal else [])):
             self._refuse(f"of = {body['of']!r}: this run has no such figures")
         self.history.unnoised[self._new_session(body)] = False

@@ -99,7 +99,7 @@ class Evaluations:
 
     def gain(self, last: int) -> NoisedHistogram | None:
         """How the adapters in use compare with the shared one, where clients are counted."""
-        if self._counting is None or self._bench.own_adapters is None:
+        if self._counting is None or not self._settings.config.personal.told:
             return None
         found = recorded_histogram(self._ledger.records, last, "gain")
         if found is None and self._affords(last, in_between=False):

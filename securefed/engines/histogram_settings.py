@@ -73,7 +73,7 @@ class HistogramSettings:
         aggregation: Aggregation,
     ) -> None:
         self.section, self.config, self._size = section, config, cohort_size
-        self.at_the_end = 1 + 2 * (config.personal.kind != "none")
+        self.at_the_end = 1 + 2 * config.personal.told
         self.planned = planned_evaluations(config) - 1 + self.at_the_end
         self.policy = PrivacyPolicy(
             clip_norm=1.0,

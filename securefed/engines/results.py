@@ -31,7 +31,7 @@ class RunResult:
         before: held-out figures of the untouched model, and ``after``: of the last adapter.
         events: one a round.
         stopped: why the run ended early; empty if it did not.
-        personal: held-out figures of the adapters that clients use; None without personal ones.
+        personal: held-out figures of the adapters that clients use; None without such.
         gain: how these compare with the last adapter; where figures come from histograms.
         histogram_charges: most histograms any client charged.
         histogram_guarantees: what holds of them; none where figures are sums.
@@ -69,7 +69,7 @@ def recorded_result(folder: Path) -> RunResult | None:
     if histograms is None and (before is None or after is None):
         raise LedgerTampered(f"{folder / 'ledger.jsonl'}: closes without held-out figures")
     personal = None
-    if run.settings.config.personal.kind != "none":
+    if run.settings.config.personal.told:
         found = recorded_figures(run.records, rounds, shown, of="personal")
         personal = found or Figures.unmeasured()
     return RunResult(

@@ -164,7 +164,9 @@ class Run:
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
         self.folder.save_personal(self._save_own)
-        personal = evaluations.at_the_end(last, "personal") if self.bench.own_adapters else None
+        personal = None
+        if self.config.personal.told:
+            personal = evaluations.at_the_end(last, "personal")
         gain = evaluations.gain(last)
         self._costs.write(self.folder, self.events, self.settings, self.bench.model_bytes)
         charges = self.parties.charges

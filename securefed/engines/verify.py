@@ -125,9 +125,12 @@ def _told_of_figures(run: VerifiedRun) -> str:
     """How held-out figures were measured, in words."""
     history = run.history
     if run.settings.histograms is None:
+        own = run.settings.config.personal.told
         return (
             f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
             f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee"
+            + ", the last of adapters made from training data without noise"
+            * own
         )
     return (
         f"held-out figures: {len(history.histograms)} noised histograms were begun, at most "
@@ -253,7 +256,7 @@ def _check_shown(folder: Path, records: list[Record], history: History, settings
             than the ledger, or the adapter is not the state that was applied last.
     """
     needed: list[tuple[int, Of]] = [(0, "shared"), (history.applied, "shared")]
-    if settings.config.personal.kind != "none":
+    if settings.config.personal.told:
         needed.append((history.applied, "personal"))
     for number, of in needed:
         # A budget of histograms may have left no room for one.

@@ -66,13 +66,13 @@ class Chosen:
         improvement: mean loss of the shared adapter less that of the best other one; None where
             nothing could be compared.
         standard_error: of that mean of paired differences.
-        examples: of the validation part.
+        validation_examples: how many decided.
     """
 
     mix: float
     improvement: float | None
     standard_error: float | None
-    examples: int
+    validation_examples: int
 
 
 def choose_mix(

@@ -20,13 +20,14 @@ from securefed.cli.closing import statements_of_figures, table
 from securefed.config import load_config, parse_config
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.engines import histograms as engine
+from securefed.engines import run
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.histograms import placed
 from securefed.engines.noised_histogram import Bins, NoisedHistogram
 from securefed.engines.settings import Settings
 from securefed.engines.verify import verify_run
-from securefed.errors import ConfigError, LedgerTampered
+from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.federation.update_codec import UpdateCodec
@@ -456,6 +457,26 @@ def test_each_client_has_charged_before_its_masked_vector_leaves_and_a_retry_cou
     assert result.histogram_guarantees["server"].rounds == 3
     kinds = [r.kind for r in read_ledger(out / "ledger.jsonl")]
     assert kinds.count("histogram_abandoned") == 1
+    assert verify_run(out).finished
+
+
+def test_a_histogram_that_fails_is_on_record_and_stays_charged(tmp_path, monkeypatch):
+    path, out, carry = written(tmp_path, every=0, rounds=1), tmp_path / "out", run.carry
+
+    def lossy(server, clients, **options):
+        return carry(
+            server, clients, drop=dict.fromkeys(("site-0", "site-1"), "masked_input"), **options
+        )
+
+    monkeypatch.setattr(run, "carry", lossy)
+    with pytest.raises(ThresholdNotMet):
+        Federation.from_config(path).run(out)
+    failed = read_ledger(out / "ledger.jsonl")[-1]
+    assert failed.kind == "histogram_failed"
+    assert failed.body["charged"] == ["site-2", "site-3"]
+    monkeypatch.undo()
+    result = Federation.from_config(path).run(out, resume=True)
+    assert result.histogram_charges == 3
     assert verify_run(out).finished
 
 

@@ -318,6 +318,16 @@ def test_it_costs_no_charge_and_stands_in_the_ledger_as_one_more_sum_without_noi
     assert any("3 sums without noise were begun and 3 recorded" in line for line in lines)
 
 
+def test_it_can_be_had_without_anything_being_told_of_it(tmp_path):
+    path = written(tmp_path, OWN | {"measured": False})
+    result = Federation.from_config(path).run(tmp_path / "out")
+    figures = [r for r in read_ledger(result.folder / "ledger.jsonl") if r.kind == "evaluated"]
+    assert len(figures) == 2
+    assert result.personal is None
+    assert verify_run(result.folder).finished
+    assert (result.folder / "personal" / "site-0" / "adapter").is_dir()
+
+
 def test_peft_loads_each_clients_own_adapter_as_it_is_used(whole):
     base, result, federation, _ = whole
     bench = federation._used

@@ -106,6 +106,7 @@ class _Reader:
         self._cohort = set(genesis["cohort"])
         self._floor = CohortBounds.of(settings.sum_policy, len(self._cohort)).survivor_floor
         self._summed: str | None = None
+        self._measured: dict[str, str | None] = {}
         self._following = settings.sum_policy
         self._line = 1
         self.history = History(
@@ -238,7 +239,8 @@ class _Reader:
         personal = self._settings.config.personal.told
         if body.get("of", "shared") not in ("shared", *(["personal"] if personal else [])):
             self._refuse(f"of = {body['of']!r}: this run has no such figures")
-        self.history.unnoised[self._new_session(body)] = False
+        session = self._new_session(body)
+        self.history.unnoised[session], self._measured[session] = False, body.get("of")
 
     def _evaluated(self, body: Mapping[str, Any]) -> None:
         session = str(body["session"])
@@ -248,6 +250,8 @@ class _Reader:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
+        if body.get("of") != self._measured[session]:
+            self._refuse(f"of = {body.get('of')!r}; opened for {self._measured[session]!r}")
         self._check_survivors(body)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from securefed.engines.personal_adapters import PersonalAdapters
 from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.ledger import read_ledger
+from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.lora.adapter import adapter_state, build_adapter
 from securefed.lora.interpolation import interpolated
 from securefed.lora.sharing import factor_of
@@ -317,6 +318,21 @@ def test_it_costs_no_charge_and_stands_in_the_ledger_as_one_more_sum_without_noi
     assert result.charges == 1
     lines = verify_run(result.folder).lines
     assert any("3 sums without noise were begun and 3 recorded" in line for line in lines)
+
+
+def test_figures_of_own_adapters_do_not_pass_for_those_of_the_shared_one(whole, tmp_path):
+    copy = shutil.copytree(whole[1].folder, tmp_path / "copy")
+    path = copy / "ledger.jsonl"
+    records = [(r.kind, dict(r.body)) for r in read_ledger(path)]
+    last = max(place for place, (kind, _) in enumerate(records) if kind == "evaluated")
+    del records[last][1]["of"]
+    path.unlink()
+    path.with_name("ledger.head.json").unlink()
+    with Ledger.create(path, records[0][1], clock=lambda: "2026-01-01T00:00:00Z") as ledger:
+        for kind, body in records[1:]:
+            ledger.append(kind, body)
+    with pytest.raises(LedgerTampered, match="opened for 'personal'"):
+        verify_run(copy)
 
 
 def test_it_can_be_had_without_anything_being_told_of_it(tmp_path):

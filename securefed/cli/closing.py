@@ -14,31 +14,41 @@ from securefed.errors import ConfigError
 if TYPE_CHECKING:
     from securefed.engines.events import RoundEvent
     from securefed.engines.figures import Figures
+    from securefed.engines.noised_histogram import NoisedHistogram
     from securefed.engines.results import RunResult
+    from securefed.privacy.accounting import PrivacyGuarantee
 
 
 def statements(config: RunConfig, result: RunResult) -> str:
     """What holds against each adversary; what is the same against all of them is said once."""
     from securefed.engines.settings import unit_name
 
-    every = list(result.guarantees.values())
+    share = "What the statements against the adversaries share:"
+    return _said_once(share, list(result.guarantees.values()), unit_name(config))
+
+
+def statements_of_figures(result: RunResult) -> str:
+    """The same of a run's histograms of held-out figures."""
+    share = (
+        "Held-out figures are noised counts of clients, which spend privacy of their own; what the "
+        "statements on them share:"
+    )
+    return _said_once(share, list(result.histogram_guarantees.values()), "one client")
+
+
+def _said_once(share: str, every: list[PrivacyGuarantee], unit: str) -> str:
     lines = {statement: str(statement).splitlines()[:-1] for statement in every}
     shared = [line for line in lines[every[0]] if all(line in own for own in lines.values())]
     assumed = [a for a in every[0].assumptions if all(a in s.assumptions for s in every)]
     paragraphs = [
-        [
-            "What the statements against the adversaries share:",
-            f"Unit: {every[0].unit}.",
-            *shared,
-            f"Assumptions: {'; '.join(assumed)}.",
-        ]
+        [share, f"Unit: {every[0].unit}.", *shared, f"Assumptions: {'; '.join(assumed)}."]
     ]
     for statement in every:
         head, *rest = [line for line in lines[statement] if line not in shared]
         besides = [a for a in statement.assumptions if a not in assumed]
         paragraphs.append(
             [
-                head.replace(statement.unit, unit_name(config)),
+                head.replace(statement.unit, unit),
                 *rest,
                 *([f"Assumptions besides: {'; '.join(besides)}."] if besides else []),
             ]
@@ -46,26 +56,29 @@ def statements(config: RunConfig, result: RunResult) -> str:
     return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs)
 
 
-def _figure(figures: Figures, which: str) -> str:
-    value = (
-        figures.worst
-        if which == "worst"
-        else (figures.perplexity if figures.perplexity is not None else figures.accuracy)
-    )
-    return "not shown" if value is None else f"{value:#.4g}".rstrip(".")
+_SPREAD = ("least", "lower quartile", "median", "upper quartile", "most")
 
 
-def _kind(result: RunResult) -> str:
-    return "perplexity" if result.after.perplexity is not None else "accuracy"
+def _figure(figures: Figures) -> str:
+    value = figures.perplexity if figures.perplexity is not None else figures.accuracy
+    return "not measured" if value is None else _number(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:#.4g}".rstrip(".")
+
+
+def _kind(config: RunConfig) -> str:
+    return "perplexity" if config.model.task == "causal-lm" else "accuracy"
 
 
 def comparison(config: RunConfig, result: RunResult, compared: Mapping[str, Figures]) -> Table:
     """The run beside what it is compared with."""
     table = Table(title=f"{config.output.name}: compared", show_header=True)
-    table.add_column(f"held-out {_kind(result)}, mean over clients (outside the guarantee)")
+    table.add_column(f"held-out {_kind(config)}, mean over clients (outside the guarantee)")
     table.add_column("after", justify="right")
     for label, figures in {"this run": result.after, **compared}.items():
-        table.add_row(label, _figure(figures, "mean"))
+        table.add_row(label, _figure(figures))
     return table
 
 
@@ -74,29 +87,25 @@ def table(config: RunConfig, result: RunResult) -> Table:
     from securefed.engines.settings import unit_name
     from securefed.privacy.accounting import epsilon_text
 
-    kind = _kind(result)
+    measured = [result.before, result.after, *([result.personal] if result.personal else [])]
     table = Table(title=f"{config.output.name}: {result.rounds} rounds", show_header=True)
     table.add_column("what")
-    table.add_column("before", justify="right")
-    table.add_column("after", justify="right")
-    rows = [("mean", "mean over clients (outside the guarantee)")]
-    if result.before.worst is not None or result.after.worst is not None:
-        why = "shown because this simulation owns all clients"
-        rows.append(("worst", f"worst client (outside the guarantee; {why})"))
-    for which, name in rows:
-        table.add_row(
-            f"held-out {kind}, {name}",
-            _figure(result.before, which),
-            _figure(result.after, which),
-        )
-        if which == "mean" and result.before.perplexity and result.after.perplexity:
-            change = result.after.perplexity / result.before.perplexity - 1.0
-            table.add_row("  change of the mean", "", f"{100.0 * change:+.1f} %")
+    for heading in ("before", "after", "personal")[: len(measured)]:
+        table.add_column(heading, justify="right")
+    for name, values in held_out_rows(config, measured, result.gain):
+        table.add_row(name, *values)
     table.add_section()
     for who, statement in result.guarantees.items():
         table.add_row(
             f"epsilon against {who.replace('_', ' ')} ({unit_name(config)}, delta "
             f"{statement.delta:g})",
+            "",
+            epsilon_text(statement.epsilon),
+        )
+    for who, statement in result.histogram_guarantees.items():
+        table.add_row(
+            f"held-out figures: epsilon against {who.replace('_', ' ')} (one client, delta "
+            f"{statement.delta:g}, {result.histogram_charges} histograms; adds to the above)",
             "",
             epsilon_text(statement.epsilon),
         )
@@ -132,6 +141,72 @@ def table(config: RunConfig, result: RunResult) -> Table:
     return table
 
 
+def held_out_rows(
+    config: RunConfig, measured: list[Figures], gain: NoisedHistogram | None
+) -> list[tuple[str, list[str]]]:
+    """The rows of held-out figures, each with one value for each time that they were measured.
+
+    Args:
+        config: the run file.
+        measured: before the first round, after the last, and of the adapters that clients use.
+        gain: how these compare with the last shared adapter.
+    """
+    kind = f"held-out {_kind(config)}"
+    if config.evaluation.figures == "histogram":
+        return _noised_rows(kind, measured, gain)
+    mean = f"{kind}, mean over clients (outside the guarantee)"
+    rows = [(mean, [_figure(each) for each in measured])]
+    before = measured[0].perplexity
+    if before:
+        after = [each.perplexity or before for each in measured[1:]]
+        changes = [f"{100.0 * (value / before - 1.0):+.1f} %" for value in after]
+        rows.append(("  change of the mean", ["", *changes]))
+    if any(each.worst is not None for each in measured):
+        why = "outside the guarantee; shown because this simulation owns all clients"
+        worst = ["not shown" if each.worst is None else _number(each.worst) for each in measured]
+        rows.append((f"{kind}, worst client ({why})", worst))
+        for place, name in enumerate(
+            ("least", "lower quartile", "median", "upper quartile", "most")
+        ):
+            values = [_number(each.spread[place]) if each.spread else "" for each in measured]
+            rows.append((f"  {name} over clients", values))
+    return rows
+
+
+def _noised_rows(
+    kind: str, measured: list[Figures], gain: NoisedHistogram | None
+) -> list[tuple[str, list[str]]]:
+    found = [each.histogram for each in measured]
+    geometric = "geometric mean" if "perplexity" in kind else "mean"
+    rows = [
+        (
+            f"{kind}, {geometric} over clients, estimated from noised counts (95 % and half a bin)",
+            [_estimate(each) for each in found],
+        ),
+        ("  worst bin seen beyond the noise", [_worst_bin(each) for each in found]),
+    ]
+    if gain is not None:
+        blank = [""] * (len(measured) - 1)
+        what = "nats of log perplexity" if "perplexity" in kind else "points of accuracy / 100"
+        rows.append((f"  gain of the personal adapters, {what}", [*blank, _estimate(gain)]))
+        rows.append(("  worst bin of the gain seen", [*blank, _worst_bin(gain)]))
+    return rows
+
+
+def _estimate(found: NoisedHistogram | None) -> str:
+    if found is None:
+        return "not measured"
+    low, high = found.interval
+    return f"{_number(found.mean)} ({_number(low)} to {_number(high)})"
+
+
+def _worst_bin(found: NoisedHistogram | None) -> str:
+    if found is None or found.worst_bin is None:
+        return "none"
+    low, high = found.worst_bin
+    return f"{_number(low)} to {_number(high)}"
+
+
 def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
     """Draw ``rounds.svg`` into the run folder, and say so or why not."""
     from securefed.engines.settings import unit_name
@@ -158,6 +233,7 @@ def draw(config: RunConfig, result: RunResult, notes: list[str]) -> None:
             unit=unit_name(config).removeprefix("one "),
             delta=config.privacy.delta,
             against=result.events[-1].against,
+            estimated=bool(result.histogram_guarantees),
         )
     except ConfigError as error:
         say(f"no picture: {error}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import securefed
-from securefed.cli.closing import comparison, draw, statements, table
+from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.plans import assignments, bought
 from securefed.cli.watching import console, errors, say, watching
 from securefed.config import (
@@ -320,6 +320,8 @@ def _run(
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
     say(statements(config, result) + "\n")
+    if result.histogram_guarantees:
+        say(statements_of_figures(result) + "\n")
     if config.output.picture:
         draw(config, result, notes)
     say(f"run folder: {result.folder}\n")

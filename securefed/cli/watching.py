@@ -90,10 +90,11 @@ def round_line(event: RoundEvent) -> str:
     if event.clip_norm is not None and event.unclipped_fraction is not None:
         within = 100.0 * event.unclipped_fraction
         parts.append(f"clip {event.clip_norm:g}, {within:.0f} % within it (noised)")
+    how = "estimated from noised counts" if event.held_out_guaranteed else "no guarantee"
     if event.perplexity is not None:
-        parts.append(f"held-out perplexity {event.perplexity:.1f} (no guarantee)")
+        parts.append(f"held-out perplexity {event.perplexity:.1f} ({how})")
     if event.accuracy is not None:
-        parts.append(f"held-out accuracy {event.accuracy:.3f} (no guarantee)")
+        parts.append(f"held-out accuracy {event.accuracy:.3f} ({how})")
     if event.round:
         parts.append(f"up {event.bytes_up / 1e3:.0f} kB, down {event.bytes_down / 1e3:.0f} kB")
         if event.virtual_seconds is not None:

@@ -1,6 +1,7 @@
 """The run file: TOML sections as frozen, validated models.  Every section refuses unknown keys."""
 
 from securefed.config.base import share_of
+from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.files import (
     dump_config,
     first_difference,
@@ -9,6 +10,7 @@ from securefed.config.files import (
     run_file_schema,
 )
 from securefed.config.lora import SHARING_MODES, LoraSection
+from securefed.config.personal import PersonalSection
 from securefed.config.privacy import (
     Mechanism,
     Noise,
@@ -37,11 +39,14 @@ __all__ = [
     "STAGES",
     "AggregationSection",
     "DataSection",
+    "EvaluationSection",
+    "HistogramSection",
     "KeyHolder",
     "LoraSection",
     "Mechanism",
     "ModelSection",
     "Noise",
+    "PersonalSection",
     "PrivacySection",
     "ProfileSection",
     "RankSection",

@@ -8,7 +8,9 @@ from pydantic import Field, model_validator
 
 from securefed.config.base import Positive, Section
 from securefed.config.carrying_out import why_not_carried_out
+from securefed.config.evaluation import EvaluationSection
 from securefed.config.lora import LoraSection, why_not_shared
+from securefed.config.personal import PersonalSection
 from securefed.config.privacy import PrivacySection
 from securefed.config.ranks import RankSection, why_not_mixed
 from securefed.config.training import TrainingSection, why_not_combined
@@ -249,21 +251,6 @@ class CohortSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """Held-out figures; they travel through the same secure sum, outside the guarantee.
-
-    ``every``: a round count between evaluations (0: only before the first and after the last
-    round).  ``max_windows`` bounds each client's held-out examples, of ``window_tokens`` tokens
-    each (default: ``data.window_tokens``).  ``show_clients`` lets a simulation, which owns every
-    client, print the worst one.
-    """
-
-    every: Annotated[int, Field(ge=0)] = 0
-    max_windows: Annotated[int, Field(ge=1)] = 64
-    window_tokens: Annotated[int, Field(ge=4, le=8192)] | None = None
-    show_clients: bool = False
-
-
 class BudgetSection(Section):
     """The run stops before a round that would exceed ``epsilon`` against the server.
 
@@ -292,6 +279,7 @@ class RunConfig(Section):
     aggregation: AggregationSection = AggregationSection()
     cohort: CohortSection = CohortSection()
     evaluation: EvaluationSection = EvaluationSection()
+    personal: PersonalSection = PersonalSection()
     budget: BudgetSection = BudgetSection()
     output: OutputSection = OutputSection()
 

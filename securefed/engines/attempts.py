@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from securefed.engines.attempt import Attempt
 from securefed.engines.cohorts import Cohorts
 from securefed.engines.figures import Figures
+from securefed.engines.histogram_records import HistogramRecords
 from securefed.engines.plan_records import check_slices
 from securefed.engines.round_clock import checked_late
 from securefed.engines.settings import Settings
@@ -47,30 +49,8 @@ ROSTER = "roster"
 SOFTWARE = "software_changed"
 CLOSED = "closed"
 
-
-@dataclass
-class Attempt:
-    """One attempt at one round.
-
-    Attributes:
-        event: the body of its opening record: the privacy event, round and session.
-        charged: who is on record as charged; None while it has no end.
-        charges: the most charges of any client when its sum was recorded; None without a sum.
-    """
-
-    event: Mapping[str, Any]
-    charged: frozenset[str] | None = None
-    charges: int | None = None
-
-    @property
-    def session(self) -> str:
-        """Its name, hexadecimal."""
-        return str(self.event["session"])
-
-    @property
-    def round(self) -> int:
-        """The number of the round that was tried."""
-        return int(self.event["round"])
+ACCOUNT, HISTOGRAM_ACCOUNT = "budget.jsonl", "histograms.jsonl"
+"""A client's accounts, in ``clients/ID``: of rounds, and of histograms of held-out figures."""
 
 
 @dataclass
@@ -83,8 +63,9 @@ class History:
         adapter: SHA-256 of the adapter after them, hexadecimal.
         policy: of the next round; its clip follows from the fractions of the rounds applied.
         unnoised: sums without noise that were begun, by session; the value says if it was opened.
-        rounds: the number of the round of every session that was opened, of both kinds.
-        survivors: who is in each sum on record, by session, of both kinds.
+        histograms: attempts at noised histograms, in the order in which they were opened.
+        rounds: the number of the round of every session that was opened, of all kinds.
+        survivors: who is in each sum on record, by session, of all kinds.
         software: name and version that wrote the last records.
         closed: the closing record's body; None for a run that is not finished.
     """
@@ -95,6 +76,7 @@ class History:
     software: str
     attempts: dict[str, Attempt] = field(default_factory=dict)
     unnoised: dict[str, bool] = field(default_factory=dict)
+    histograms: dict[str, Attempt] = field(default_factory=dict)
     rounds: dict[str, int] = field(default_factory=dict)
     survivors: dict[str, frozenset[str]] = field(default_factory=dict)
     closed: Mapping[str, Any] | None = None
@@ -103,6 +85,12 @@ class History:
     def open(self) -> Attempt | None:
         """The attempt without an end."""
         last = next(reversed(self.attempts.values()), None)
+        return last if last is not None and last.charged is None else None
+
+    @property
+    def open_histogram(self) -> Attempt | None:
+        """The attempt at a histogram that has no end."""
+        last = next(reversed(self.histograms.values()), None)
         return last if last is not None and last.charged is None else None
 
     @property
@@ -120,6 +108,7 @@ class _Reader:
         self._path, self._settings = path, settings
         self._cohort = set(genesis["cohort"])
         self._summed: str | None = None
+        self._measured: dict[str, str | None] = {}
         self._following = settings.sum_policy
         self._line = 1
         self.history = History(
@@ -141,6 +130,15 @@ class _Reader:
             SOFTWARE: self._software,
             CLOSED: self._closed,
         }
+        self._kinds |= HistogramRecords(
+            settings.histograms,
+            self.history.histograms,
+            refuse=self._refuse,
+            new_session=self._new_session,
+            check_round=self._check_round,
+            check_names=lambda field, names: self._check_names(field, names, self._cohort),
+            check_survivors=lambda body: self._check_survivors(body, self._cohort),
+        ).kinds
 
     def take(self, record: Record) -> None:
         self._line = record.seq + 1
@@ -249,7 +247,13 @@ class _Reader:
 
     def _evaluation_opened(self, body: Mapping[str, Any]) -> None:
         self._check_unguaranteed(body)
-        self.history.unnoised[self._new_session(body)] = False
+        if self._settings.histograms is not None:
+            self._refuse("opens a sum without noise; evaluation.figures = 'histogram'")
+        personal = self._settings.config.personal.told
+        if body.get("of", "shared") not in ("shared", *(["personal"] if personal else [])):
+            self._refuse(f"of = {body['of']!r}: this run has no such figures")
+        session = self._new_session(body)
+        self.history.unnoised[session], self._measured[session] = False, body.get("of")
 
     def _evaluated(self, body: Mapping[str, Any]) -> None:
         session = str(body["session"])
@@ -259,6 +263,8 @@ class _Reader:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
+        if body.get("of") != self._measured[session]:
+            self._refuse(f"of = {body.get('of')!r}; opened for {self._measured[session]!r}")
         self._check_survivors(body, self._cohort)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
@@ -366,6 +372,39 @@ def check_accounts(
             at another price or for a round that its client takes no part in, or lacks a charge
             that the ledger names.
     """
+    return _check_accounts(
+        folder,
+        genesis,
+        ACCOUNT,
+        "privacy",
+        history.attempts,
+        lambda attempt: cohorts.members(attempt.round),
+    )
+
+
+def check_histogram_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
+    """The same for each client's account of histograms; 0 where the run has none.
+
+    Raises:
+        LedgerTampered: as there.
+    """
+    if "histograms" not in genesis:
+        return 0
+    everybody = genesis["cohort"]
+    charged = _check_accounts(
+        folder, genesis, HISTOGRAM_ACCOUNT, "histograms", history.histograms, lambda _: everybody
+    )
+    return max(charged.values())
+
+
+def _check_accounts(
+    folder: Path,
+    genesis: Mapping[str, Any],
+    file_name: str,
+    priced: str,
+    attempts: Mapping[str, Attempt],
+    members_of: Callable[[Attempt], Collection[str]],
+) -> dict[str, int]:
     accounts = folder / "clients"
     names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
     missing, foreign = (set(genesis["cohort"]) - set(names), set(names) - set(genesis["cohort"]))
@@ -374,21 +413,21 @@ def check_accounts(
     if foreign:
         found = ", ".join(sorted(foreign))
         raise LedgerTampered(f"{accounts}: {found}: not in the run's cohort")
-    charged = {}
+    charged: dict[str, set[str]] = {}
     for name in names:
-        path = accounts / name / "budget.jsonl"
+        path = accounts / name / file_name
         if not path.is_file():
             raise LedgerTampered(f"{path} is missing: no account of {name}")
         own = read_ledger(path)
-        expected = {"client": name, "privacy": genesis["privacy"]}
+        expected = {"client": name, "privacy": genesis[priced]}
         require_same(own[0].body, expected, f"{path}: first record")
         charges = [record.body for record in own if record.kind == CHARGE]
         sessions = [str(charge["session"]) for charge in charges]
-        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(history.attempts):
+        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(attempts):
             raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
         for charge in charges:
-            attempt = history.attempts[str(charge["session"])]
-            if name not in cohorts.members(attempt.round):
+            attempt = attempts[str(charge["session"])]
+            if name not in members_of(attempt):
                 raise LedgerTampered(
                     f"{path}: charges round {attempt.round}, in which {name} takes no part by the "
                     "plan"
@@ -396,7 +435,7 @@ def check_accounts(
             require_same(charge, attempt.event, f"{path}: charge for round {attempt.round}")
         charged[name] = set(sessions)
     so_far: set[str] = set()
-    for attempt in history.attempts.values():
+    for attempt in attempts.values():
         so_far.add(attempt.session)
         for name in sorted(attempt.charged or ()):
             if attempt.session not in charged[name]:
@@ -410,9 +449,10 @@ def check_accounts(
                 f"{folder / 'ledger.jsonl'}: round {attempt.round} was summed with charges = "
                 f"{attempt.charges}, the accounts hold {most} up to then"
             )
-    if history.open is not None:
-        for name in cohorts.members(history.open.round):
-            charged[name].add(history.open.session)
+    for session, attempt in attempts.items():
+        if attempt.charged is None:
+            for name in members_of(attempt):
+                charged[name].add(session)
     return {name: len(sessions) for name, sessions in charged.items()}
 
 

@@ -59,7 +59,8 @@ class SimulatedClient:
     """What belongs to one client and to nobody else.
 
     ``policy`` is that of the next round, as the client itself computes it
-    (``PrivacyPolicy.after``).
+    (``PrivacyPolicy.after``).  ``histograms`` is its account of noised held-out figures, where the
+    run has any.
     """
 
     client_id: str
@@ -68,6 +69,7 @@ class SimulatedClient:
     policy: PrivacyPolicy
     identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
     meter: Meter = field(default_factory=Meter, repr=False)
+    histograms: ClientBudget | None = None
 
     def timed(self, encode: EncodeFor) -> Encode:
         """The client's contribution to one round, whose phases this client's meter measures."""

@@ -76,8 +76,11 @@ _OF_SUMS = {"sparsify", "keep_fraction", "error_feedback", "control_weight"}
 
 
 def _without_noise(config: RunConfig) -> dict[str, Any]:
-    """The run file for the same training without noise."""
+    """The run file for the same training without noise, measured exactly: nothing is protected."""
     values = config.model_dump(mode="json", exclude_none=True)
+    del values["personal"]
+    for key in ("figures", "histogram"):
+        values["evaluation"].pop(key, None)
     kept = {key: value for key, value in values["privacy"].items() if key not in _OF_NOISE}
     values["privacy"] = kept | {"mechanism": "none"}
     if config.aggregation.kind == "ckks":  # which opens no sums without noise

@@ -38,7 +38,8 @@ MEASURED = {
     "cpu_seconds": "CPU time of all threads of the process, by phase: train (sampling, gradients "
     "or local steps; with mechanism = 'local' their clipping and noise too), clip, encode "
     "(rotate and round), noise (draw it), mask, encrypt or send (keys, shares, signatures and all "
-    "that is done to hide the vector), evaluate (held-out figures)",
+    "that is done to hide the vector), evaluate (held-out figures), personalise (the client's own "
+    "adapter)",
     "seconds": "the same phases on the clock; work of a GPU is here and not in cpu_seconds",
     "peak_memory_bytes": "resident: most resident memory of the whole process while this party "
     "worked; in a simulation that process holds the model, every client's data and the server. "

@@ -35,6 +35,8 @@ class RoundEvent:
         unclipped_fraction: noised share of units within it, from which the next one follows.
         virtual_seconds: of the round, where a plan is carried out: from public speeds and sizes.
         note: what was out of the ordinary.
+        held_out_guaranteed: whether perplexity and accuracy are estimates from noised counts of
+            clients, under a guarantee of their own; exact means are under none.
     """
 
     round: int
@@ -58,16 +60,14 @@ class RoundEvent:
     unclipped_fraction: float | None = None
     virtual_seconds: float | None = None
     note: str = ""
+    held_out_guaranteed: bool = False
 
     def to_record(self) -> dict[str, Any]:
-        """What is written down: no measured seconds, which tell how large a secret sample was.
-
-        ``held_out_guaranteed`` says that no guarantee covers perplexity and accuracy.
-        """
+        """What is written down: no measured seconds, which tell how large a secret sample was."""
         kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
         if self.virtual_seconds is not None:
             kept["virtual_seconds"] = self.virtual_seconds
-        return kept | {"held_out_guaranteed": False}
+        return kept
 
 
 class Observer(Protocol):

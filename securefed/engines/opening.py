@@ -16,12 +16,14 @@ from securefed.engines.attempts import (
     SOFTWARE,
     History,
     check_accounts,
+    check_histogram_accounts,
     differing,
     read_history,
     told_on_resume,
 )
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.events import Observer
+from securefed.engines.histograms import abandon_histogram, begin_accounts, open_accounts
 from securefed.engines.metering import Meter
 from securefed.engines.openings import check_openings, first_record
 from securefed.engines.parties import Parties
@@ -96,6 +98,7 @@ class Opening:
 
     def _prepared(self) -> dict[str, Any]:
         """What a run stands on besides its settings; a resumed one must find it again."""
+        histograms = self._settings.histograms
         return {
             "model": self._bench.model_name,
             "model_fingerprint": self._bench.fingerprint,
@@ -103,7 +106,7 @@ class Opening:
             "cohort": list(self._cohort),
             "client_sizes": {name: self._bench.sizes[name] for name in self._cohort},
             "privacy": self._settings.record(),
-        }
+        } | ({} if histograms is None else {"histograms": histograms.record()})
 
     def begin(self) -> None:
         """Make the whole run folder beside its place, then move it there: all of it or nothing."""
@@ -116,6 +119,7 @@ class Opening:
             for name in self._cohort:
                 account = {"client": name, "privacy": self._settings.record()}
                 Ledger.create(partial.budget(name), account, clock=self._clock).close()
+            begin_accounts(partial, self._cohort, self._settings.histograms, self._clock)
             if self._settings.aggregation.has_decryptor:
                 first = first_record(self._settings.record())
                 Ledger.create(partial.openings(), first, clock=self._clock).close()
@@ -147,6 +151,7 @@ class Opening:
             )
         self._bench.load_kept(self._folder.personal, self._cohort, history.applied)
         check_accounts(self._folder.path, genesis, history, self._settings.cohorts)
+        check_histogram_accounts(self._folder.path, genesis, history)
         decryptor = None
         if self._settings.aggregation.has_decryptor:
             check_openings(self._folder.path, genesis, history)
@@ -171,6 +176,7 @@ class Opening:
                 history.policy,
                 meter=Meter(memory=self._bench.memory),
             )
+        spent = open_accounts(self._folder, clients, self._settings.histograms, self._clock, held)
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
             paid = [_sessions(account) for account in accounts.values()]
@@ -178,6 +184,7 @@ class Opening:
         if history.software != software():
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts, clients)
+        abandon_histogram(ledger, history, spent, clients, self._observer)
         parties = Parties(clients, decryptor, self._config.cohort.min_clients)
         keys = {name: key.raw.hex() for name, key in parties.roster.items()}
         ledger.append(ROSTER, {"keys": keys})
@@ -187,11 +194,11 @@ class Opening:
         """Refuse to go on with another model, cohort or plan; another version may go on."""
         for key, value in self._prepared().items():
             found, expected = genesis[key], json.loads(json.dumps(value))
-            if key == "privacy":
+            if key in ("privacy", "histograms"):
                 keys = differing(found, expected)
                 if not keys:
                     continue
-                key, found, expected = f"privacy.{keys[0]}", found.get(keys[0]), expected[keys[0]]
+                key, found, expected = f"{key}.{keys[0]}", found.get(keys[0]), expected[keys[0]]
             if found == expected:
                 continue
             if history.software != software():

@@ -90,7 +90,8 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
         if session in opened:
             raise LedgerTampered(f"{where}: opens a second sum of one attempt at round {number}")
         # Held-out figures after a round are summed as the first thing of the next one.
-        if number != history.rounds[session] + (session in history.unnoised):
+        evaluation = session in history.unnoised or session in history.histograms
+        if number != history.rounds[session] + evaluation:
             raise LedgerTampered(f"{where}: is of round {number}; its session is of another one")
         if survivors != history.survivors.get(session, survivors):
             raise LedgerTampered(f"{where}: other clients are in the sum than in the run's ledger")

@@ -50,6 +50,10 @@ class RankedModel:
             return None
         return self._order[: sum(self.layout.widths[: self._ranks.tier_of[client]])]
 
+    def rank(self, client: str) -> int | None:
+        """The client's own rank; None with one rank for all."""
+        return None if self._ranks is None else self._ranks.rank_of[client]
+
     @contextmanager
     def of(self, client: str) -> Iterator[None]:
         """Within the block the model computes and trains at the client's own rank."""

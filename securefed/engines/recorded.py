@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from securefed.engines.attempts import EVALUATED, ROUND_APPLIED, ROUND_OPENED, ROUND_SUMMED
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
+from securefed.engines.histogram_records import recorded_histogram
+from securefed.engines.histogram_settings import Of
 from securefed.engines.plan_records import values_down
 from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
@@ -76,28 +78,57 @@ def recorded_event(records: list[Record], number: int, settings: Settings) -> Ro
         unclipped_fraction=summed.get("unclipped_fraction"),
         virtual_seconds=summed.get("virtual_seconds"),
         note="; ".join(notes),
+        held_out_guaranteed=settings.histograms is not None and settings.histograms.protects,
     )
 
 
 def recorded_figures(
-    records: list[Record], number: int, shown: Mapping[str, float] | None = None
+    records: list[Record],
+    number: int,
+    shown: Mapping[str, Shown] | None = None,
+    *,
+    of: Of = "shared",
 ) -> Figures | None:
     """The held-out figures after round ``number``; None if they were not measured.
 
     Args:
         records: of the ledger.
         number: the round.
-        shown: the worst client by round, as :func:`read_shown` gives it.
+        shown: what a simulation shows of single clients, as :func:`read_shown` gives it.
+        of: of the shared adapter, or of the one that each client uses.
     """
+    histogram = recorded_histogram(records, number, of)
+    if histogram is not None:
+        return Figures.from_histogram(histogram)
     found = None
     for record in records:
-        if record.kind == EVALUATED and record.body["round"] == number:
+        if (
+            record.kind == EVALUATED
+            and record.body["round"] == number
+            and record.body.get("of", "shared") == of
+        ):
             found = Figures.from_record(record.body["figures"])
-    return replace(found, worst=(shown or {}).get(str(number))) if found is not None else None
+    if found is None:
+        return None
+    single = (shown or {}).get(shown_key(number, of), Shown(None, None))
+    return replace(found, worst=single.worst, spread=single.spread)
 
 
-def read_shown(path: Path) -> dict[str, float]:
-    """The worst client's held-out figure by round, where the run file asks for it.
+@dataclass(frozen=True)
+class Shown:
+    """The worst client's figure and the spread over clients, as ``Figures`` has them."""
+
+    worst: float | None
+    spread: tuple[float, ...] | None
+
+
+def shown_key(number: int, of: Of) -> str:
+    """Under which an evaluation stands in ``shown.json``."""
+    return str(number) if of == "shared" else of
+
+
+def read_shown(path: Path) -> dict[str, Shown]:
+    """What is shown of single clients by evaluation, where the run file asks for it.
 
     Raises:
         LedgerTampered: the file is not what a run writes there.
@@ -111,4 +142,15 @@ def read_shown(path: Path) -> dict[str, float]:
     worst = found.get("worst_client") if isinstance(found, dict) else None
     if not isinstance(worst, dict) or not all(isinstance(v, float | int) for v in worst.values()):
         raise LedgerTampered(f"{path}: must hold worst_client, a number by round")
-    return {str(number): float(value) for number, value in worst.items()}
+    spread = found.get("spread", {})
+    if not isinstance(spread, dict) or not all(
+        isinstance(five, list) and all(isinstance(value, float | int) for value in five)
+        for five in spread.values()
+    ):
+        raise LedgerTampered(f"{path}: spread must hold five numbers by round")
+    return {
+        str(key): Shown(
+            float(value), tuple(float(each) for each in spread[key]) if key in spread else None
+        )
+        for key, value in worst.items()
+    }

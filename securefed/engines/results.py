@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from securefed.engines.attempts import (
-    CLOSED,
-)
+from securefed.engines.attempts import CLOSED
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
+from securefed.engines.histogram_records import recorded_histogram
+from securefed.engines.histogram_settings import histogram_guarantees
+from securefed.engines.noised_histogram import NoisedHistogram
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.verify import verified_run
 from securefed.errors import LedgerTampered
@@ -30,6 +31,10 @@ class RunResult:
         before: held-out figures of the untouched model, and ``after``: of the last adapter.
         events: one a round.
         stopped: why the run ended early; empty if it did not.
+        personal: held-out figures of the adapters that clients use; None without such.
+        gain: how these compare with the last adapter; where figures come from histograms.
+        histogram_charges: most histograms any client charged.
+        histogram_guarantees: what holds of them; none where figures are sums.
     """
 
     folder: Path
@@ -41,6 +46,10 @@ class RunResult:
     after: Figures
     events: list[RoundEvent] = field(repr=False)
     stopped: str = ""
+    personal: Figures | None = None
+    gain: NoisedHistogram | None = None
+    histogram_charges: int = 0
+    histogram_guarantees: dict[Adversary, PrivacyGuarantee] = field(default_factory=dict)
 
 
 def recorded_result(folder: Path) -> RunResult | None:
@@ -56,16 +65,25 @@ def recorded_result(folder: Path) -> RunResult | None:
     rounds = run.history.applied
     shown = read_shown(folder / "shown.json")
     before, after = (recorded_figures(run.records, number, shown) for number in (0, rounds))
-    if before is None or after is None:
+    histograms = run.settings.histograms
+    if histograms is None and (before is None or after is None):
         raise LedgerTampered(f"{folder / 'ledger.jsonl'}: closes without held-out figures")
+    personal = None
+    if run.settings.config.personal.told:
+        found = recorded_figures(run.records, rounds, shown, of="personal")
+        personal = found or Figures.unmeasured()
     return RunResult(
         folder=folder,
         rounds=rounds,
         charges=run.charges,
         guarantees={who: run.settings.guarantee(who, run.charges) for who in ADVERSARIES},
         noise_multiplier=run.settings.stated.noise_multiplier,
-        before=before,
-        after=after,
+        before=before or Figures.unmeasured(),
+        after=after or Figures.unmeasured(),
         events=[recorded_event(run.records, n, run.settings) for n in range(rounds + 1)],
         stopped=str(closed["stopped"]),
+        personal=personal,
+        gain=recorded_histogram(run.records, rounds, "gain"),
+        histogram_charges=run.histogram_charges,
+        histogram_guarantees=histogram_guarantees(histograms, run.histogram_charges),
     )

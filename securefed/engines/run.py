@@ -7,19 +7,16 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.arrangement import figures_aggregation, told, told_of_slices
+from securefed.engines.arrangement import told, told_of_slices
 from securefed.engines.attempts import (
     CLOSED,
-    EVALUATED,
-    EVALUATION_OPENED,
     ROUND_APPLIED,
     ROUND_FAILED,
     ROUND_OPENED,
@@ -28,14 +25,15 @@ from securefed.engines.attempts import (
 )
 from securefed.engines.cohort import Codec, Encoded, SimulatedClient
 from securefed.engines.cost_records import CostRecords, What, hiding_phase
+from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer, RoundEvent
-from securefed.engines.figures import Figures, encode_figures, figures_policy
+from securefed.engines.histograms import told_of_histograms
 from securefed.engines.in_process import Carried, carry
 from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.plan_records import values_down
-from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
+from securefed.engines.recorded import Shown, read_shown, recorded_event, recorded_figures
 from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import halves_of
@@ -89,7 +87,7 @@ class Run:
         self.parties = Parties({}, None, config.cohort.min_clients)
         self._policy = settings.sum_policy  # the server's own, of the next round
         self.events: list[RoundEvent] = []
-        self._shown: dict[str, float] = {}
+        self._shown: dict[str, Shown] = {}
         self._encryption = EncryptionSeconds()  # of the last round
         self._correlated = settings.correlated_release()
         self._halves = halves_of(
@@ -125,6 +123,8 @@ class Run:
         )
         for line in self._told():
             self.observer.message(line)
+        if self.settings.histograms is not None:
+            self.observer.message(told_of_histograms(self.settings.histograms))
         if not resume:
             opening.begin()
         try:
@@ -169,7 +169,8 @@ class Run:
                 self._evaluate(ledger, number)
             self._report(ledger, number, time.perf_counter() - started)
             last = number
-        before, after = self._figures(ledger, 0), self._figures(ledger, last)
+        evaluations = self._evaluations(ledger)
+        before, after = evaluations.recorded(0), evaluations.at_the_end(last)
         if stopped:  # the last round's line was written before its figures were measured
             self.events[-1] = replace(
                 self.events[-1], perplexity=after.perplexity, accuracy=after.accuracy
@@ -177,11 +178,11 @@ class Run:
             self.folder.rewrite_metrics([event.to_record() for event in self.events])
         self.folder.save_adapter(self.bench.save_adapter)
         self.folder.save_ranks(lambda path: self.bench.ranked.save(path, self.bench.save_adapter))
-        self.folder.save_personal(
-            lambda path: self.bench.personal.save_adapters(
-                path, self.cohort, self.bench.save_adapter
-            )
-        )
+        self.folder.save_personal(self._save_own)
+        personal = None
+        if self.config.personal.told:
+            personal = evaluations.at_the_end(last, "personal")
+        gain = evaluations.gain(last)
         self._costs.write(self.folder, self.events, self.settings, self.bench.model_bytes)
         charges = self.parties.charges
         guarantees = {who: self.settings.guarantee(who, charges) for who in ADVERSARIES}
@@ -193,7 +194,8 @@ class Run:
                 "guarantees": [statement.to_record() for statement in guarantees.values()],
                 "stopped": stopped,
                 "files": released_files(self.folder.path),
-            },
+            }
+            | evaluations.closing(),
         )
         return RunResult(
             folder=self.folder.path,
@@ -205,7 +207,21 @@ class Run:
             after=after,
             events=self.events,
             stopped=stopped,
+            personal=personal,
+            gain=gain,
+            histogram_charges=evaluations.charges,
+            histogram_guarantees=evaluations.guarantees,
         )
+
+    def _save_own(self, path: Path) -> None:
+        """Write each client's own adapter: the one it uses, or the shared one with its own part."""
+        if self.bench.own_adapters is None:
+            self.bench.personal.save_adapters(path, self.cohort, self.bench.save_adapter)
+            return
+        for done, name in enumerate(self.cohort):
+            self.observer.working("personal adapters", done, len(self.cohort))
+            with self.parties.clients[name].meter.phase("personalise"):
+                self.bench.personalise(name, path / name)
 
     def _catch_up(self, ledger: Ledger, done: int) -> None:
         """Make the lines of the rounds so far again from the ledger, whatever a kill left of them.
@@ -378,55 +394,36 @@ class Run:
 
     # -- held-out figures ------------------------------------------------------------------
 
-    def _evaluate(self, ledger: Ledger, number: int) -> Figures:
-        """Each client measures its own held-out text; only the sum over clients is opened."""
-        policy = figures_policy(self.settings.sum_policy)
-        session = self._session(
-            secrets.token_bytes(SESSION_BYTES),
-            number + 1,
-            policy,
-            Figures.DIMENSION,
-            figures_aggregation(self.config.aggregation, self.settings.aggregation),
+    def _evaluate(self, ledger: Ledger, number: int) -> None:
+        self._evaluations(ledger).measure(number)
+
+    def _evaluations(self, ledger: Ledger) -> Evaluations:
+        return Evaluations(
+            self.settings,
+            self.bench,
+            self.folder,
+            self.parties,
+            ledger,
+            self._shown,
+            self.observer,
+            describe=self._session,
+            carrier=self._carry_figures,
+            book=lambda number, carried: self._book("evaluation", number, carried),
         )
-        name_of = {"round": number, "session": session.session.hex(), "guaranteed": False}
-        own: dict[str, NDArray[np.float64]] = {}
-        for done, name in enumerate(self.cohort):
-            self.observer.working("evaluating", done, len(self.cohort))
-            with self.parties.clients[name].meter.phase("evaluate"):
-                own[name] = self.bench.figures(name)
-        self.observer.working("evaluating", len(self.cohort), len(self.cohort))
-        ledger.append(EVALUATION_OPENED, name_of)
-        server = ServerRound(session)
-        carried = carry(
+
+    def _carry_figures(
+        self,
+        server: ServerRound,
+        session: RoundSession,
+        client_round: Callable[[SimulatedClient], ClientRound],
+    ) -> Carried:
+        return carry(
             server,
-            self.parties.halves(
-                session,
-                lambda client: ClientRound(
-                    session,
-                    client.client_id,
-                    client.identity,
-                    encode_figures(own[client.client_id]),
-                    floors=self.parties.floors,
-                ),
-            ),
+            self.parties.halves(session, client_round),
             keep_transcript=False,
             client_work=self._hiding,
             server_work=self._summing,
         )
-        self._book("evaluation", number, carried)
-        shown = own if self.config.evaluation.show_clients else None
-        figures = Figures.from_sum(server.sum, len(server.survivors), shown)
-        if figures.worst is not None:
-            self._shown[str(number)] = figures.worst
-            self.folder.write_shown(self._shown)
-        record = {"survivors": list(server.survivors), "figures": figures.to_record()}
-        ledger.append(EVALUATED, name_of | record)
-        return figures
-
-    def _figures(self, ledger: Ledger, number: int) -> Figures:
-        """What was measured after a round, or is measured now."""
-        found = recorded_figures(ledger.records, number, self._shown)
-        return self._evaluate(ledger, number) if found is None else found
 
     # -- reporting -------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from securefed.engines.attempts import ACCOUNT, HISTOGRAM_ACCOUNT
 from securefed.engines.openings import OPENINGS
 from securefed.errors import ConfigError, LedgerTampered
 
@@ -29,10 +30,11 @@ class RunFolder:
 
     ``config.toml``, ``ledger.jsonl`` with ``ledger.head.json``, ``metrics.jsonl``, ``costs.json``,
     ``adapter/``, ``checkpoints/round-N/`` and, in a simulation, each client's own
-    ``clients/ID/budget.jsonl`` and ``clients/ID/costs.json`` and, where there is a decryptor, its
+    ``clients/ID/budget.jsonl`` and ``clients/ID/costs.json`` (with histograms of held-out figures
+    also ``clients/ID/histograms.jsonl``) and, where there is a decryptor, its
     ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, with
     ``cohort.ranks`` the adapter at each rank in ``ranks/RANK/adapter/``, and where clients keep a
-    part of the adapter, or other state, ``personal/ID/``.
+    part of the adapter, an adapter of their own or other state, ``personal/ID/``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,7 +124,11 @@ class RunFolder:
         """The budget file of a simulated client (data loading admits only ids fit for a name)."""
         folder = self.clients / client_id
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / "budget.jsonl"
+        return folder / ACCOUNT
+
+    def histograms(self, client_id: str) -> Path:
+        """What a client has spent on histograms of held-out figures: an account of its own."""
+        return self.budget(client_id).with_name(HISTOGRAM_ACCOUNT)
 
     def openings(self) -> Path:
         """The decryptor's ledger."""
@@ -146,10 +152,9 @@ class RunFolder:
         text = "".join(json.dumps(line, sort_keys=True, allow_nan=False) + "\n" for line in lines)
         write_whole(self.metrics, text)
 
-    def write_shown(self, worst: Mapping[str, float]) -> None:
-        """Keep the worst client's held-out figure by round: for the owner of a simulation."""
-        shown = {"worst_client": dict(worst), "guaranteed": False}
-        write_whole(self.shown, json.dumps(shown, sort_keys=True) + "\n")
+    def write_shown(self, shown: Mapping[str, Any]) -> None:
+        """Keep what is shown of single clients: for the owner of a simulation."""
+        write_whole(self.shown, json.dumps({**shown, "guaranteed": False}, sort_keys=True) + "\n")
 
     def save_adapter(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` put the adapter in its place, and flush it."""

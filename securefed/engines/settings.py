@@ -15,6 +15,7 @@ from scipy.stats import binom
 from securefed.config import RunConfig
 from securefed.engines.arrangement import aggregation_of, check_key_holder
 from securefed.engines.cohorts import Cohorts
+from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.mixed_ranks import mixed_ranks
 from securefed.engines.plan_records import plan_record, slices_event, slices_record
 from securefed.engines.run_plan import RunPlan
@@ -196,6 +197,12 @@ class Settings:
         )
         self.cohorts.settle(self.stated)
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
+        section = config.evaluation.histogram
+        self.histograms: HistogramSettings | None = None
+        if section is not None:
+            self.histograms = HistogramSettings(
+                section, config, cohort_size=self.cohort_size, aggregation=self.aggregation
+            )
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
         if targeted and spent > (privacy.target_epsilon or 0.0):
             raise ConfigError(

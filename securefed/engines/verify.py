@@ -13,12 +13,16 @@ from typing import Any
 import securefed
 from securefed.config import RunConfig, load_config
 from securefed.engines.attempts import (
+    ACCOUNT,
+    HISTOGRAM_ACCOUNT,
     ROUND_SUMMED,
     History,
     check_accounts,
+    check_histogram_accounts,
     read_history,
     require_same,
 )
+from securefed.engines.histogram_settings import Of, histogram_guarantees
 from securefed.engines.openings import OPENINGS, check_openings
 from securefed.engines.recorded import recorded_event, recorded_figures
 from securefed.engines.run_plan import RunPlan
@@ -57,6 +61,7 @@ class VerifiedRun:
         settings: what the run file means for the cohort.
         history: the run so far.
         charged: charges of each client, by the same rule.
+        histogram_charges: most histograms of held-out figures any client charged.
         opened: how many sums the decryptor opened; None where there is none.
         ignored: what a kill may have left and no record speaks of, in words.
     """
@@ -65,6 +70,7 @@ class VerifiedRun:
     settings: Settings
     history: History
     charged: dict[str, int]
+    histogram_charges: int
     opened: int | None
     ignored: list[str]
 
@@ -91,8 +97,7 @@ def verify_run(folder: Path) -> Verdict:
         f"ledger: {len(run.records)} records, chain and head hold",
         f"clients' accounts: {len(genesis['cohort'])}, chains hold and fit the ledger; at most "
         f"{charges} rounds charged{unended}",
-        f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
-        f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee",
+        _told_of_figures(run),
     ]
     if run.settings.ranks is not None:
         lines.append(_told_slices(run.records, run.settings.ranks.tiers.ranks))
@@ -115,6 +120,11 @@ def verify_run(folder: Path) -> Verdict:
             f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
     lines.extend(_participation(run))
+    for who, spent in histogram_guarantees(run.settings.histograms, run.histogram_charges).items():
+        lines.append(
+            f"held-out figures: epsilon against {who}: {epsilon_text(spent.epsilon)} (one client, "
+            f"delta {spent.delta:g}, {spent.rounds} histograms), recomputed"
+        )
     finished = history.closed is not None
     resumable = run.settings.config.privacy.resumable
     unfinished = f"not finished{': resume it or leave it' * resumable}"
@@ -130,6 +140,24 @@ def _told_slices(records: list[Record], ranks: Sequence[int]) -> str:
         f"slices at ranks {', '.join(map(str, ranks))}: of {len(summed) * len(ranks)} sums in "
         f"{len(summed)} rounds {closed} stayed closed; the others hold survivors enough, each a "
         "client of that rank or above"
+    )
+
+
+def _told_of_figures(run: VerifiedRun) -> str:
+    """How held-out figures were measured, in words."""
+    history = run.history
+    if run.settings.histograms is None:
+        own = run.settings.config.personal.told
+        return (
+            f"held-out figures: {len(history.unnoised)} sums without noise were begun and "
+            f"{sum(history.unnoised.values())} recorded; they stand outside the guarantee"
+            + ", the last of adapters made from training data without noise"
+            * own
+        )
+    return (
+        f"held-out figures: {len(history.histograms)} noised histograms were begun, at most "
+        f"{run.histogram_charges} charged by a client; accounts fit the ledger, and no exact "
+        "figure was summed"
     )
 
 
@@ -168,21 +196,27 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
         raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
+    require_same(
+        genesis.get("histograms", {}),
+        {} if settings.histograms is None else settings.histograms.record(),
+        f"{ledger}: histograms of the first record",
+    )
     history = read_history(ledger, records, settings)
     charged = check_accounts(folder, genesis, history, settings.cohorts)
     charges = max(charged.values())
+    histogram_charges = check_histogram_accounts(folder, genesis, history)
     opened = (
         check_openings(folder, genesis, history) if settings.aggregation.has_decryptor else None
     )
     if history.closed is not None:
-        _check_claims(ledger, history, settings, charges)
+        _check_claims(ledger, history, settings, charges, histogram_charges)
         _check_files(folder, history.closed["files"])
         _check_shown(folder, records, history, settings)
     torn = _torn_tails(folder, genesis["cohort"], settings)
     if history.closed is not None and torn:
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
     ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
-    return VerifiedRun(records, settings, history, charged, opened, ignored)
+    return VerifiedRun(records, settings, history, charged, histogram_charges, opened, ignored)
 
 
 def _participation(run: VerifiedRun) -> list[str]:
@@ -241,7 +275,9 @@ def recorded_plan(genesis: Mapping[str, Any], config: RunConfig) -> RunPlan | No
     return RunPlan.of_record(genesis["plan"], config) if "plan" in genesis else None
 
 
-def _check_claims(ledger: Path, history: History, settings: Settings, charges: int) -> None:
+def _check_claims(
+    ledger: Path, history: History, settings: Settings, charges: int, histogram_charges: int
+) -> None:
     closed = history.closed or {}
     if closed["charges"] != charges:
         raise LedgerTampered(
@@ -251,12 +287,25 @@ def _check_claims(ledger: Path, history: History, settings: Settings, charges: i
         raise LedgerTampered(
             f"{ledger}: closes with {len(closed['guarantees'])} statements, not {len(ADVERSARIES)}"
         )
-    for who, claimed in zip(ADVERSARIES, closed["guarantees"], strict=True):
-        found = settings.guarantee(who, charges).to_record()
+    recomputed = [settings.guarantee(who, charges) for who in ADVERSARIES]
+    claims = list(closed["guarantees"])
+    if settings.histograms is not None:
+        claimed_charges = closed["histograms"]["charges"]
+        if claimed_charges != histogram_charges:
+            raise LedgerTampered(
+                f"{ledger}: closes with {claimed_charges} charged histograms, the accounts hold "
+                f"{histogram_charges}"
+            )
+        recomputed += histogram_guarantees(settings.histograms, histogram_charges).values()
+        claims += closed["histograms"]["guarantees"]
+    if len(claims) != len(recomputed):
+        raise LedgerTampered(f"{ledger}: closes with {len(claims)} statements in all")
+    for claimed, statement in zip(claims, recomputed, strict=True):
+        found = statement.to_record()
         if history.software != software():
             # Another version may word a statement differently; its figures must be the same.
             claimed, found = ({k: r[k] for k in _FIGURES} for r in (claimed, found))
-        require_same(claimed, found, f"{ledger}: claim against {who}")
+        require_same(claimed, found, f"{ledger}: claim against {statement.against}")
 
 
 def _check_shown(folder: Path, records: list[Record], history: History, settings: Settings) -> None:
@@ -266,8 +315,12 @@ def _check_shown(folder: Path, records: list[Record], history: History, settings
         LedgerTampered: figures of the first or last round are not on record, a line says otherwise
             than the ledger, or the adapter is not the state that was applied last.
     """
-    for number in (0, history.applied):
-        if recorded_figures(records, number) is None:
+    needed: list[tuple[int, Of]] = [(0, "shared"), (history.applied, "shared")]
+    if settings.config.personal.told:
+        needed.append((history.applied, "personal"))
+    for number, of in needed:
+        # A budget of histograms may have left no room for one.
+        if settings.histograms is None and recorded_figures(records, number, of=of) is None:
             raise LedgerTampered(
                 f"{folder / 'ledger.jsonl'}: closes without held-out figures of round {number}"
             )
@@ -340,7 +393,8 @@ def uncovered(folder: Path, covered: set[str]) -> list[str]:
 
 
 def _ledger_paths(cohort: list[str], settings: Settings) -> list[Path]:
-    accounts = [Path("clients") / name / "budget.jsonl" for name in cohort]
+    names = (ACCOUNT, *([HISTOGRAM_ACCOUNT] if settings.histograms is not None else []))
+    accounts = [Path("clients") / name / account for name in cohort for account in names]
     return [
         Path("ledger.jsonl"),
         *accounts,

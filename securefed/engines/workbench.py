@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from securefed.engines.figures import Figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.mixed_ranks import mixed_ranks
 from securefed.engines.personal import PersonalParts
+from securefed.engines.personal_adapters import PersonalAdapters
 from securefed.engines.ranked_model import RankedModel
 from securefed.engines.settings import Settings, check_cohort
 from securefed.engines.trainers import built_in_trainer
@@ -123,6 +125,7 @@ class Workbench:
         self.ranked = RankedModel(self.model, self.parts, ranks)
         self.personal = PersonalParts(self.parts)
         self._made = self.parts.served()
+        self.own_adapters = self._own_adapters()
         self.combining = self._combining()
         self._gradients = CheckedGradients(
             self.model, self.parts, task=config.model.task, device=self.device
@@ -162,7 +165,13 @@ class Workbench:
         """The adapter as it was first made, every client's own part too."""
         self.parts.load_served(self._made)
         self.personal.forget()
+        self.own_adapters = self._own_adapters()
         self.combining = self._combining()
+
+    def _own_adapters(self) -> PersonalAdapters | None:
+        if self.config.personal.kind == "none":
+            return None
+        return PersonalAdapters(self.model, self.config, self.device)
 
     def _combining(self) -> Combining:
         return Combining(self.config.training, seed=self.config.lora.seed, dimension=self.dimension)
@@ -432,11 +441,34 @@ class Workbench:
         with self._untouched.watching(f"training.trainer = {own!r}"), own_random_state():
             trainer.train(self.model, examples, number)
 
+    def personalise(self, name: str, folder: Path) -> None:
+        """Make the client's own adapter in ``folder``, where the run file asks for one."""
+        if self.own_adapters is not None:
+            self._gradients.close()  # an ordinary backward pass must not meet per-example hooks
+            rank = self.ranked.rank(name)
+            with self.personal.of(name), self.ranked.of(name):
+                self.own_adapters.make(
+                    name,
+                    self.clients[name].train,
+                    folder,
+                    lambda path: self.save_adapter(path, rank),
+                )
+
     # -- measuring -------------------------------------------------------------------------
 
-    def figures(self, name: str) -> NDArray[np.float64]:
-        """One client's held-out figures, a bounded float64[3]."""
-        with self.personal.of(name), self.ranked.of(name):
+    def figures(self, name: str, *, own: bool = False) -> NDArray[np.float64]:
+        """One client's held-out figures, a bounded float64[3].
+
+        Args:
+            name: the client.
+            own: of the adapter that it chose to use (:meth:`personalise`), not of the shared one.
+        """
+        chosen = self.own_adapters if own else None
+        with (
+            self.personal.of(name),
+            self.ranked.of(name),
+            nullcontext() if chosen is None else chosen.of(name),
+        ):
             found = evaluate(
                 self.model,
                 self.clients[name].held_out,

@@ -39,6 +39,7 @@ _LOG_SCALE_FROM = 20.0
 _LOST_NOTE = "Grey bars between the panels: rounds that lost clients (survivors of cohort)."
 _SILENT_NOTE = "Rings: how many clients fell silent after their masked input; they are in the sum."
 _HELD_OUT_NOTE = "Held-out perplexity: outside the guarantee."
+_ESTIMATED_NOTE = "Held-out perplexity: estimated from noised counts, by a statement of their own."
 
 STYLE = {
     "font.size": 9.0,
@@ -94,6 +95,7 @@ def draw_run(
     unit: str | None = None,
     delta: float | None = None,
     against: Adversary = "server",
+    estimated: bool = False,
 ) -> None:
     """Draw perplexity and epsilon over the rounds, one above the other.
 
@@ -109,6 +111,7 @@ def draw_run(
         delta: the delta at which epsilon holds, in (0, 1).  Epsilon without unit or delta is drawn
             with the words that they are not given.
         against: whom epsilon speaks of.
+        estimated: whether perplexities are estimates from noised counts of clients.
 
     Raises:
         ConfigError: matplotlib is missing, the suffix is another, ``rounds`` is empty, out of
@@ -128,9 +131,10 @@ def draw_run(
     lost = any(point.survivors < point.cohort for point in rounds)
     silent = any(point.silent for point in rounds)
     strip = _STRIP_HEIGHT if lost or silent else 0.0
+    held_out = _ESTIMATED_NOTE if estimated else _HELD_OUT_NOTE
     shown = [
         *notes,
-        *([_HELD_OUT_NOTE] if any(point.perplexity is not None for point in rounds) else []),
+        *([held_out] if any(point.perplexity is not None for point in rounds) else []),
         *([_LOST_NOTE] if lost else []),
         *([_SILENT_NOTE] if silent else []),
     ]

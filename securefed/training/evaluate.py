@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from securefed.errors import ConfigError, DataError
@@ -167,18 +169,40 @@ def evaluate(
         ConfigError: the task is unknown or ``micro_batch`` < 1.
         DataError: classification without labels.
     """
+    nll, tokens, correct = 0.0, 0, 0
+    for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device):
+        nll += float(scored.nll.double().sum())
+        tokens += int(scored.counted.sum())
+        correct += int(scored.hit.sum())
+    return HeldOut(nll, tokens, correct, len(examples))
+
+
+def example_losses(
+    model: nn.Module, examples: Examples, *, task: str, micro_batch: int, device: torch.device
+) -> NDArray[np.float64]:
+    """Each example's mean negative log-likelihood in nats, float64[n]; otherwise as `evaluate`.
+
+    Raises:
+        ConfigError, DataError: as there.
+    """
+    found = [
+        scored.example_means().double().cpu().numpy()
+        for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device)
+    ]
+    return np.concatenate([np.empty(0), *found])
+
+
+def _scored(
+    model: nn.Module, examples: Examples, *, task: str, micro_batch: int, device: torch.device
+) -> Iterator[Predictions]:
     check_task(task, examples)
     modes = {module: module.training for module in model.modules()}
-    nll, tokens, correct = 0.0, 0, 0
     model.eval()
     try:
-        with torch.no_grad():
-            for batch in batches(examples, micro_batch, device):
+        for batch in batches(examples, micro_batch, device):
+            with torch.no_grad():
                 scored = predict(model, batch, task)
-                nll += float(scored.nll.double().sum())
-                tokens += int(scored.counted.sum())
-                correct += int(scored.hit.sum())
+            yield scored
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return HeldOut(nll, tokens, correct, len(examples))

@@ -294,19 +294,24 @@ def test_an_evaluation_that_was_killed_stays_on_record(tmp_path, monkeypatch):
     assert read_ledger(out / "ledger.jsonl")[-1].kind == "evaluation_opened"
 
 
-def test_clients_keep_their_own_floor_in_an_evaluation(tmp_path, monkeypatch):
-    from securefed.engines import round_halves
-    from securefed.engines import run as engine
+@pytest.mark.parametrize("figures", ["sum", "histogram"])
+def test_clients_keep_their_own_floor_in_an_evaluation(tmp_path, monkeypatch, figures):
+    from securefed.engines import evaluations, histograms, round_halves
 
     floors = []
-    real = engine.ClientRound
+    real = round_halves.ClientRound
 
     def recorded(*args, **kwargs):
         floors.append(kwargs["floors"].min_clients)
         return real(*args, **kwargs)
 
-    for module in (engine, round_halves):
-        monkeypatch.setattr(module, "ClientRound", recorded)
-    path = write_run(tmp_path, training={"rounds": 1}, cohort={"min_clients": 4})
+    for engine in (round_halves, evaluations, histograms):
+        monkeypatch.setattr(engine, "ClientRound", recorded)
+    evaluation = {"figures": figures}
+    if figures == "histogram":
+        evaluation["histogram"] = {"noise_multiplier": 2.0}
+    path = write_run(
+        tmp_path, training={"rounds": 1}, cohort={"min_clients": 4}, evaluation=evaluation
+    )
     Federation.from_config(path).run(tmp_path / "out")
     assert floors == [4] * 18  # before, the round, after

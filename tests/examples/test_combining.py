@@ -1,4 +1,4 @@
-"""examples/accuracy/combining.py in miniature, and that its quick model is the real one."""
+"""combining.py and personal.py of examples/accuracy in miniature, and their quick model."""
 
 import importlib
 import random
@@ -31,7 +31,7 @@ LORA = LoraSection(
 
 @pytest.fixture(scope="module")
 def scripts():
-    names = ("bench", "quick", "combining")
+    names = ("bench", "quick", "combining", "personal")
     sys.path.insert(0, str(FOLDER))
     try:
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -166,3 +166,27 @@ def test_the_table_of_the_readme_is_that_of_the_results(scripts):
     told = scripts.combining.table(results, scripts.combining.Design())
     assert told in (FOLDER / "README.md").read_text(encoding="utf-8")
     assert len({run["seed"] for run in results.runs}) == 6
+
+
+def test_rules_for_own_adapters_run_resume_and_leave_the_shared_one_as_it_was(
+    scripts, experiment, tmp_path
+):
+    plan = scripts.personal.Plan(design=experiment.design, steps=8, rates=(0.05,))
+    path = tmp_path / "personal.jsonl"
+    scripts.personal.run_all(experiment, plan, scripts.bench.Results(path), Console(quiet=True))
+    results = scripts.bench.Results(path)
+    assert len(results.runs) == 2 * (1 + len(scripts.personal.RULES))
+    by_rule = {run["rule"]: run for run in results.runs if run["data"] == "dirichlet"}
+    assert by_rule["shared"]["own"] == by_rule["shared"]["harmed"] == 0
+    assert by_rule["its own"]["own"] == 4
+    assert by_rule["its own"]["mean_nll"] < by_rule["shared"]["mean_nll"]
+    before = path.read_bytes()
+    scripts.personal.run_all(experiment, plan, scripts.bench.Results(path), Console(quiet=True))
+    assert path.read_bytes() == before
+    shown = scripts.personal.table(results, plan)
+    assert shown.count("\n") == 1 + 2 * len(scripts.personal.RULES)
+    model, clients = experiment.made("dirichlet", 1)
+    held = model.flat()
+    rule = scripts.personal.RULES[2]
+    scripts.personal.personal_run(model, clients, plan, rule, 0.05, 1)
+    assert np.array_equal(model.flat(), held)

@@ -29,6 +29,7 @@ from securefed.config import PersonalSection
 from securefed.lora.interpolation import interpolated
 from securefed.training.assets import cache_dir, fetch
 from securefed.training.corpora import mail_clients
+from securefed.training.data import Examples
 from securefed.training.personal import PersonalTrainer
 
 
@@ -40,7 +41,9 @@ class Rule:
     settings: Mapping[str, Any] | None
 
 
+COMMONEST = Rule("no model: its commonest label", None)
 RULES = (
+    COMMONEST,
     Rule("shared", None),
     Rule("half and half", {"mix": 0.5}),
     Rule("its own", {"mix": 1.0}),
@@ -78,7 +81,9 @@ def personal_run(
     before, _ = measured(model, clients.held_out)
     for name in sorted(clients.train):
         held_out = {name: clients.held_out[name]}
-        if rule.settings is None:
+        if rule is COMMONEST:
+            found, mix = by_commonest(clients.train[name], clients.held_out[name]), 0.0
+        elif rule.settings is None:
             found, mix = measured(model, held_out), 0.0
         else:
             section = PersonalSection(
@@ -117,6 +122,14 @@ def personal_run(
         "own": sum(mix > 0.0 for mix in mixes),
         "clients": len(mixes),
     }
+
+
+def by_commonest(train: Examples, held_out: Examples) -> tuple[list[float], list[float]]:
+    """What a client reaches by its own share of labels alone, with one of each added."""
+    share = (float(np.sum(train.labels)) + 1.0) / (len(train) + 2.0)
+    ones = np.asarray(held_out.labels) == 1
+    losses = -np.log(np.where(ones, share, 1.0 - share))
+    return [float(np.mean(ones == (share > 0.5)))], [float(losses.mean())]
 
 
 def run_all(experiment: Experiment, plan: Plan, results: Results, console: Console) -> None:

@@ -187,6 +187,6 @@ def test_rules_for_own_adapters_run_resume_and_leave_the_shared_one_as_it_was(
     assert shown.count("\n") == 1 + 2 * len(scripts.personal.RULES)
     model, clients = experiment.made("dirichlet", 1)
     held = model.flat()
-    rule = scripts.personal.RULES[2]
+    rule = scripts.personal.RULES[3]
     scripts.personal.personal_run(model, clients, plan, rule, 0.05, 1)
     assert np.array_equal(model.flat(), held)

@@ -115,6 +115,35 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
     return Planning(schedule(profiles, workload, rules), workload, profiles, rules, alone)
 
 
+def public_seconds(bench: Workbench, settings: Settings) -> dict[str, float]:
+    """A client's seconds in a round by phase, from public figures and made-up examples alone.
+
+    For who must not look at clients' own seconds, which tell how much was drawn.  ``mask`` is there
+    for pairwise masks only; ``train`` not for ``mechanism = "local"``, whose steps draw their own
+    sample; ``encode`` not where excess noise is removed.
+
+    Args:
+        bench: model and clients' public sizes.
+        settings: what the run file means for the cohort.
+    """
+    config = settings.config
+    found: dict[str, float] = {}
+    if not settings.plan.removable_stds:
+        found["encode"] = _measured_encoding(settings) * settings.plan.padded
+    if config.privacy.mechanism == "local":
+        return found
+    workload = _workload(config, bench, settings, rules := _rules(config, bench, settings))
+    # This machine; seconds on its line are other parts.
+    here = CapabilityProfile(
+        memory=1, seconds_per_token=workload.seconds_per_token, upload=1.0, download=1.0
+    )
+    parts = workload.parts(here, rules.uniform)
+    found["train"] = parts["training"]
+    if config.aggregation.kind == "pairwise":
+        found["mask"] = parts["protocol"]
+    return found
+
+
 def sections_of(sections: list[ProfileSection], cohort: list[str]) -> dict[str, ProfileSection]:
     """The profile that the run file has for each client of a cohort.
 

@@ -118,7 +118,6 @@ class Federation:
         else:
             folder.check_new()
         bench, settings = self.prepare(_recorded_noise(folder) if resume else None)
-        self._used = bench
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
@@ -140,6 +139,7 @@ class Federation:
             bench = Workbench(
                 self.config, cache=self._cache, offline=self._offline, observer=self._observer
             )
+        self._used = bench
         settings = Settings(
             self.config,
             sizes=bench.sizes,

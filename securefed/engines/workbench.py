@@ -146,6 +146,7 @@ class Workbench:
         Returns:
             A workbench that shares the model with this one: only one of them can be at work.
         """
+        self._gradients.close()  # a run's hooks go with it; another opens its own
         other = copy.copy(self)
         other.config, other._observer = config, observer
         other.begin_anew()
@@ -390,15 +391,24 @@ class Workbench:
     def figures(self, name: str) -> NDArray[np.float64]:
         """One client's held-out figures, a bounded float64[3]."""
         with self.personal.of(name):
-            found = evaluate(
-                self.model,
-                self.clients[name].held_out,
-                task=self.config.model.task,
-                micro_batch=self.config.training.micro_batch,
-                device=self.device,
+            return held_out_figures(
+                self.model, self.clients[name].held_out, self.config, self.device
             )
-        classifier = self.config.model.task == "sequence-classification"
-        return Figures.vector(
-            nll=found.nll_sum / max(found.tokens, 1),
-            accuracy=found.accuracy if classifier else None,
-        )
+
+
+def held_out_figures(
+    model: torch.nn.Module, held_out: Examples, config: RunConfig, device: torch.device
+) -> NDArray[np.float64]:
+    """A model's figures on one client's held-out examples, a bounded float64[3]."""
+    found = evaluate(
+        model,
+        held_out,
+        task=config.model.task,
+        micro_batch=config.training.micro_batch,
+        device=device,
+    )
+    classifier = config.model.task == "sequence-classification"
+    return Figures.vector(
+        nll=found.nll_sum / max(found.tokens, 1),
+        accuracy=found.accuracy if classifier else None,
+    )

@@ -118,27 +118,27 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
 def public_seconds(bench: Workbench, settings: Settings) -> dict[str, float]:
     """A client's seconds in a round by phase, from public figures and made-up examples alone.
 
-    For who must not look at clients' own seconds, which tell how much was drawn.  ``mask`` is there
-    for pairwise masks only; ``train`` not for ``mechanism = "local"``, whose steps draw their own
-    sample; ``encode`` not where excess noise is removed.
+    For who must not look at clients' own seconds, which tell how much was drawn.  What hides a
+    vector is there for pairwise masks only.
 
     Args:
         bench: model and clients' public sizes.
         settings: what the run file means for the cohort.
+
+    Returns:
+        Nothing where a part cannot be measured so: with ``mechanism = "local"``, whose steps draw
+        their own sample, and where excess noise is removed.
     """
     config = settings.config
-    found: dict[str, float] = {}
-    if not settings.plan.removable_stds:
-        found["encode"] = _measured_encoding(settings) * settings.plan.padded
-    if config.privacy.mechanism == "local":
-        return found
+    if config.privacy.mechanism == "local" or settings.plan.removable_stds:
+        return {}
     workload = _workload(config, bench, settings, rules := _rules(config, bench, settings))
     # This machine; seconds on its line are other parts.
     here = CapabilityProfile(
         memory=1, seconds_per_token=workload.seconds_per_token, upload=1.0, download=1.0
     )
     parts = workload.parts(here, rules.uniform)
-    found["train"] = parts["training"]
+    found = {"train": parts["training"], "encode": parts["encoding"]}
     if config.aggregation.kind == "pairwise":
         found["mask"] = parts["protocol"]
     return found

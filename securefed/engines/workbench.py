@@ -24,7 +24,7 @@ from securefed.engines.cohort import (
 )
 from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
-from securefed.engines.figures import Figures
+from securefed.engines.held_out import held_out_figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.personal import PersonalParts
 from securefed.engines.settings import Settings, check_cohort
@@ -44,7 +44,6 @@ from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import filled_micro_batch
-from securefed.training.evaluate import evaluate
 from securefed.training.local import load_trainer
 from securefed.training.models import load_model, resolve_device
 from securefed.training.untouched import Untouched, own_random_state
@@ -394,21 +393,3 @@ class Workbench:
             return held_out_figures(
                 self.model, self.clients[name].held_out, self.config, self.device
             )
-
-
-def held_out_figures(
-    model: torch.nn.Module, held_out: Examples, config: RunConfig, device: torch.device
-) -> NDArray[np.float64]:
-    """A model's figures on one client's held-out examples, a bounded float64[3]."""
-    found = evaluate(
-        model,
-        held_out,
-        task=config.model.task,
-        micro_batch=config.training.micro_batch,
-        device=device,
-    )
-    classifier = config.model.task == "sequence-classification"
-    return Figures.vector(
-        nll=found.nll_sum / max(found.tokens, 1),
-        accuracy=found.accuracy if classifier else None,
-    )

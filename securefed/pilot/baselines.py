@@ -13,11 +13,12 @@ import torch
 from securefed.config import ModelSection, RunConfig, parse_config
 from securefed.engines.compare import figures_of_clients_alone
 from securefed.engines.events import Observer
+from securefed.engines.held_out import held_out_figures
 from securefed.engines.metering import Meter, ResidentMemory, Work
 from securefed.engines.settings import Settings
 from securefed.engines.simulation import Federation
 from securefed.engines.without_noise import OF_SUMS, without_noise
-from securefed.engines.workbench import Workbench, held_out_figures
+from securefed.engines.workbench import Workbench
 from securefed.pilot.measured import Vectors, most_resident, quality_of_clients
 from securefed.pilot.plain_rounds import PlainRounds, TrainedAdapter, TrainedModel
 from securefed.pilot.records import Cost, Quality
@@ -41,16 +42,21 @@ class Baseline:
     why: str = ""
 
 
-def prepared(federation: Federation, observer: Observer) -> tuple[Workbench, Settings]:
-    """Model, data and settings of a run's training without noise."""
-    values = without_noise(federation.config)
+def bare(config: RunConfig) -> RunConfig:
+    """The run file of a run's training without noise, and without what is about sums."""
+    values = without_noise(config)
     values["training"] = {k: v for k, v in values["training"].items() if k not in OF_SUMS}
-    return federation.like(parse_config(values), observer).prepare()
+    return parse_config(values)
 
 
 def clients_alone(federation: Federation, observer: Observer) -> Baseline:
-    """Each client trains by itself (``engines.compare``), and keeps base model and adapter."""
-    bench, _ = prepared(federation, observer)
+    """Each client trains by itself (``engines.compare``), and keeps base model and adapter.
+
+    Args:
+        federation: of a :func:`bare` run file.
+        observer: told how far it is.
+    """
+    bench, _ = federation.like(federation.config, observer).prepare()
     before = {name: bench.figures(name) for name in sorted(bench.clients)}
     meter = _meter()
     after = figures_of_clients_alone(federation, observer, meter.phase)
@@ -75,8 +81,12 @@ def pooled(federation: Federation, observer: Observer) -> Baseline:
 
     It sees as many examples a round as the run does: a Poisson sample of all of them with the run's
     q and one step, or ``local_steps`` times the number of clients local steps.
+
+    Args:
+        federation: of a :func:`bare` run file.
+        observer: told how far it is.
     """
-    bench, settings = prepared(federation, observer)
+    bench, settings = federation.like(federation.config, observer).prepare()
     training = bench.config.training
     parties = {name: data.train for name, data in sorted(bench.clients.items())}
     before = {name: bench.figures(name) for name in parties}

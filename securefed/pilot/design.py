@@ -208,6 +208,14 @@ def _protections(run: RunConfig) -> Iterator[_Arm]:
             yield _noise(run)
 
 
+_IN_THE_CLEAR = {
+    "distributed": "with its own share of the noise alone",
+    "central": "without noise, which is added to the sum",
+    "local": "private by itself",
+    "none": "without noise",
+}
+
+
 def _noise(run: RunConfig) -> _Arm:
     changes: dict[str, Any] = {"aggregation.kind": "plaintext"}
     changes |= {
@@ -218,7 +226,7 @@ def _noise(run: RunConfig) -> _Arm:
         )
         if given
     }
-    why = "each contribution reaches the server by itself, with its own share of the noise alone"
+    why = f"each contribution reaches the server by itself, {_IN_THE_CLEAR[run.privacy.mechanism]}"
     if run.privacy.remove_excess_noise:
         changes["privacy.remove_excess_noise"] = None
         why += "; excess noise stays, since only masked rounds remove it"

@@ -92,7 +92,7 @@ def cost_of_run(result: RunResult, bench: Workbench, settings: Settings, *, publ
 
     On data that is not public a client's own file is read for the sizes of its files alone.  Where
     its seconds would tell how much it drew, they are estimated instead, from training on made-up
-    examples (``engines.planning.public_seconds``), and no memory is stated.
+    examples (``engines.planning.public_seconds``; none where it cannot), and no memory is stated.
 
     Args:
         result: of the run.
@@ -117,7 +117,8 @@ def cost_of_run(result: RunResult, bench: Workbench, settings: Settings, *, publ
     else:
         seconds = public_seconds(bench, settings)
         estimated = ("client_seconds",)
-        if encryption := summary.get("encryption"):
+        encryption = summary.get("encryption")
+        if seconds and encryption:
             seconds["encrypt"] = float(encryption["client_seconds_encrypting"])
     server = _means(summary["server"])
     if "decryptor" in summary:

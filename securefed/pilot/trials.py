@@ -257,9 +257,9 @@ class Trials:
         return varied
 
     def _baseline(self, planned: Planned, goes_on: Callable[[int], bool]) -> Trial:
-        config = planned.config(self._run, show_clients=True)
+        config = baselines.bare(planned.config(self._run, show_clients=True))
         federation = self._fitting(config)
-        bench, settings = baselines.prepared(federation, self._observer)
+        bench, settings = federation.prepare()
         clients, device = bench.clients, bench.device
         del bench
         started = self._timer()

@@ -13,6 +13,7 @@ from securefed import Federation
 from securefed.config import PilotConfig, load_config
 from securefed.engines.events import Silent
 from securefed.engines.run_folder import RunFolder
+from securefed.engines.settings import Settings
 from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
 from securefed.evidence.ledger import read_ledger
@@ -135,10 +136,11 @@ def test_full_fine_tuning_keeps_its_best_rate_and_counts_all_parameters(whole):
 # -- baselines against what they must equal ------------------------------------------------
 
 
-def prepared(folder, **sections) -> tuple[Federation, Workbench]:
+def prepared(folder, **sections) -> tuple[Federation, Workbench, Settings]:
     sections["data"] = {"clients": CLIENTS} | sections.get("data", {})
-    federation = Federation.from_config(write_run(folder, **sections))
-    return federation, *baselines.prepared(federation, Silent())
+    config = baselines.bare(load_config(write_run(folder, **sections)))
+    federation = Federation(config)
+    return federation, *federation.prepare()
 
 
 def test_pooled_steps_are_those_of_the_federation_where_everything_is_drawn(tmp_path):

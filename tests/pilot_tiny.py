@@ -22,10 +22,10 @@ NOTHING_BESIDES = {"full": False, "pooled": False, "local": False, "protections"
 def write_pilot(
     folder: Path, run: dict[str, dict[str, Any]] | None = None, **sections: Any
 ) -> Path:
-    """A pilot file beside its run file: two rounds of four clients, on public data."""
+    """A pilot file beside its run file: one round of four clients, on public data."""
     overridden = {
         "data": {"clients": CLIENTS},
-        "training": {"rounds": 2},
+        "training": {"rounds": 1},
         "privacy": {"expected_batch": 40},
     }
     for name, section in (run or {}).items():

@@ -54,7 +54,7 @@ def pilot(
     words = ["securefed", "pilot", str(file), "--out", str(folder), "--resume", *options]
     say(f"pilot folder: {folder} (to go on after a crash: {shlex.join(words)})")
     try:
-        with _watching() as shown:
+        with _watching(repeated=read.seeds > 1) as shown:
             record = run_pilot(read, run, folder, observer=shown, resume=resume, offline=offline)
     except KeyboardInterrupt:
         there = (folder / "pilot.toml").is_file()
@@ -100,10 +100,15 @@ class _Inner:
 
 
 class _Watching:
-    """Shows a pilot: a bar over its trials, two for the present one, a line a trial."""
+    """Shows a pilot: a bar over its trials, two for the present one, a line a trial.
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    Args:
+        progress: the bars.
+        repeated: whether trials are repeated with other seeds.
+    """
+
+    def __init__(self, progress: Progress, *, repeated: bool) -> None:
+        self._progress, self._repeated = progress, repeated
         self._trials = progress.add_task("trials", total=None, note="")
         self._inner = _Inner(progress)
 
@@ -123,7 +128,8 @@ class _Watching:
     def ended(self, trial: Trial, done: int, total: int) -> None:
         """One line."""
         self._progress.update(self._trials, completed=done, total=total)
-        self._progress.console.print(_line(trial), markup=False)
+        seed = f" (seed {trial.seed})" if self._repeated else ""
+        self._progress.console.print(f"{trial.name}{seed}: {_line(trial)}", markup=False)
 
 
 class _Note(TextColumn):
@@ -138,7 +144,7 @@ class _Note(TextColumn):
 
 
 @contextmanager
-def _watching() -> Iterator[_Watching]:
+def _watching(*, repeated: bool) -> Iterator[_Watching]:
     columns = (
         TextColumn("{task.description:<11}"),
         BarColumn(),
@@ -147,7 +153,7 @@ def _watching() -> Iterator[_Watching]:
         _Note(),
     )
     with Progress(*columns, console=console, transient=True) as progress:
-        yield _Watching(progress)
+        yield _Watching(progress, repeated=repeated)
 
 
 def _minutes(seconds: float) -> str:
@@ -155,9 +161,8 @@ def _minutes(seconds: float) -> str:
 
 
 def _line(trial: Trial) -> str:
-    named = f"{trial.name} (seed {trial.seed})"
     if trial.quality is None or trial.cost is None:
-        return f"{named}: SKIPPED: {trial.why}"
+        return f"SKIPPED: {trial.why}"
     found = trial.quality
     parts = [
         f"held-out {found.metric} {found.before:.4g} -> {found.after:.4g} (no guarantee)",
@@ -165,7 +170,7 @@ def _line(trial: Trial) -> str:
         f"up {trial.cost.bytes_up / 1e3:.0f} kB a round",
         f"{trial.seconds:.0f} s",
     ]
-    return f"{named}: {' | '.join(parts)}"
+    return " | ".join(parts)
 
 
 def _epsilon(trial: Trial) -> str:

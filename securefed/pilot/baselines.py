@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from securefed.config import ModelSection, RunConfig, parse_config
 from securefed.engines.compare import figures_of_clients_alone
@@ -23,7 +23,6 @@ from securefed.pilot.measured import Vectors, most_resident, quality_of_clients
 from securefed.pilot.plain_rounds import PlainRounds, TrainedAdapter, TrainedModel
 from securefed.pilot.records import Cost, Quality
 from securefed.training.data import ClientData, Examples
-from securefed.training.models import load_model
 
 _POOLED = "all clients"
 
@@ -131,14 +130,14 @@ class FullFineTuning:
     """All of a model's parameters, with several learning rates in turn.
 
     The run's rounds, samples (or local steps) and server rule, without clip or noise.  The rate is
-    the server's where a round of the run is one step, else that of local steps.  The model is
-    loaded without an adapter, in float32 and not quantised.
+    the server's where a round of the run is one step, else that of local steps.  The model has
+    no adapter, and is in float32 and not quantised (:func:`as_fine_tuned`).
 
     Attributes:
         clients: their data.
         settings: of the run without noise.
         device: where to train.
-        cache, offline: as ``load_model`` has them.
+        load: gives the base model, the same each time.
         observer: told how far it is.
         goes_on: asked before each further rate, with how many rates were tried.
     """
@@ -146,8 +145,7 @@ class FullFineTuning:
     clients: Mapping[str, ClientData]
     settings: Settings
     device: torch.device
-    cache: Path
-    offline: bool
+    load: Callable[[], nn.Module]
     observer: Observer
     goes_on: Callable[[int], bool]
 
@@ -178,13 +176,10 @@ class FullFineTuning:
         config = self.settings.config
         which = "server_learning_rate" if self.settings.one_step else "local_learning_rate"
         training = config.training.model_copy(update={which: rate})
-        section: ModelSection = config.model.model_copy(
-            update={"dtype": "float32", "quantize": "none"}
-        )
-        loaded = load_model(section, cache=self.cache, offline=self.offline, device=self.device)
+        model = self.load()
         names = sorted(self.clients)
-        trained = TrainedModel(loaded.model, training)
-        before = self._figures(loaded.model, names)
+        trained = TrainedModel(model, training)
+        before = self._figures(model, names)
         client, server = _meter(), _meter()
         rounds = PlainRounds(
             self.settings,
@@ -196,9 +191,9 @@ class FullFineTuning:
         )
         rounds.run(trained)
         work, served = client.take(), server.take()
-        after = self._figures(loaded.model, names)
+        after = self._figures(model, names)
         values = trained.layout.used
-        del trained, loaded
+        del trained, rounds, model
         gc.collect()  # a second model must not stand beside the next one
         return Baseline(
             quality=quality_of_clients(before, after),
@@ -214,13 +209,18 @@ class FullFineTuning:
             ),
         )
 
-    def _figures(self, model: torch.nn.Module, names: list[str]) -> Vectors:
+    def _figures(self, model: nn.Module, names: list[str]) -> Vectors:
         return {
             name: held_out_figures(
                 model, self.clients[name].held_out, self.settings.config, self.device
             )
             for name in names
         }
+
+
+def as_fine_tuned(section: ModelSection) -> ModelSection:
+    """The model section under which all parameters can be trained: float32, not quantised."""
+    return section.model_copy(update={"dtype": "float32", "quantize": "none"})
 
 
 def _figures(bench: Workbench, name: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

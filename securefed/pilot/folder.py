@@ -60,6 +60,11 @@ class PilotFolder:
         self.ledger = path / LEDGER
         self.runs = path / "runs"
 
+    @property
+    def has_runs(self) -> bool:
+        """Whether a trial was ever begun here."""
+        return bool(self.lines()) or (self.runs.is_dir() and any(self.runs.iterdir()))
+
     def begin(self, pilot: PilotConfig, run: RunConfig) -> None:
         """Make the folder.
 

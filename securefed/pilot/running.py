@@ -18,6 +18,7 @@ from securefed.config import PilotConfig, RunConfig
 from securefed.engines.events import Observer
 from securefed.engines.simulation import utc_now
 from securefed.engines.verify import software
+from securefed.errors import LedgerTampered
 from securefed.pilot.charges import PilotLedger
 from securefed.pilot.design import BASE, Planned, design
 from securefed.pilot.folder import Line, PilotFolder
@@ -72,6 +73,7 @@ def run_pilot(
     Raises:
         ConfigError: something is wrong with the files, the folder or the base run.
         BudgetExceeded: not even the base run fits the budget.
+        LedgerTampered: the pilot's ledger, or that of a run to go on with, does not verify.
         ThresholdNotMet, LedgerError: a run stopped; the pilot can be resumed.
 
     Guarantees:
@@ -100,6 +102,10 @@ def run_pilot(
     with ExitStack() as held:
         ledger = None
         if pilot.budget.epsilon is not None:
+            if folder.has_runs and not folder.ledger.exists():
+                raise LedgerTampered(
+                    f"{folder.ledger}: is missing, and with it what the runs beside it have spent"
+                )
             ledger = PilotLedger(folder.ledger, budget=pilot.budget.epsilon, clock=clock)
             held.callback(ledger.close)
         trials = Trials(

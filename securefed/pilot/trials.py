@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from securefed.config import RunConfig
 from securefed.config.run import BudgetSection
 from securefed.engines.attempts import CLOSED
@@ -27,9 +29,10 @@ from securefed.pilot.measured import cost_of_run, own_figures, quality_of_run
 from securefed.pilot.records import Trial
 from securefed.privacy.accounting import epsilon_text
 from securefed.training.assets import cache_dir
+from securefed.training.models import load_model, resolve_device
 
 _NOT_TO_BE_HAD = (ConfigError, OverflowBoundError, BudgetExceeded, GradientCheckError)
-_SINCE_RESUMED = "resumed: seconds and memory are of its last part"
+_SINCE_RESUMED = "resumed: seconds and memory are of the part since then"
 
 
 def skipped(planned: Planned, why: str) -> Trial:
@@ -89,6 +92,7 @@ class Trials:
         self._offline, self._clock, self._timer = offline, clock, timer
         self._held: Federation | None = None
         self._base_folder: Path | None = None
+        self._loading = 0.0  # seconds of the present trial that no record counts
 
     @property
     def public(self) -> bool:
@@ -257,12 +261,14 @@ class Trials:
         return varied
 
     def _baseline(self, planned: Planned, goes_on: Callable[[int], bool]) -> Trial:
+        if not self.public:
+            raise BudgetExceeded(f"{planned.name}: trains without noise; the data is not public")
         config = baselines.bare(planned.config(self._run, show_clients=True))
         federation = self._fitting(config)
         bench, settings = federation.prepare()
         clients, device = bench.clients, bench.device
         del bench
-        started = self._timer()
+        started, self._loading = self._timer(), 0.0
         if planned.how == "alone":
             found = baselines.clients_alone(federation, self._observer)
         elif planned.how == "pooled":
@@ -274,8 +280,7 @@ class Trials:
                 clients=clients,
                 settings=settings,
                 device=device,
-                cache=self._cache,
-                offline=self._offline,
+                load=lambda: self._loaded(config),
                 observer=self._observer,
                 goes_on=goes_on,
             )
@@ -290,8 +295,17 @@ class Trials:
             rounds=config.training.rounds,
             quality=found.quality,
             cost=found.cost,
-            seconds=self._timer() - started,
+            seconds=self._timer() - started - self._loading,
         )
+
+    def _loaded(self, config: RunConfig) -> nn.Module:
+        """The base model without an adapter, to be trained whole."""
+        started = self._timer()
+        section = baselines.as_fine_tuned(config.model)
+        device = resolve_device(config.training.device)
+        found = load_model(section, cache=self._cache, offline=self._offline, device=device)
+        self._loading += self._timer() - started
+        return found.model
 
 
 def _is_over(path: Path) -> bool:

@@ -59,7 +59,7 @@ def test_a_pilot_runs_says_a_line_a_trial_and_writes_record_and_page(cli, tmp_pa
         "clients alone": ["UNPROTECTED", "up 0 kB"],
         "rank = 64": ["SKIPPED", "lora.rank = 64"],
     }.items():
-        (line,) = [each for each in lines if each.startswith(f"{name} (seed ")]
+        (line,) = [each for each in lines if each.startswith(f"{name}: ")]
         assert all(word in line for word in words), line
     assert not any(each.startswith("round ") for each in lines)
     assert "outside every guarantee" in out

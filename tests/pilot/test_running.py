@@ -7,15 +7,17 @@ import pytest
 from pilot_tiny import CLIENTS, NOTHING_BESIDES, Told, by_name, go, write_pilot
 
 from securefed import Federation
-from securefed.config import RunConfig
-from securefed.errors import BudgetExceeded, ConfigError
+from securefed.config import RunConfig, load_config, load_pilot
+from securefed.errors import BudgetExceeded, ConfigError, LedgerTampered
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.pilot.charges import PilotLedger
 from securefed.pilot.design import Planned
+from securefed.pilot.folder import PilotFolder
 from securefed.pilot.pace import Pace
 from securefed.pilot.records import Cost, Trial
 
 LEDGER = "pilot-ledger.jsonl"
+TWO_ROUNDS = {"training": {"rounds": 2}}
 SHORT = {"baselines": NOTHING_BESIDES, "sweep": {"rank": [1], "bits": [24]}}
 PRIVATE = SHORT | {"data": {"public": False}, "budget": {"epsilon": 30.0}}
 
@@ -132,7 +134,7 @@ def test_times_to_come_follow_from_trials_of_the_same_kind():
 
 
 def test_a_killed_pilot_goes_on_where_it_was_and_repeats_nothing(tmp_path, monkeypatch):
-    path = write_pilot(tmp_path, **SHORT)
+    path = write_pilot(tmp_path, TWO_ROUNDS, **SHORT)
     with monkeypatch.context() as patch:
         stopping_in_round_2(patch, "02-bits-24")
         with pytest.raises(Kill):
@@ -263,7 +265,7 @@ def test_private_data_is_paid_for_before_each_trial_and_nothing_runs_without_noi
 
 def test_the_budget_stops_what_would_exceed_it_and_says_so(tmp_path):
     write_pilot(tmp_path, **PRIVATE)
-    once = Federation.from_config(tmp_path / "run.toml").prepare()[1].epsilon_after(2)
+    once = Federation.from_config(tmp_path / "run.toml").prepare()[1].epsilon_after(1)
     budget, bits = 2.5 * once, [24, 26]
     path = write_pilot(
         tmp_path, **PRIVATE | {"budget": {"epsilon": budget}, "sweep": {"bits": bits}}
@@ -309,7 +311,7 @@ def test_a_kill_between_opening_and_running_leaves_the_charge_behind(tmp_path, m
 
 def test_a_killed_private_run_goes_on_within_what_it_was_opened_with(tmp_path, monkeypatch):
     """The attempt that was cut off is charged, so the last round is not affordable any more."""
-    path = write_pilot(tmp_path, **PRIVATE | {"sweep": {}})
+    path = write_pilot(tmp_path, TWO_ROUNDS, **PRIVATE | {"sweep": {}})
     with monkeypatch.context() as patch:
         stopping_in_round_2(patch, "01-base")
         with pytest.raises(Kill):
@@ -322,6 +324,15 @@ def test_a_killed_private_run_goes_on_within_what_it_was_opened_with(tmp_path, m
     assert "round 2 would exceed it" in trial.why
     assert record.spent["epsilon"] == trial.epsilon <= opened
     assert kinds(tmp_path / "out") == ["genesis", "trial_opened", "trial_closed"]
+
+
+def test_without_the_pilots_ledger_nothing_more_is_spent(tmp_path):
+    path = write_pilot(tmp_path, **PRIVATE | {"sweep": {}})
+    folder, pilot = PilotFolder(tmp_path / "out"), load_pilot(path)
+    folder.begin(pilot, load_config(pilot.run))
+    (folder.runs / "01-base").mkdir()
+    with pytest.raises(LedgerTampered, match=r"pilot-ledger\.jsonl: is missing"):
+        go(path, tmp_path / "out", resume=True)
 
 
 def test_a_run_folder_that_is_gone_counts_as_spent(tmp_path):

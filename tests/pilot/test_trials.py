@@ -35,6 +35,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pilot")
     path = write_pilot(
         folder,
+        {"training": {"rounds": 2}},
         sweep={"rank": [1], "epsilon": [3.0], "aggregation": ["bfv"], "bits": [24]},
         baselines={"full_learning_rates": [1e-9, 1e-2]},
     )
@@ -237,8 +238,7 @@ def test_full_fine_tuning_stops_trying_rates_when_it_is_told_to_and_says_which(t
         clients=bench.clients,
         settings=settings,
         device=CPU,
-        cache=tmp_path,
-        offline=True,
+        load=lambda: whole_model(tmp_path)[0],
         observer=Silent(),
         goes_on=lambda tried: bool(asked.append(tried)),
     )

@@ -171,8 +171,13 @@ def test_a_run_that_ended_before_its_line_was_written_is_read_and_not_repeated(t
 @pytest.mark.parametrize(
     ("file", "old", "new", "words"),
     [
-        ("pilot.toml", "rank = [", "rank = [\n2,", r"pilot.toml sweep.rank is \[1\], not \[2, 1\]"),
-        ("run.toml", "rounds = 2", "rounds = 3", "run.toml training.rounds is 2, not 3"),
+        (
+            "pilot.toml",
+            "rank = [",
+            "rank = [\n2,",
+            r"pilot\.toml sweep\.rank is \[1\], not \[2, 1\]",
+        ),
+        ("run.toml", "rounds = 1", "rounds = 3", r"run\.toml training\.rounds is 1, not 3"),
     ],
     ids=["pilot", "run"],
 )

@@ -21,7 +21,7 @@ import securefed
 from securefed import Federation
 from securefed.cli import commands, main, watching
 from securefed.cli.commands import _with_available_corpus
-from securefed.cli.watching import _Count
+from securefed.cli.watching import Count
 from securefed.config import dump_config, load_config, parse_config, run_file_schema
 from securefed.engines import compare
 from securefed.engines.run import Run
@@ -398,7 +398,7 @@ def test_a_bar_without_a_total_shows_no_count():
     with Progress() as progress:
         for total in (None, 3):
             progress.add_task("x", total=total)
-        assert [_Count().render(task).plain for task in progress.tasks] == ["", "0/3"]
+        assert [Count().render(task).plain for task in progress.tasks] == ["", "0/3"]
 
 
 def test_an_unprotected_run_says_so_wherever_an_epsilon_would_stand(cli, tmp_path):

@@ -1,4 +1,4 @@
-"""The command line: ``securefed demo | fetch | run | plan | verify | schema``."""
+"""The command line: ``securefed demo | fetch | run | plan | pilot | verify | schema``."""
 
 from securefed.cli.commands import main
 

@@ -6,7 +6,6 @@ import importlib.resources
 import json
 import os
 import shlex
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +14,9 @@ import typer
 
 import securefed
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
+from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
-from securefed.cli.watching import console, errors, say, watching
+from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
     RunConfig,
     first_difference,
@@ -167,7 +167,7 @@ def plan(
     from securefed.engines.run_folder import write_whole
     from securefed.engines.simulation import Federation
 
-    _quiet_libraries()
+    quiet_libraries()
     with watching() as shown:
         bench, settings = Federation(read, observer=shown, offline=offline).prepare()
         planned = plan_cohort(read, bench, settings)
@@ -177,6 +177,9 @@ def plan(
     for name, client in planned.schedule.clients.items():
         say(f"{name}: {client.reason}")
     console.print(bought(planned))
+
+
+app.command()(pilot)
 
 
 @app.command()
@@ -305,7 +308,7 @@ def _run(
         _folder_to_resume(out)
     from securefed.engines.simulation import Federation, new_run_folder
 
-    _quiet_libraries()
+    quiet_libraries()
     folder = out or new_run_folder(config)
     resumable = config.privacy.resumable
     go_on = _command(command, folder, resume=True, offline=offline) if resumable else ""
@@ -339,16 +342,6 @@ def _folder_to_resume(out: Path | None) -> Path:
     if out is None:
         raise ConfigError("--resume needs --out: the run folder to go on with")
     return out
-
-
-def _quiet_libraries() -> None:
-    """Keep other libraries' bars and notes out of ours."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    # It also warns that a new classification head is new; what must not be missing, we check.
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _compare(federation: Federation) -> dict[str, Figures]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,16 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Print a line as it is: what looks like rich's markup is part of a path."""
     console.print(text, markup=False)
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' bars and notes out of ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # It also warns that a new classification head is new; what must not be missing, we check.
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 class Watching:
@@ -106,10 +117,11 @@ def round_line(event: RoundEvent) -> str:
     return " | ".join(parts)
 
 
-class _Count(MofNCompleteColumn):
+class Count(MofNCompleteColumn):
     """Nothing where it is not known how much there is to do."""
 
     def render(self, task: Task) -> Text:
+        """Done and all of it."""
         return Text() if task.total is None else super().render(task)
 
 
@@ -119,7 +131,7 @@ def watching(*, mark: str = "", go_on: str = "") -> Iterator[Watching]:
     columns = (
         TextColumn("{task.description:<11}"),
         BarColumn(),
-        _Count(),
+        Count(),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=True) as progress:

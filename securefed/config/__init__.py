@@ -1,16 +1,19 @@
-"""The run file: TOML sections as frozen, validated models.  Every section refuses unknown keys."""
+"""Run file and pilot file: TOML as frozen, validated models.  Each refuses unknown keys."""
 
 from securefed.config.base import share_of
 from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.files import (
     dump_config,
+    dump_pilot,
     first_difference,
     load_config,
+    load_pilot,
     parse_config,
     run_file_schema,
 )
 from securefed.config.lora import SHARING_MODES, LoraSection
 from securefed.config.personal import PersonalSection
+from securefed.config.pilot import PilotConfig
 from securefed.config.privacy import (
     Mechanism,
     Noise,
@@ -47,6 +50,7 @@ __all__ = [
     "ModelSection",
     "Noise",
     "PersonalSection",
+    "PilotConfig",
     "PrivacySection",
     "ProfileSection",
     "RankSection",
@@ -58,8 +62,10 @@ __all__ = [
     "TrainingSection",
     "Unit",
     "dump_config",
+    "dump_pilot",
     "first_difference",
     "load_config",
+    "load_pilot",
     "parse_config",
     "run_file_schema",
     "share_of",

@@ -1,4 +1,4 @@
-"""Reading, checking and writing run files.
+"""Reading, checking and writing run files and pilot files.
 
 A validation error is reported as one :class:`~securefed.errors.ConfigError` that names each field,
 its value and what is allowed.
@@ -15,13 +15,15 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from securefed.config.base import Section
+from securefed.config.pilot import PilotConfig
 from securefed.config.run import RunConfig
 from securefed.errors import ConfigError
 
 
-def _meant(where: tuple[int | str, ...]) -> str:
+def _meant(model: type[BaseModel], where: tuple[int | str, ...]) -> str:
     """The keys that are allowed at an unknown key's place, the likeliest one first."""
-    fields: Any = RunConfig.model_fields
+    fields: Any = model.model_fields
     for part in where[:-1]:
         annotation = fields[part].annotation if part in fields else None
         # A table that may be left out is annotated as itself or None.
@@ -35,14 +37,21 @@ def _meant(where: tuple[int | str, ...]) -> str:
     return f"{hint} (allowed: {', '.join(fields)})"
 
 
-def _complaints(error: ValidationError) -> str:
+def _complaints(error: ValidationError, model: type[BaseModel], whole: str) -> str:
+    """All that is wrong, in a line.
+
+    Args:
+        error: as pydantic found it.
+        model: of the whole file.
+        whole: what is named where no field is.
+    """
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or "run file"
+        where = ".".join(str(part) for part in item["loc"]) or whole
         value = item["input"]
         shown = "" if isinstance(value, (dict, BaseModel)) else f" (value: {value!r})"
         if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: no such key{_meant(item['loc'])}")
+            lines.append(f"{where}: no such key{_meant(model, item['loc'])}")
         else:
             lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
     return "; ".join(lines)
@@ -58,7 +67,23 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_complaints(error)) from None
+        raise ConfigError(_complaints(error, RunConfig, "run file")) from None
+
+
+def _read(path: Path, what: str) -> dict[str, Any]:
+    """The values of a TOML file.
+
+    Raises:
+        ConfigError: the file is missing or is not TOML; it begins with ``what`` and its path.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path}: is not UTF-8 at byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{what} {path} is not TOML: {error}") from None
 
 
 def load_config(path: Path) -> RunConfig:
@@ -69,16 +94,7 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file is missing, is not TOML, or does not validate.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"run file {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"run file {path}: is not UTF-8 at byte {error.start}") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"run file {path} is not TOML: {error}") from None
+    values = _read(path, "run file")
     for section in ("model", "data"):
         table = values.get(section)
         if isinstance(table, dict) and isinstance(table.get("source"), str):
@@ -88,19 +104,51 @@ def load_config(path: Path) -> RunConfig:
     return parse_config(values)
 
 
+def load_pilot(path: Path) -> PilotConfig:
+    """Read a pilot file.
+
+    A relative ``run`` is taken from the pilot file's folder; the run file itself is not read.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or does not validate.
+    """
+    values = _read(path, "pilot file")
+    try:
+        found = PilotConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_complaints(error, PilotConfig, "pilot file")) from None
+    return found.model_copy(update={"run": path.parent / found.run})
+
+
 def dump_config(config: RunConfig) -> str:
     """The fully resolved run file as TOML; ``load_config`` of it gives an equal object."""
+    return _dumped(config)
+
+
+def dump_pilot(config: PilotConfig) -> str:
+    """The fully resolved pilot file as TOML."""
+    return _dumped(config)
+
+
+def _dumped(config: Section) -> str:
     return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
 
 
-def first_difference(one: RunConfig, other: RunConfig) -> str:
-    """The first key whose values differ, with both, in words; empty where none does."""
-    for section in RunConfig.model_fields:
-        ours, theirs = (getattr(config, section) for config in (one, other))
-        for key in type(ours).model_fields:
-            mine, yours = getattr(ours, key), getattr(theirs, key)
-            if mine != yours:
-                return f"{section}.{key} is {_shown(mine)}, not {_shown(yours)}"
+def first_difference(one: Section, other: Section, *, within: str = "") -> str:
+    """The first key whose values differ, with both, in words; empty where none does.
+
+    Args:
+        one: a whole file, or a section.
+        other: of the same kind.
+        within: what stands before a key's name.
+    """
+    for key in type(one).model_fields:
+        mine, yours = getattr(one, key), getattr(other, key)
+        if mine == yours:
+            continue
+        if isinstance(mine, Section) and isinstance(yours, Section):
+            return first_difference(mine, yours, within=f"{within}{key}.")
+        return f"{within}{key} is {_shown(mine)}, not {_shown(yours)}"
     return ""
 
 

@@ -111,6 +111,35 @@ def plan_cohort(config: RunConfig, bench: Workbench, settings: Settings) -> Plan
     return Planning(schedule(profiles, workload, rules), workload, profiles, rules, alone)
 
 
+def public_seconds(bench: Workbench, settings: Settings) -> dict[str, float]:
+    """A client's seconds in a round by phase, from public figures and made-up examples alone.
+
+    For who must not look at clients' own seconds, which tell how much was drawn.  What hides a
+    vector is there for pairwise masks only.
+
+    Args:
+        bench: model and clients' public sizes.
+        settings: what the run file means for the cohort.
+
+    Returns:
+        Nothing where a part cannot be measured so: with ``mechanism = "local"``, whose steps draw
+        their own sample, and where excess noise is removed.
+    """
+    config = settings.config
+    if config.privacy.mechanism == "local" or settings.plan.removable_stds:
+        return {}
+    workload = _workload(config, bench, settings, rules := _rules(config, bench, settings))
+    # This machine; seconds on its line are other parts.
+    here = CapabilityProfile(
+        memory=1, seconds_per_token=workload.seconds_per_token, upload=1.0, download=1.0
+    )
+    parts = workload.parts(here, rules.uniform)
+    found = {"train": parts["training"], "encode": parts["encoding"]}
+    if config.aggregation.kind == "pairwise":
+        found["mask"] = parts["protocol"]
+    return found
+
+
 def _rules(config: RunConfig, bench: Workbench, settings: Settings) -> Rules:
     asked, training = config.cohort.schedule, config.training
     steps = 1 if settings.one_step else training.local_steps

@@ -130,7 +130,6 @@ class Federation:
         if resume:
             noise, self._plan = _recorded(folder, self.config)
         bench, settings = self.prepare(noise)
-        self._used = bench
         if self.config.cohort.schedule.carry_out:
             if settings.run_plan is None:
                 settings = self._planned(bench, settings)
@@ -174,6 +173,7 @@ class Federation:
             bench = Workbench(
                 self.config, cache=self._cache, offline=self._offline, observer=self._observer
             )
+        self._used = bench
         settings = Settings(
             self.config,
             sizes=bench.sizes,

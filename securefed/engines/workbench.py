@@ -25,7 +25,7 @@ from securefed.engines.cohort import (
 )
 from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
-from securefed.engines.figures import Figures
+from securefed.engines.held_out import held_out_figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.mixed_ranks import mixed_ranks
 from securefed.engines.personal import PersonalParts
@@ -49,7 +49,6 @@ from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.corpora import load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import filled_micro_batch
-from securefed.training.evaluate import evaluate
 from securefed.training.local import load_trainer
 from securefed.training.models import load_model, resolve_device
 from securefed.training.untouched import Untouched, own_random_state
@@ -156,6 +155,7 @@ class Workbench:
         Returns:
             A workbench that shares the model with this one: only one of them can be at work.
         """
+        self._gradients.close()  # a run's hooks go with it; another opens its own
         other = copy.copy(self)
         other.config, other._observer = config, observer
         other.begin_anew()
@@ -469,15 +469,6 @@ class Workbench:
             self.ranked.of(name),
             nullcontext() if chosen is None else chosen.of(name),
         ):
-            found = evaluate(
-                self.model,
-                self.clients[name].held_out,
-                task=self.config.model.task,
-                micro_batch=self.config.training.micro_batch,
-                device=self.device,
+            return held_out_figures(
+                self.model, self.clients[name].held_out, self.config, self.device
             )
-        classifier = self.config.model.task == "sequence-classification"
-        return Figures.vector(
-            nll=found.nll_sum / max(found.tokens, 1),
-            accuracy=found.accuracy if classifier else None,
-        )

@@ -148,7 +148,7 @@ class PilotRecord:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values.pop("format") != FORMAT:
                 raise ConfigError(f"{path}: is not a pilot's record of format {FORMAT}")
-            trials = tuple(_trial(trial) for trial in values.pop("trials"))
+            trials = tuple(trial_of(trial) for trial in values.pop("trials"))
             return cls(trials=trials, **values)
         except OSError as error:
             raise ConfigError(f"{path}: {error.strerror}") from None
@@ -156,7 +156,8 @@ class PilotRecord:
             raise ConfigError(f"{path}: is not a pilot's record ({error})") from None
 
 
-def _trial(values: dict[str, Any]) -> Trial:
+def trial_of(values: dict[str, Any]) -> Trial:
+    """A trial back from its fields as JSON values."""
     quality, cost = values.pop("quality"), values.pop("cost")
     if cost is not None:
         cost["estimated"] = tuple(cost["estimated"])

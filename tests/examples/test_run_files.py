@@ -1,4 +1,4 @@
-"""The run files under examples/: they validate, and they run."""
+"""The run files and pilot files under examples/: they validate, and they run."""
 
 import json
 import math
@@ -13,15 +13,17 @@ import tomli_w
 from tiny import write_model
 
 from securefed import Federation
-from securefed.config import load_config, run_file_schema
+from securefed.config import load_config, load_pilot, run_file_schema
 from securefed.engines.verify import verify_run
 from securefed.evidence.ledger import read_ledger
+from securefed.pilot.design import design
 from securefed.privacy.accounting import epsilon_text
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 PACKAGE = ROOT / "securefed"
-RUN_FILES = sorted([*EXAMPLES.rglob("*.toml"), *PACKAGE.glob("*.toml")])
+PILOT_FILES = sorted(EXAMPLES.rglob("pilot.toml"))
+RUN_FILES = sorted({*EXAMPLES.rglob("*.toml"), *PACKAGE.glob("*.toml")} - set(PILOT_FILES))
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +43,7 @@ def test_there_are_run_files_to_check():
         "demo.toml",
         "demo-all.toml",
         "mail_classification.toml",
+        "mail.toml",
         "run.toml",
         "own_trainer.toml",
         "users.toml",
@@ -52,6 +55,15 @@ def test_a_run_file_validates_against_the_models_and_the_schema(path, schema):
     config = load_config(path)
     assert config.privacy.mechanism == "distributed"
     schema.validate(tomllib.loads(path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("path", PILOT_FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_pilot_file_asks_about_a_run_file_beside_it_and_all_its_trials_validate(path):
+    pilot = load_pilot(path)
+    assert pilot.run in RUN_FILES
+    run = load_config(pilot.run)
+    for planned in design(pilot, run):
+        planned.config(run, show_clients=pilot.data.public)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
+from rich.box import SIMPLE_HEAD
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -186,7 +186,9 @@ def _epsilon(trial: Trial) -> str:
 
 def _table(record: PilotRecord) -> Table:
     """One line a trial, repetitions too."""
-    table = Table(title="pilot: trials", show_header=True, box=SIMPLE, padding=(0, 1))
+    table = Table(
+        title="pilot: trials", show_header=True, box=SIMPLE_HEAD, show_edge=False, padding=0
+    )
     table.add_column("trial", no_wrap=True)
     for heading in ("held-out", "epsilon", "MB up", "MB down", "client s", "server s"):
         table.add_column(heading, justify="right", no_wrap=True)

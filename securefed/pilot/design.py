@@ -143,7 +143,7 @@ def _baselines(pilot: PilotConfig, run: RunConfig) -> Iterator[_Arm]:
             name=ALONE,
             group="baseline",
             how="alone",
-            why="clip as in the run, no noise; nothing is sent" + _not_the_same(run),
+            why="clip as in the run, no noise; nothing is sent" + _without_sums(run),
         )
     if asked.pooled:
         yield _Arm(
@@ -151,14 +151,14 @@ def _baselines(pilot: PilotConfig, run: RunConfig) -> Iterator[_Arm]:
             group="baseline",
             how="pooled",
             why="one party holds all data, trains the run's adapter on as many examples a round "
-            "and clips nothing" + _not_the_same(run),
+            "and clips nothing" + _without_sums(run),
         )
     if asked.full:
         yield _Arm(
             name=FULL,
             group="baseline",
             how="full",
-            why="all parameters, in float32, no clip and no noise" + _not_the_same(run),
+            why="all parameters, in float32, no clip and no noise" + _without_sums(run),
         )
 
 
@@ -169,12 +169,17 @@ def _not_the_same(run: RunConfig) -> str:
         left.append("local steps take batches of training.batch_size, where the run's draw samples")
     if run.privacy.sampling == "cyclic":
         left.append("examples are drawn, where the run's come in turn")
+    return "".join(f"; {item}" for item in left)
+
+
+def _without_sums(run: RunConfig) -> str:
+    """The same, and what there is no place for where nothing is summed over clients."""
     dropped = {
         "sparsification": run.training.sparsify != "none",
         "control variates": run.training.control_weight is not None,
     }
-    left += [f"without {what}" for what, given in dropped.items() if given]
-    return "".join(f"; {item}" for item in left)
+    left = "".join(f"; without {what}" for what, given in dropped.items() if given)
+    return _not_the_same(run) + left
 
 
 def _protections(run: RunConfig) -> Iterator[_Arm]:

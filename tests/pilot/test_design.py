@@ -5,6 +5,7 @@ import tomli_w
 
 from securefed.config import PilotConfig, RunConfig, load_pilot
 from securefed.errors import ConfigError
+from securefed.pilot.baselines import bare
 from securefed.pilot.design import BEYOND, design
 
 EVERY = {
@@ -138,6 +139,19 @@ def test_whatever_the_run_is_all_of_its_protections_can_be_asked_for(sections):
     base = run(**sections)
     for each in design(pilot(), base):
         each.config(base, show_clients=True)
+
+
+def test_what_a_trial_leaves_out_of_the_run_is_said_there_and_nowhere_else():
+    base = run(training={"sparsify": "random", "keep_fraction": 0.5})
+    for name, each in arms(design(pilot(), base)).items():
+        assert ("without sparsification" in each.why) == (name in BASELINES), name
+        kept = each.config(base, show_clients=True).training.sparsify
+        assert kept == "random"  # baselines leave it out themselves (``baselines.bare``)
+    assert bare(base).training.sparsify == "none"
+    cyclic = run(privacy={"mechanism": "central", "sampling": "cyclic"})
+    for name, each in arms(design(pilot(), cyclic)).items():
+        drawn = each.config(cyclic, show_clients=True).privacy.sampling == "poisson"
+        assert ("are drawn" in each.why) == (drawn or name in BASELINES), name
 
 
 def test_a_run_without_noise_has_none_to_show_alone():

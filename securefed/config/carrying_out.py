@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from securefed.config.ranks import why_not_mixed
+
 if TYPE_CHECKING:
     from securefed.config.run import RunConfig
+
+RANKS_IN_ALL_ROUNDS = (
+    "with unlike ranks every client takes part in every round: a slice needs survivors enough in "
+    "each round's own cohort, and rounds of some clients only are not planned slice by slice"
+)
+"""Why a plan varies ranks or participation, and not both."""
 
 
 def why_not_carried_out(config: RunConfig) -> str | None:
@@ -42,6 +50,22 @@ def why_not_carried_out(config: RunConfig) -> str | None:
             "cohort.ranks with cohort.schedule.carry_out: who has which rank would be said twice; "
             "leave one of them out"
         )
+    if asked.ranks_differ:
+        if asked.periods != [1]:
+            return (
+                f"cohort.schedule.rank_tiers = {asked.rank_tiers} and periods = {asked.periods} "
+                f"with carry_out: {RANKS_IN_ALL_ROUNDS}; use periods = [1], or leave out rank_tiers"
+            )
+        mixed = why_not_mixed(
+            asked.rank_tiers,
+            named="cohort.schedule.rank_tiers",
+            lora=config.lora,
+            training=training,
+            privacy=privacy,
+            kind=config.aggregation.kind,
+        )
+        if mixed is not None:
+            return mixed
     if privacy.sampling == "cyclic":
         return (
             "cohort.schedule.carry_out with privacy.sampling = 'cyclic': noise correlated over "

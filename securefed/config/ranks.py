@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -26,8 +27,9 @@ class RankSection(Section):
 
 
 def why_not_mixed(
-    ranks: list[RankSection],
+    ranks: Collection[int],
     *,
+    named: str,
     lora: LoraSection,
     training: TrainingSection,
     privacy: PrivacySection,
@@ -36,7 +38,8 @@ def why_not_mixed(
     """Why clients of these ranks cannot be had in such a run, or None.
 
     Args:
-        ranks: ``cohort.ranks``; empty: one rank for all, and nothing is refused.
+        ranks: those that clients may have; empty: one rank for all, and nothing is refused.
+        named: the field that gives them.
         lora: section of the run file.
         training: likewise.
         privacy: likewise.
@@ -44,12 +47,12 @@ def why_not_mixed(
     """
     if not ranks:
         return None
-    found = max(section.rank for section in ranks)
+    found = max(ranks)
     if "lora" not in lora.kinds:
-        return f"cohort.ranks with lora.kind = {lora.kind!r}: ranks are of 'lora' alone"
+        return f"{named} with lora.kind = {lora.kind!r}: ranks are of 'lora' alone"
     if found > lora.rank:
         return (
-            f"cohort.ranks: the largest is {found}, and lora.rank = {lora.rank}: it is of the "
+            f"{named}: the largest is {found}, and lora.rank = {lora.rank}: it is of the "
             "strongest clients, and lora.alpha of that rank; none may be larger"
         )
     refused: tuple[tuple[str, Any, bool, str], ...] = (
@@ -125,5 +128,5 @@ def why_not_mixed(
     for field, value, fits, why in refused:
         if not fits:
             shown = value if value == "given" else f"= {value!r}"
-            return f"cohort.ranks with {field} {shown}: {why}"
+            return f"{named} with {field} {shown}: {why}"
     return None

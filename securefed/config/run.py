@@ -174,7 +174,9 @@ class ScheduleSection(Section):
     of the machine that plans; it is measured if it is not given.
 
     ``carry_out``: the run makes the plan before its first round, records it and keeps to it.
-    Rounds are then of the clients whose turn it is, timed on a virtual clock by the profiles.
+    Rounds are then of the clients whose turn it is, timed on a virtual clock by the profiles.  With
+    several ``rank_tiers`` the plan's ranks are the run's, as if ``cohort.ranks`` gave them, and
+    ``periods`` must be [1].
 
     ``deadline``: virtual seconds after which a stage of a round closes as soon as enough clients
     have answered (the floor that ``privacy.dropout_fraction`` leaves); ``"plan"``: a little more
@@ -192,6 +194,11 @@ class ScheduleSection(Section):
     deadline: Literal["plan"] | Positive | None = None
     patience: Positive | None = None
     enough: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+    @property
+    def ranks_differ(self) -> bool:
+        """Whether a run may give its clients unlike ranks by its plan."""
+        return self.carry_out and len(self.rank_tiers) > 1
 
     @model_validator(mode="after")
     def _deadline_is_kept(self) -> Self:
@@ -229,7 +236,7 @@ class CohortSection(Section):
 
     @model_validator(mode="after")
     def _each_client_has_one_rank(self) -> Self:
-        if self.least_contributors is not None and not self.ranks:
+        if self.least_contributors is not None and not (self.ranks or self.schedule.ranks_differ):
             raise ValueError(
                 f"least_contributors = {self.least_contributors} without ranks: it is of slices; "
                 "leave it out (min_clients is for whole sums)"
@@ -306,7 +313,8 @@ class RunConfig(Section):
         if (why := why_not_combined(self.training, self.privacy, self.lora)) is not None:
             raise ValueError(why)
         mixed = why_not_mixed(
-            self.cohort.ranks,
+            [section.rank for section in self.cohort.ranks],
+            named="cohort.ranks",
             lora=self.lora,
             training=self.training,
             privacy=self.privacy,

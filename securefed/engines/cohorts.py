@@ -33,7 +33,7 @@ class Cohorts:
     Attributes:
         aggregation: in the ring of all rounds.
         kinds: what accounting needs of each size of cohort, once the noise is settled; none
-            without a plan.
+            without a plan, or where rounds have slices.
     """
 
     def __init__(

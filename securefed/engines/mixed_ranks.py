@@ -119,19 +119,37 @@ def mixed_ranks(config: RunConfig, clients: Collection[str]) -> MixedRanks | Non
         ConfigError: a table names nobody of the cohort, a client has no rank, or too few clients
             hold even the first slice.
     """
-    cohort, bits = config.cohort, config.aggregation.bits
-    if not cohort.ranks:
-        return None
+    tables = config.cohort.ranks
+    return standing_ranks(config, _ranks_of(tables, clients)) if tables else None
+
+
+def standing_ranks(config: RunConfig, ranks: Mapping[str, int]) -> MixedRanks:
+    """What these ranks come to in a run: those that too few clients reach are merged.
+
+    Args:
+        config: the run file.
+        ranks: id to rank, of the whole cohort; by tables of the run file, or by its plan.
+
+    Raises:
+        ConfigError: too few clients hold even the first slice.
+    """
+    bits = config.aggregation.bits
     plaintext = config.aggregation.kind == "plaintext"
     return MixedRanks.of(
-        _ranks_of(cohort.ranks, clients),
+        ranks,
         corrupt_fraction=config.privacy.corrupt_fraction,
         dropout_fraction=config.privacy.dropout_fraction,
         aggregation=PlaintextAggregation(bits=bits)
         if plaintext
         else PairwiseAggregation(bits=bits),
-        least_contributors=cohort.least_contributors or max(LEAST_CONTRIBUTORS, cohort.min_clients),
+        least_contributors=least_contributors(config),
     )
+
+
+def least_contributors(config: RunConfig) -> int:
+    """Survivors below which a slice stays closed."""
+    cohort = config.cohort
+    return cohort.least_contributors or max(LEAST_CONTRIBUTORS, cohort.min_clients)
 
 
 def rank_sections(ranks: Mapping[str, int]) -> list[RankSection]:

@@ -14,6 +14,7 @@ import numpy as np
 from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.metering import ResidentMemory
+from securefed.engines.mixed_ranks import least_contributors
 from securefed.engines.profiles import profiles_of, sections_of
 from securefed.engines.settings import Settings
 from securefed.engines.unit_costs import measure_units
@@ -21,7 +22,7 @@ from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, OverflowBoundError
 from securefed.federation.capability import Assignment, CapabilityProfile, Workload
 from securefed.federation.scheduling import Lever, Rules, Schedule, schedule
-from securefed.federation.slice_plans import LEAST_CONTRIBUTORS, slice_policy
+from securefed.federation.slice_plans import slice_policy
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
@@ -172,7 +173,7 @@ def _least_cohort(asked: int, settings: Settings, *, sliced: bool) -> int:
     As many of them corrupt as may be of the whole cohort, in a slice and in a round of a few alike.
     With slices, also the fewest that leave a slice its least contributors.
     """
-    least = max(LEAST_CONTRIBUTORS, asked)
+    least = least_contributors(settings.config)
     for size in range(asked, settings.cohort_size):
         try:
             own = slice_policy(

@@ -173,7 +173,7 @@ class SlicedHalves:
 
     def __init__(self, settings: Settings, order: NDArray[np.int64]) -> None:
         if settings.slices is None:
-            raise LocalProtocolError("sliced rounds in a run without cohort.ranks")
+            raise LocalProtocolError("sliced rounds in a run of one rank for all")
         self._settings, self._plans, self._order = settings, settings.slices, order
 
     def session(

@@ -12,19 +12,25 @@ mean leans to those who take more steps: FedAvg's objective inconsistency (Wang 
 clients' losses weighed by K_i as well.  With it a client passes on (mean K / K_i) Delta_i, by
 numbers that are all public, before the clip: FedNova's update for plain SGD of one step size
 (section 4), where tau_eff is the mean K of the round's members.  With AdamW it is a heuristic.
+With unlike ranks tau_eff is one for all slices, so that they move by one step size: each by mean K
+times the mean of Delta_i / K_i over those that hold it.  The factor is of the whole vector, which
+is clipped as one.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 import rfc8785
 
 from securefed.config import RunConfig, Stage
+from securefed.config.carrying_out import RANKS_IN_ALL_ROUNDS
+from securefed.engines.mixed_ranks import MixedRanks, standing_ranks
 from securefed.engines.profiles import profiles_of, sections_of
 from securefed.engines.virtual_time import VirtualRound, modelled_seconds
 from securefed.errors import ConfigError
@@ -52,7 +58,8 @@ class RunPlan:
         config: of the run.
 
     Raises:
-        ConfigError: the plan is not one that a run can carry out (:func:`refuse_unlike_ranks`).
+        ConfigError: a rank is none that the run file leaves open, ranks and participation both
+            differ, or too few clients hold even the first slice.
     """
 
     schedule: Schedule
@@ -62,11 +69,53 @@ class RunPlan:
     config: RunConfig
 
     def __post_init__(self) -> None:
-        refuse_unlike_ranks(self.schedule, self.config.lora.rank)
+        config = self.config
+        allowed = config.cohort.schedule.rank_tiers or [config.lora.rank]
+        for name, rank in self._ranks.items():
+            if rank not in allowed:
+                raise ConfigError(
+                    f"plan: {name} has rank {rank}, by the run file (cohort.schedule.rank_tiers, "
+                    f"else lora.rank) one of {allowed}"
+                )
+        if self.ranks is not None and self.skips:
+            raise ConfigError(f"plan: unlike ranks and unlike participation: {RANKS_IN_ALL_ROUNDS}")
+
+    @property
+    def _ranks(self) -> dict[str, int]:
+        return {name: client.assignment.rank for name, client in self.schedule.clients.items()}
+
+    @cached_property
+    def ranks(self) -> MixedRanks | None:
+        """The ranks that stand in this run; None where everybody has ``lora.rank``."""
+        planned = self._ranks
+        if set(planned.values()) == {self.config.lora.rank}:
+            return None
+        return standing_ranks(self.config, planned)
 
     def given(self, name: str) -> Assignment:
-        """What one client does."""
-        return self.schedule.clients[name].assignment
+        """What one client does, at the rank that stands."""
+        planned = self.schedule.clients[name].assignment
+        if self.ranks is None:
+            return planned
+        tiers = self.ranks.tiers.ranks
+        return replace(
+            planned, rank=self.ranks.rank_of[name], tiers=tiers if len(tiers) > 1 else ()
+        )
+
+    def check_widths(self, widths: Sequence[int]) -> None:
+        """Refuse slices of other lengths than the plan was made for.
+
+        Args:
+            widths: d_1..d_m, of each slice.
+
+        Raises:
+            ConfigError: names the rank, and both lengths.
+        """
+        tiers = () if self.ranks is None else self.ranks.tiers.ranks
+        for rank, length in zip(tiers, itertools.accumulate(widths), strict=True):
+            planned = self.workload.travelling.get(rank)
+            if planned != length:
+                raise ConfigError(f"plan: {planned} values travel at rank {rank}, here {length}")
 
     def members(self, number: int) -> tuple[str, ...]:
         """The cohort of round ``number``, from 1, sorted."""
@@ -215,21 +264,6 @@ class RunPlan:
             if clients.get(name) != own:
                 raise ConfigError(f"plan: {name} = {clients.get(name)}, planned again {own}")
         return plan
-
-
-def refuse_unlike_ranks(plan: Schedule, rank: int) -> None:
-    """Refuse a plan whose rounds would be sums of slices; one rank for all is the run file's.
-
-    Raises:
-        ConfigError: names a client whose rank is another.
-    """
-    for name, client in plan.clients.items():
-        if client.assignment.rank != rank:
-            raise ConfigError(
-                f"plan: {name} has rank {client.assignment.rank} and lora.rank = {rank}: a run "
-                "that carries out a plan sums vectors of one length; leave out "
-                "cohort.schedule.rank_tiers, or lower lora.rank"
-            )
 
 
 def _check_figures(

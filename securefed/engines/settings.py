@@ -97,12 +97,14 @@ class Settings:
         sizes: public size of each client: how many training examples, or users for ``unit =
             "user"``, it has.
         dimension: length of what is summed in a round.
-        widths: d_1..d_m, of each slice, with ``cohort.ranks``; None without.
+        widths: d_1..d_m, of each slice, where ranks differ, by ``cohort.ranks`` or by the plan;
+            None without.
         noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began, by its
             ledger; checked against the target.  Without it, the noise is searched for.
         run_plan: what each client does, where the run carries out a plan.  Policies, plan and
             bounds are then those of a round of everybody; statements count the worst of all rounds
-            (:mod:`securefed.privacy.unlike_rounds`).
+            (:mod:`securefed.privacy.unlike_rounds`).  Where its ranks differ everybody is in all
+            of them.
 
     Raises:
         ConfigError: a setting does not fit the cohort.
@@ -125,7 +127,7 @@ class Settings:
         self.weights = client_weights(config.training, sizes)
         self.cohort_size = len(sizes)
         check_cohort(config, sizes)
-        self.ranks = mixed_ranks(config, sizes)
+        self.ranks = mixed_ranks(config, sizes) if run_plan is None else run_plan.ranks
         self._widths = self._checked_widths(widths)
         total = sum(sizes.values())
         q, room, separation, bands = 1.0, None, None, 1
@@ -195,7 +197,8 @@ class Settings:
         self.encryption: RoundEncryption | None = self.aggregation.encryption(
             self.plan, self.bounds
         )
-        self.cohorts.settle(self.stated)
+        if self.slices is None:  # else the slices' own plans are what statements follow from
+            self.cohorts.settle(self.stated)
         self.epsilon_after = functools.lru_cache(maxsize=None)(self._epsilon_after)
         section = config.evaluation.histogram
         self.histograms: HistogramSettings | None = None
@@ -224,7 +227,7 @@ class Settings:
     def _checked_widths(self, widths: Sequence[int] | None) -> tuple[int, ...] | None:
         if (self.ranks is None) != (widths is None):
             raise ConfigError(
-                f"widths = {widths}: must be given exactly with cohort.ranks, one a slice"
+                f"widths = {widths}: must be given exactly where ranks differ, one a slice"
             )
         if self.ranks is None or widths is None:
             return None
@@ -232,6 +235,8 @@ class Settings:
         self.ranks.check_widths(found)
         if sum(found) != self.dimension:
             raise ConfigError(f"widths = {list(found)}: must add up to {self.dimension}")
+        if self.run_plan is not None:
+            self.run_plan.check_widths(found)
         return found
 
     def _sliced(self, policy: PrivacyPolicy) -> SlicePlans | None:
@@ -283,7 +288,7 @@ class Settings:
     def _sliced_epsilon(self, policy: PrivacyPolicy) -> float:
         slices = self._sliced(policy)
         if slices is None:
-            raise ConfigError("cohort.ranks is not given")
+            raise ConfigError("ranks: one for all, so that there are no slices")
         return slices.guarantee(self.accounted, rounds=policy.rounds).epsilon
 
     @property
@@ -436,7 +441,7 @@ class Settings:
         """Policy, plan and what a unit is, for the first record of ledger and accounts."""
         section = self.config.aggregation
         arrangement: dict[str, Any] = {"aggregation": section.kind}
-        if self.run_plan is not None:
+        if self.run_plan is not None and self.slices is None:
             arrangement["cohorts"] = self.cohorts.to_record()
         if section.encrypted:
             arrangement |= {"key_holder": section.key_holder, "masked": section.masked}

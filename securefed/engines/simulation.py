@@ -132,8 +132,15 @@ class Federation:
         bench, settings = self.prepare(noise)
         if self.config.cohort.schedule.carry_out:
             if settings.run_plan is None:
-                settings = self._planned(bench, settings)
+                self._plan = self._planned(bench, settings)
+                if not bench.fits(self.config, self._plan):
+                    del bench  # or there would be two models at once
+                    bench = self._bench(None)
+                elif self._plan.ranks is not None:
+                    bench = self._bench(bench)
+                settings = self._settings(bench)
             self._carry_out(bench, settings)
+        self._used = bench
         return Run(self.config, folder, bench, settings, self._observer, self._clock).go(
             resume=resume
         )
@@ -143,18 +150,37 @@ class Federation:
         history = verified_run(folder.path).history
         return history.open is None and history.applied == self.config.training.rounds
 
-    def _planned(self, bench: Workbench, settings: Settings) -> Settings:
-        """Settings under a plan that is made now."""
+    def _planned(self, bench: Workbench, settings: Settings) -> RunPlan:
+        """A plan that is made now."""
         self._observer.message("planning: measuring how fast this machine trains and encodes")
         made = plan_cohort(self.config, bench, settings)
-        plan = RunPlan(made.schedule, made.workload, made.profiles, made.rules, self.config)
+        return RunPlan(made.schedule, made.workload, made.profiles, made.rules, self.config)
+
+    def _bench(self, loaded: Workbench | None) -> Workbench:
+        """Model and clients at the ranks of the plan; what is loaded serves where it fits them."""
+        if loaded is not None and loaded.fits(self.config, self._plan):
+            return loaded.again(self.config, self._observer, self._plan)
+        return Workbench(
+            self.config,
+            cache=self._cache,
+            offline=self._offline,
+            observer=self._observer,
+            plan=self._plan,
+        )
+
+    def _settings(self, bench: Workbench, noise_multiplier: float | None = None) -> Settings:
         return Settings(
-            self.config, sizes=bench.sizes, dimension=bench.combining.length, run_plan=plan
+            self.config,
+            sizes=bench.sizes,
+            dimension=bench.combining.length,
+            widths=bench.ranked.widths,
+            noise_multiplier=noise_multiplier,
+            run_plan=self._plan,
         )
 
     def _carry_out(self, bench: Workbench, settings: Settings) -> None:
         """Show the plan, and check what is new by it before a round."""
-        plan = self._plan = settings.run_plan
+        plan = settings.run_plan
         if plan is None:
             raise ConfigError("cohort.schedule.carry_out: no plan was made")
         plan.check_deadlines(settings.stated)
@@ -167,21 +193,9 @@ class Federation:
         Args:
             noise_multiplier: what ``privacy.target_epsilon`` was turned into when the run began.
         """
-        if self._loaded is not None:
-            bench = self._loaded.again(self.config, self._observer)
-        else:
-            bench = Workbench(
-                self.config, cache=self._cache, offline=self._offline, observer=self._observer
-            )
+        bench = self._bench(self._loaded)
         self._used = bench
-        settings = Settings(
-            self.config,
-            sizes=bench.sizes,
-            dimension=bench.combining.length,
-            widths=bench.ranked.widths,
-            noise_multiplier=noise_multiplier,
-            run_plan=self._plan,
-        )
+        settings = self._settings(bench, noise_multiplier)
         if settings.encryption is not None:
             SumKey.generate(settings.encryption)  # refused now or never: the library is missing
         if not bench.gradients_checked:

@@ -27,10 +27,11 @@ from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
 from securefed.engines.held_out import held_out_figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
-from securefed.engines.mixed_ranks import mixed_ranks
+from securefed.engines.mixed_ranks import MixedRanks, mixed_ranks
 from securefed.engines.personal import PersonalParts
 from securefed.engines.personal_adapters import PersonalAdapters
 from securefed.engines.ranked_model import RankedModel
+from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings, check_cohort
 from securefed.engines.trainers import built_in_trainer
 from securefed.errors import ConfigError, LedgerTampered
@@ -64,13 +65,20 @@ class Workbench:
         cache: where models and corpora are kept.
         offline: fetch nothing.
         observer: told what is being loaded.
+        plan: what the run carries out, where it is settled already: its ranks are the adapter's.
 
     Raises:
         ConfigError, DataError, FetchError: model, adapter or data are not as they must be.
     """
 
     def __init__(
-        self, config: RunConfig, *, cache: Path, offline: bool, observer: Observer
+        self,
+        config: RunConfig,
+        *,
+        cache: Path,
+        offline: bool,
+        observer: Observer,
+        plan: RunPlan | None = None,
     ) -> None:
         self.config = config
         self._observer = observer
@@ -116,9 +124,10 @@ class Workbench:
             held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
         )
         self.sizes = client_sizes(self.clients, config.privacy.unit)
-        ranks = mixed_ranks(config, self.sizes)
+        ranks = self._ranks(config, plan)
         # Directions that no slice stands for would never train: the adapter ends before them.
-        section = config.lora if ranks is None else section_at(config.lora, ranks.tiers.largest)
+        self._rank = config.lora.rank if ranks is None else ranks.tiers.largest
+        section = config.lora if ranks is None else section_at(config.lora, self._rank)
         self.model = build_adapter(loaded.model, section, task=config.model.task)
         self.parts = AdapterParts(self.model, config.lora.sharing)
         self.ranked = RankedModel(self.model, self.parts, ranks)
@@ -145,12 +154,23 @@ class Workbench:
         if approximated := self.parts.mode.approximated:
             observer.message(f"lora.sharing = {config.lora.sharing!r}: {approximated}")
 
-    def again(self, config: RunConfig, observer: Observer) -> Workbench:
+    def _ranks(self, config: RunConfig, plan: RunPlan | None) -> MixedRanks | None:
+        return mixed_ranks(config, self.sizes) if plan is None else plan.ranks
+
+    def fits(self, config: RunConfig, plan: RunPlan | None) -> bool:
+        """Whether the adapter is of the largest rank that stands under a plan."""
+        ranks = self._ranks(config, plan)
+        return self._rank == (config.lora.rank if ranks is None else ranks.tiers.largest)
+
+    def again(
+        self, config: RunConfig, observer: Observer, plan: RunPlan | None = None
+    ) -> Workbench:
         """The same model and clients for another run, the adapter as it was first made.
 
         Args:
             config: what this workbench was loaded from, but for privacy, budget and output.
             observer: told what happens from now on.
+            plan: what that run carries out; one that this workbench ``fits``.
 
         Returns:
             A workbench that shares the model with this one: only one of them can be at work.
@@ -158,6 +178,7 @@ class Workbench:
         self._gradients.close()  # a run's hooks go with it; another opens its own
         other = copy.copy(self)
         other.config, other._observer = config, observer
+        other.ranked = RankedModel(self.model, self.parts, self._ranks(config, plan))
         other.begin_anew()
         return other
 

@@ -534,13 +534,6 @@ def test_run_files_whose_plan_could_not_be_carried_out_are_refused(tmp_path, sec
         load_config(write(tmp_path, **sections))
 
 
-def test_unlike_ranks_are_refused(tmp_path):
-    path = write(tmp_path, lora={"rank": 4}, schedule={"rank_tiers": [2, 4]})
-    with pytest.raises(ConfigError, match=r"has rank 2 and lora\.rank = 4"):
-        Federation.from_config(path).run(tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_patience_below_the_plans_own_deadline_is_refused_before_a_run_begins(tmp_path):
     path = write(tmp_path, schedule={"deadline": "plan", "patience": 0.01})
     with pytest.raises(ConfigError, match=r"patience = 0\.01: must be finite and >= seconds"):

@@ -6,7 +6,7 @@ from securefed.config import ProfileSection
 from securefed.engines.planning import plan_cohort
 from securefed.engines.profiles import sections_of
 from securefed.errors import ConfigError
-from securefed.federation.slices import standing_slices
+from securefed.federation.slice_plans import standing_slices
 
 MACHINE = {"memory_gib": 4.0, "upload_mbit": 8.0, "download_mbit": 40.0}
 COHORT = ["site-0", "site-1", "site-2"]

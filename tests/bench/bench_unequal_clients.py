@@ -14,6 +14,11 @@ with one lever only show what each buys.  No noise, so that what is compared is 
 Stated before any run, of both plans: the mean round ends in at most ``TIME`` of the uniform plan's,
 and after as many rounds the mean held-out loss has improved by at least 1 - ``MARGIN`` of what it
 improves under the uniform plan.  The script ends with an error where either fails.
+
+Found in 12 rounds, time and improvement as shares of the uniform plan's.  At the default least_work
+of 0.25 (seeds 0 to 2) the plan of ranks misses what was stated: 27 % and 86 % (81 to 94); that of
+participation, which leaves everybody in every round, has 28 % and 90 %.  Asked for 0.5 afterwards,
+with other seeds (3 to 5): 47 % and 91 % (89 to 94), 52 % and 95 %.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What a plan saves in time and costs in accuracy: real runs of a tiny model, real masked rounds.
 
-Run by hand: ``python tests/bench/bench_unequal_clients.py [--rounds 12 --seeds 3]``.
+Run by hand: ``python tests/bench/bench_unequal_clients.py [--rounds 12 --seeds 3]``; and with
+``--least-work 0.5``, since a plan that asks less of the weak ends its rounds sooner and learns less
+in each.
 
 One strong, three middling and two weak clients train a two-layer Llama on six unlike texts, in runs
 that carry out a plan (``Federation``, ``cohort.schedule.carry_out``); compute and links are slowed
@@ -12,6 +14,11 @@ with one lever only show what each buys.  No noise, so that what is compared is 
 Stated before any run, of both plans: the mean round ends in at most ``TIME`` of the uniform plan's,
 and after as many rounds the mean held-out loss has improved by at least 1 - ``MARGIN`` of what it
 improves under the uniform plan.  The script ends with an error where either fails.
+
+Found in 12 rounds, time and improvement as shares of the uniform plan's.  At the default least_work
+of 0.25 (seeds 0 to 2) the plan of ranks misses what was stated: 27 % and 86 % (81 to 94); that of
+participation, which leaves everybody in every round, has 28 % and 90 %.  Asked for 0.5 afterwards,
+with other seeds (3 to 5): 47 % and 91 % (89 to 94), 52 % and 95 %.
 """
 
 from __future__ import annotations
@@ -21,6 +28,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,10 +93,12 @@ def trained(plan: RunPlan, out: Path, *, verified: bool) -> Trained:
     )
 
 
-def one_seed(folder: Path, rounds: int, seed: int) -> dict[str, Trained]:
+def one_seed(folder: Path, seed: int, asked: argparse.Namespace) -> dict[str, Trained]:
     """A run under each choice of levers."""
     ranked, rare = (
-        Federation.from_config(run_file(folder / name, rounds, seed, **choice))
+        Federation.from_config(
+            run_file(folder / name, asked.rounds, seed, least_work=asked.least_work, **choice)
+        )
         for name, choice in (("ranked", {"rank_tiers": TIERS}), ("rare", {"periods": PERIODS}))
     )
     made = plan_cohort(ranked.config, *ranked.prepare())
@@ -99,6 +109,8 @@ def one_seed(folder: Path, rounds: int, seed: int) -> dict[str, Trained]:
     runs = {}
     print(f"seed {seed}")
     for label, levers in LEVERS.items():
+        if asked.plans_only and label not in ("uniform", *PLANS):
+            continue
         federation = rare if "participation" in levers else ranked
         rules = open_to[federation].only(*levers)
         planned = schedule(made.profiles, made.workload, rules)
@@ -120,7 +132,7 @@ def one_seed(folder: Path, rounds: int, seed: int) -> dict[str, Trained]:
     return runs
 
 
-def run_file(folder: Path, rounds: int, seed: int, **choice: list[int]) -> Path:
+def run_file(folder: Path, rounds: int, seed: int, **choice: Any) -> Path:
     """What all runs have in common, and what may be chosen in some."""
     folder.mkdir()
     return write_run(
@@ -151,11 +163,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--least-work", type=float, default=0.25)
+    parser.add_argument("--plans-only", action="store_true", help="no run with one lever alone")
     asked = parser.parse_args()
     found = []
-    for seed in range(asked.seeds):
+    for seed in range(asked.first_seed, asked.first_seed + asked.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            found.append(one_seed(Path(folder), asked.rounds, seed))
+            found.append(one_seed(Path(folder), seed, asked))
     shares = {
         label: np.array(
             [
@@ -166,7 +181,7 @@ def main() -> None:
                 for runs in found
             ]
         )
-        for label in LEVERS
+        for label in found[0]
     }
     for label, column in shares.items():
         times, gains = column.T

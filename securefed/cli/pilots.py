@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -181,11 +181,21 @@ def _epsilon(trial: Trial) -> str:
     from securefed.privacy.accounting import epsilon_text
 
     shown = epsilon_text(trial.epsilon)
-    return shown if trial.epsilon is None else f"epsilon {shown}"
+    if trial.epsilon is None:
+        return shown
+    terms = _terms(trial)
+    return f"epsilon {shown} ({terms['against']}, delta {terms['delta']:g})"
+
+
+def _terms(trial: Trial) -> Mapping[str, Any]:
+    """The statement that the trial's epsilon is of."""
+    return next(one for one in trial.guarantees if one["epsilon"] == trial.epsilon)
 
 
 def _table(record: PilotRecord) -> Table:
-    """One line a trial, repetitions too."""
+    """One line a trial, repetitions too; :func:`_closing` says whom epsilon is against."""
+    from securefed.privacy.accounting import epsilon_text
+
     table = Table(
         title="pilot: trials", show_header=True, box=SIMPLE_HEAD, show_edge=False, padding=0
     )
@@ -204,7 +214,7 @@ def _table(record: PilotRecord) -> Table:
         table.add_row(
             trial.name,
             f"{found.before:.4g} to {found.after:.4g}",
-            "none" if trial.epsilon is None else _epsilon(trial).removeprefix("epsilon "),
+            epsilon_text(trial.epsilon) if trial.epsilon is not None else "none",
             f"{cost.bytes_up / 1e6:.3g}",
             f"{cost.bytes_down / 1e6:.3g}",
             f"{sum(cost.client_seconds.values()):.3g}",
@@ -221,6 +231,11 @@ def _closing(record: PilotRecord) -> list[str]:
         f"held-out {' and '.join(sorted(metrics))}: mean over clients, outside every guarantee; "
         "bytes and CPU seconds: of one client (or the server) and round"
     ]
+    stated = {
+        f"epsilon: against {terms['against']}, delta {terms['delta']:g}, for {terms['unit']}": None
+        for terms in (_terms(trial) for trial in done if trial.epsilon is not None)
+    }
+    lines += stated
     lines += [f"skipped: {t.name}: {t.why}" for t in record.trials if t.status == "skipped"]
     if record.spent:
         from securefed.privacy.accounting import epsilon_text

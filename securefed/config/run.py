@@ -188,7 +188,7 @@ class ScheduleSection(Section):
     rank_tiers: list[Annotated[int, Field(ge=1)]] = Field(default=[])
     local_steps: list[Annotated[int, Field(ge=1)]] = Field(default=[])
     periods: list[Annotated[int, Field(ge=1)]] = Field(default=[1])
-    least_work: Annotated[float, Field(gt=0.0, le=1.0)] = 0.25
+    least_work: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     seconds_per_token: Positive | None = None
     carry_out: bool = False
     deadline: Literal["plan"] | Positive | None = None

@@ -68,7 +68,7 @@ class Rules:
     steps: Sequence[int]
     bits: Sequence[int]
     periods: Sequence[int] = (1,)
-    least_work: float = 0.25
+    least_work: float = 0.5
     least_cohort: int = 2
 
     def __post_init__(self) -> None:

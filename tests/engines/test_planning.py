@@ -50,7 +50,7 @@ def test_under_dp_sgd_steps_are_common_and_participation_may_differ(tmp_path):
     cohort = {
         "min_clients": 3,
         "profiles": [weak, MACHINE],
-        "schedule": {"periods": [1, 3], "seconds_per_token": 0.01},
+        "schedule": {"periods": [1, 3], "seconds_per_token": 0.01, "least_work": 0.25},
     }
     config, bench, settings = prepared(tmp_path, cohort=cohort)
     planning = plan_cohort(config, bench, settings)

@@ -42,6 +42,7 @@ MACHINES = [
 SCHEDULE = {
     "local_steps": [4, 8],
     "periods": [1, 2],
+    "least_work": 0.25,
     "seconds_per_token": 2e-3,
     "carry_out": True,
 }

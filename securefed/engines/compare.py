@@ -52,7 +52,7 @@ def clients_alone(federation: Federation, observer: Observer) -> Figures:
             bench.begin_round(number)
             own, count = bench.contribution(settings, policy, name, number, generator)
             step.step(number, settings.gradient(own, (name,)))
-            bench.take_over((name,))
+            bench.take_over((name,), (name,))
             policy = policy.after(settings.unclipped_fraction(count, (name,)))
         shown[name] = bench.figures(name)
         total += shown[name]

@@ -357,7 +357,7 @@ class Run:
             changed = self.step.step(number, gradient, still=opened.still)
             # Who comes back after rounds without it is sent all that changed in between.
             sent = max(combining.values_down(changed), changed if clock.skips else 0)
-        self.bench.take_over(survivors)
+        self.bench.take_over(survivors, charged)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
         self._policy = self._policy.after(fraction)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -196,9 +197,14 @@ class Workbench:
         if not self.parts.freezes_the_same_always:
             self._untouched = None
 
-    def take_over(self, survivors: tuple[str, ...]) -> None:
-        """A round was summed: what clients keep is from now on what they made of it in that one."""
-        self.personal.take_over()
+    def take_over(self, survivors: Collection[str], charged: Collection[str]) -> None:
+        """A round was summed: what clients keep is from now on what they made of it in that one.
+
+        Args:
+            survivors: clients in the sum, by which state of the sum's own moves on.
+            charged: those that charged the round, which alone keep their part of the adapter.
+        """
+        self.personal.take_over(charged)
         self.combining.state.take_over(survivors)
 
     def save_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines.test_tampering import rewrite, set_in, unclosed
+from safetensors.torch import load_file
 from tiny import write_run
 
 from securefed import Federation
@@ -429,6 +430,31 @@ def test_secret_samples_are_prepared_first_and_a_small_memory_takes_small_micro_
     total = np.ones(3)
     found = run.settings.gradient(total, STRONG)
     np.testing.assert_allclose(found, 1 / (q * sum(run.settings.sizes[n] for n in STRONG)))
+
+
+def test_who_is_late_before_it_charges_keeps_nothing_of_what_it_had_prepared(tmp_path):
+    """Its steps are noised, but paid for by nobody: what it sends later must not follow from them.
+
+    ``fedsa`` under local DP-SGD: B stays with the client and decides its later updates of A.
+    """
+    machines = [LINK | {"clients": "others"}, WEAK | {"clients": ["site-5"], "slowdown": 50.0}]
+    path = write(
+        tmp_path,
+        training={"rounds": 1, "local_steps": 2, "batch_size": None},
+        privacy={"unit": "example", "mechanism": "local", "expected_batch": 60}
+        | {"noise_multiplier": 2.0, "update_clip_norm": 1.0},
+        schedule={"periods": [1], "local_steps": [], "deadline": 1.5, "patience": 60.0},
+        cohort={"profiles": machines},
+        lora={"sharing": "fedsa", "rank": 2},
+    )
+    out = tmp_path / "out"
+    Federation.from_config(path).run(out)
+    (summed,) = bodies(out, "round_summed")
+    assert summed["late"] == {"site-5": "advertise"}
+    assert charges(out) == {name: [1] for name in EVERYBODY[:5]} | {"site-5": []}
+    for name in EVERYBODY:
+        kept = load_file(out / "personal" / name / "round-1.safetensors")
+        assert any(value.any() for value in kept.values()) == (name != "site-5")
 
 
 # -- local work ------------------------------------------------------------------------------

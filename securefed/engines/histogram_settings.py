@@ -35,10 +35,10 @@ _BESIDE = (
 )
 
 
-def planned_evaluations(config: RunConfig) -> int:
-    """How many evaluations of the shared adapter a whole run makes, none of them repeated."""
+def evaluated_rounds(config: RunConfig) -> tuple[int, ...]:
+    """After which rounds a whole run measures the shared adapter; 0 is before the first."""
     rounds, every = config.training.rounds, config.evaluation.every
-    return len({0, rounds} | (set(range(every, rounds + 1, every)) if every else set()))
+    return tuple(sorted({0, rounds, *(range(every, rounds + 1, every) if every else ())}))
 
 
 class HistogramSettings:
@@ -74,7 +74,7 @@ class HistogramSettings:
     ) -> None:
         self.section, self.config, self._size = section, config, cohort_size
         self.at_the_end = 1 + 2 * config.personal.told
-        self.planned = planned_evaluations(config) - 1 + self.at_the_end
+        self.planned = len(evaluated_rounds(config)) - 1 + self.at_the_end
         self.policy = PrivacyPolicy(
             clip_norm=1.0,
             noise_multiplier=section.noise_multiplier,
@@ -149,6 +149,16 @@ class HistogramSettings:
             adjacency=_ADJACENCY,
             assumptions=(*found.assumptions, _BESIDE),
         )
+
+    def leaves_out(self, charges: int, *, in_between: bool) -> bool:
+        """Whether ``epsilon`` allows for no further histogram after ``charges``.
+
+        Args:
+            charges: of the client with the most.
+            in_between: those at the end must be afforded after it too.
+        """
+        limit, more = self.section.epsilon, 1 + self.at_the_end * in_between
+        return limit is not None and self.epsilon_after(charges + more) > limit
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee(accounted_adversary(self.policy), charges).epsilon

@@ -27,6 +27,7 @@ from securefed.engines.cohort import Codec, Encoded, SimulatedClient
 from securefed.engines.cost_records import CostRecords, What, hiding_phase
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer, RoundEvent
+from securefed.engines.histogram_settings import evaluated_rounds
 from securefed.engines.histograms import told_of_histograms
 from securefed.engines.in_process import Carried, carry
 from securefed.engines.metering import Meter
@@ -235,8 +236,7 @@ class Run:
         self.observer.round_end(self.events[-1])
 
     def _evaluation_is_due(self, number: int) -> bool:
-        every = self.config.evaluation.every
-        return number in (0, self.config.training.rounds) or bool(every and number % every == 0)
+        return number in evaluated_rounds(self.config)
 
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""

@@ -25,8 +25,9 @@ from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.histograms import placed
 from securefed.engines.noised_histogram import Bins, NoisedHistogram
+from securefed.engines.recorded import check_measured
 from securefed.engines.settings import Settings
-from securefed.engines.verify import verify_run
+from securefed.engines.verify import verified_run, verify_run
 from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger
@@ -414,6 +415,43 @@ def of_kind(kind, change):
 def test_a_ledger_that_says_otherwise_than_was_spent_does_not_verify(copy, change, words):
     rewrite(copy / "ledger.jsonl", change)
     with pytest.raises(LedgerTampered, match=words):
+        verify_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("of", "words"), [("shared", "of round 1$"), ("personal", "of round 2 .personal"),
+                      ("gain", "of round 2 .gain")],
+)  # fmt: skip
+def test_a_histogram_that_the_run_file_asks_for_is_missed(whole, of, words):
+    """Whoever takes one from the ledger and from every account states fewer charges."""
+    found = verified_run(whole[1].folder)
+    ledger, settings = whole[1].folder / "ledger.jsonl", copy_of(found.settings)
+    kept = [
+        record
+        for record in found.records
+        if not (record.kind.startswith("histogram_") and record.body["of"] == of
+                and record.body["round"] in (1, 2)[of != "shared" :][:1])
+    ]  # fmt: skip
+    assert len(kept) == len(found.records) - 2
+    check_measured(ledger, found.records, 2, settings, 5)
+    with pytest.raises(LedgerTampered, match=words):
+        check_measured(ledger, kept, 2, settings, 4)
+    assert settings.histograms is not None
+    after = settings.histograms.epsilon_after
+    settings.histograms = copy_of(settings.histograms)
+    section = settings.histograms.section
+    for spare, excused in ((0, True), (4, False)):  # a budget that leaves none, and one that does
+        settings.histograms.section = section.model_copy(update={"epsilon": after(4 + spare)})
+        if excused:
+            check_measured(ledger, kept, 2, settings, 4)
+        else:
+            with pytest.raises(LedgerTampered, match=words):
+                check_measured(ledger, kept, 2, settings, 4)
+
+
+def test_a_histogram_is_of_the_round_that_was_applied_last(copy):
+    rewrite(copy / "ledger.jsonl", of_kind("histogram_opened", lambda body: body | {"round": 2}))
+    with pytest.raises(LedgerTampered, match="after round 2, 0 having been applied"):
         verify_run(copy)
 
 

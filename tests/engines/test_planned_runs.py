@@ -357,6 +357,19 @@ def test_what_the_ledger_says_of_late_clients_is_checked(timed, tmp_path, late, 
         verify_run(copy)
 
 
+def test_a_late_vector_was_charged_and_nobody_is_late_where_no_stage_closes(timed, copy, tmp_path):
+    out = Path(shutil.copytree(timed[0].folder, tmp_path / "timed"))
+    rewrite(out / "ledger.jsonl", set_in("round_summed", 1, charged=list(EVERYBODY[:5])))
+    account = out / "clients" / "site-5" / "budget.jsonl"
+    rewrite(account, lambda records: records[:-1])
+    with pytest.raises(LedgerTampered, match="site-5 in 'masked_input', after it charged itself"):
+        verify_run(out)
+    late = {"site-5": "unmask"}
+    rewrite(copy / "ledger.jsonl", set_in("round_summed", 0, late=late))
+    with pytest.raises(LedgerTampered, match="without a deadline every stage waits for all"):
+        verify_run(copy)
+
+
 def test_a_deadline_opens_no_sum_below_the_floor(tmp_path):
     """Two of six are late, one more than dropout_fraction = 0.25 allows."""
     path = write(

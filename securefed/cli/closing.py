@@ -105,7 +105,7 @@ def table(config: RunConfig, result: RunResult) -> Table:
     for who, statement in result.histogram_guarantees.items():
         table.add_row(
             f"held-out figures: epsilon against {who.replace('_', ' ')} (one client, delta "
-            f"{statement.delta:g}, {result.histogram_charges} histograms; adds to the above)",
+            f"{statement.delta:g}, {result.histogram_charges} histograms; beside the above)",
             "",
             epsilon_text(statement.epsilon),
         )

@@ -29,10 +29,8 @@ Of = Literal["shared", "personal", "gain"]
 
 _UNIT = "one client: all of its data, as far as its held-out figures show it"
 _ADJACENCY = "zero-out of one client: it counts in no bin; who takes part is public"
-_BESIDE = (
-    "this is spent on held-out figures, beside what is spent on training: for the data of one "
-    "client the two statements add, epsilon to epsilon and delta to delta"
-)
+_BESIDE = "this is spent on held-out figures, beside what is spent on training: "
+_ADD = "add, epsilon to epsilon and delta to delta"
 
 
 def evaluated_rounds(config: RunConfig) -> tuple[int, ...]:
@@ -133,9 +131,18 @@ class HistogramSettings:
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement for one adversary after ``charges`` histograms."""
-        found = guarantee(
+        found = self._stated(self.plan, against, charges)
+        return replace(
+            found,
+            unit=_UNIT,
+            adjacency=_ADJACENCY,
+            assumptions=(*found.assumptions, self._beside(against, charges)),
+        )
+
+    def _stated(self, plan: RoundPlan, against: Adversary, charges: int) -> PrivacyGuarantee:
+        return guarantee(
             self.policy,
-            self.plan,
+            plan,
             cohort_size=self._size,
             against=against,
             rounds=charges,
@@ -143,11 +150,28 @@ class HistogramSettings:
             ring_sigma=self.aggregation.ring_sigma(self.bounds),
             key_holder=self.aggregation.trusted_key_holder,
         )
-        return replace(
-            found,
-            unit=_UNIT,
-            adjacency=_ADJACENCY,
-            assumptions=(*found.assumptions, _BESIDE),
+
+    def moved(self, against: Adversary, charges: int) -> float:
+        """Epsilon, at the same delta, where a client is in another bin instead of in none.
+
+        That is all that one example, or one user, can do, and more than zero-out: two bins change
+        by 1, so the L2 norm is sqrt(2), and the rounded difference of two vectors has at most
+        sqrt(2) times the bound on one of them (its mean is sqrt(2) times as long, and the rest of
+        the bound the same).
+        """
+        plan = replace(self.plan, sensitivity=math.sqrt(2.0) * self.plan.sensitivity)
+        return self._stated(plan, against, charges).epsilon
+
+    def _beside(self, against: Adversary, charges: int) -> str:
+        """What the statement is to that of training, whose unit may be another."""
+        unit = self.config.privacy.unit
+        if unit == "client":
+            return f"{_BESIDE}for the data of one client the two statements {_ADD}"
+        return (
+            f"{_BESIDE}the unit there is one {unit}, and of all of a client's data training states "
+            f"nothing; one {unit} can move its client from one bin to another, for which these "
+            f"histograms cost epsilon {epsilon_text(self.moved(against, charges))}; that and "
+            f"training's {_ADD}"
         )
 
     def leaves_out(self, charges: int, *, in_between: bool) -> bool:

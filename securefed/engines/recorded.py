@@ -136,7 +136,9 @@ def check_measured(
     due = {number for number in evaluated_rounds(settings.config) if number < last} | {last}
     needed: list[tuple[int, Of]] = [(number, "shared") for number in sorted(due)]
     if settings.config.personal.told:
-        needed += [(last, "personal"), *([] if counted is None else [(last, "gain")])]
+        needed.append((last, "personal"))
+        if counted is not None:
+            needed.append((last, "gain"))
     for number, of in needed:
         found = recorded_histogram if counted is not None else recorded_figures
         if found(records, number, of=of) is not None:

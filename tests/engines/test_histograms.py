@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy import stats
+from scipy import optimize, stats
 from tiny import write_clients, write_run
 
 from securefed import Federation, secure_round
@@ -32,6 +32,7 @@ from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.federation.update_codec import UpdateCodec
+from securefed.privacy.accounting import epsilon_text
 from securefed.privacy.mechanisms import plan_round
 from securefed.secagg.aggregations import PairwiseAggregation, PlaintextAggregation
 
@@ -246,6 +247,41 @@ def test_the_number_of_histograms_is_known_before_and_so_is_their_cost():
     assert settings.plan.sensitivity * settings.plan.resolution == pytest.approx(1.0, rel=0.01)
 
 
+def exact_epsilon(mu, delta):
+    """Of one Gaussian mechanism with sensitivity over noise mu, in closed form."""
+
+    def beyond(epsilon):
+        near, far = stats.norm.cdf(mu / 2 - epsilon / mu), stats.norm.cdf(-mu / 2 - epsilon / mu)
+        return near - math.exp(epsilon) * far - delta
+
+    return optimize.brentq(beyond, 0.0, 100.0)
+
+
+def test_one_example_can_move_its_client_from_bin_to_bin_which_costs_more_than_leaving_it_out():
+    """Two bins change where zero-out changes one: what adds to training's epsilon is this."""
+    settings = settings_of(8, noise_multiplier=2.0, every=1, rounds=3)
+    assert settings.config.privacy.unit == "example"
+    bins = settings.bins("shared")
+    step = bins.one_hot(2.0) - bins.one_hot(500.0)
+    for charges in (1, 4):
+        mu = math.sqrt(charges) / 2.0
+        statement = settings.guarantee("server", charges)
+        assert statement.epsilon == pytest.approx(exact_epsilon(mu, statement.delta), rel=0.01)
+        moved = settings.moved("server", charges)
+        exact = exact_epsilon(float(np.linalg.norm(step)) * mu, statement.delta)
+        assert exact <= moved < 1.01 * exact
+        assert moved > 1.4 * statement.epsilon
+        assert f"cost epsilon {epsilon_text(moved)};" in statement.assumptions[-1]
+    whole = parse_config(
+        values_of(noise_multiplier=2.0) | {"privacy": {"unit": "client", "corrupt_fraction": 0.0}}
+    )
+    assert whole.evaluation.histogram is not None
+    found = HistogramSettings(
+        whole.evaluation.histogram, whole, cohort_size=8, aggregation=PairwiseAggregation()
+    )
+    assert "for the data of one client the two" in found.guarantee("server", 2).assumptions[-1]
+
+
 def test_sums_in_the_clear_are_no_protection_and_say_so():
     settings = settings_of(aggregation=PlaintextAggregation())
     assert not settings.guarantee("server", 2).protected
@@ -353,7 +389,7 @@ def test_what_the_command_shows_at_the_end_says_what_is_estimated(whole):
     for words in ("estimated from noised counts", "worst bin seen", "gain of the personal"):
         assert words in text
     assert "outside the guarantee" not in text
-    assert "5 histograms; adds to the above" in text
+    assert "5 histograms; beside the above" in text
     assert "spend privacy of their own" in statements_of_figures(result)
 
 

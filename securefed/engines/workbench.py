@@ -388,9 +388,9 @@ class Workbench:
         self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
     ) -> NDArray[np.float64]:
         """What a client's training gives, as it is before the clip."""
-        delta = self._delta(name, settings, examples, number)
-        if (plan := settings.run_plan) is not None:
-            delta = delta * np.float32(plan.scale(name, number, settings.weights))
+        delta: NDArray[np.floating] = self._delta(name, settings, examples, number)
+        if (plan := settings.run_plan) is not None:  # float32 may not hold the product
+            delta = plan.scale(name, number, settings.weights) * delta.astype(np.float64)
         return self.combining.vector(
             name,
             delta,

@@ -256,9 +256,22 @@ def of_client(**values):
         (lambda plan: plan["rules"].update(periods=[1, 2, 3]), "periods = .*by the run file"),
         (lambda plan: plan["rules"].update(least_cohort=2), "least_cohort = 2"),
         (lambda plan: plan["workload"].update(seconds_per_token=1.0), "profile of site-0"),
+        (lambda plan: plan["workload"].update(corrupt=0.0), "corrupt = 0.*by the run file"),
+        (lambda plan: plan["workload"].update(tokens=4), "tokens = 4, by the run file"),
         (lambda plan: plan.pop("workload"), "lacks what it must hold"),
     ],
-    ids=["period", "steps", "client", "profile", "periods", "least", "speed", "cut"],
+    ids=[
+        "period",
+        "steps",
+        "client",
+        "profile",
+        "periods",
+        "least",
+        "speed",
+        "corrupt",
+        "tokens",
+        "cut",
+    ],
 )
 def test_another_plan_than_follows_from_what_stands_beside_it_is_noticed(copy, change, words):
     changed_plan(copy, change)
@@ -510,6 +523,11 @@ def test_clients_take_their_own_steps_and_scale_before_the_clip(whole, tmp_path)
         scale = plan.scale(name, number, settings.weights)
         assert scale != 1.0
         np.testing.assert_allclose(sent, scale * own, rtol=1e-6)
+        large = np.full_like(own, 3e38)  # a finite change of any size stays finite
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench, "_delta", lambda *given, found=large: found)
+            huge = bench._vector(name, settings, settings.sum_policy, examples, number)
+        np.testing.assert_allclose(huge, scale * large.astype(np.float64), rtol=1e-9)
         shorter = bench._delta(name, prepared_uniform(federation), examples, number)
         assert (np.abs(shorter - own).max() == 0.0) == (settings.local_steps(name) == 8)
 

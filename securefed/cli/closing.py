@@ -77,7 +77,9 @@ def comparison(config: RunConfig, result: RunResult, compared: Mapping[str, Figu
     table = Table(title=f"{config.output.name}: compared", show_header=True)
     table.add_column(f"held-out {_kind(config)}, mean over clients (outside the guarantee)")
     table.add_column("after", justify="right")
-    for label, figures in {"this run": result.after, **compared}.items():
+    counted = config.evaluation.figures == "histogram"
+    own = "this run (estimated from noised counts)" if counted else "this run"
+    for label, figures in {own: result.after, **compared}.items():
         table.add_row(label, _figure(figures))
     return table
 

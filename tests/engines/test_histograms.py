@@ -16,11 +16,12 @@ from scipy import optimize, stats
 from tiny import write_clients, write_run
 
 from securefed import Federation, secure_round
-from securefed.cli.closing import statements_of_figures, table
+from securefed.cli.closing import comparison, statements_of_figures, table
 from securefed.config import load_config, parse_config
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.engines import histograms as engine
 from securefed.engines import run
+from securefed.engines.compare import _without_noise
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.histograms import placed
@@ -361,6 +362,18 @@ def test_a_run_opens_noised_counts_and_no_exact_figure(whole):
     assert [json.loads(line)["held_out_guaranteed"] for line in lines] == [True] * 3
     assert json.loads(lines[-1])["perplexity"] == result.after.perplexity
     assert not (result.folder / "shown.json").exists()
+
+
+def test_what_a_run_is_compared_with_is_exact_and_its_own_figure_is_said_to_be_estimated(whole):
+    base, result, _ = whole
+    config = load_config(base / "run.toml")
+    other = parse_config(_without_noise(config))
+    assert (other.evaluation.figures, other.evaluation.histogram) == ("sum", None)
+    assert other.personal.kind == "none"
+    shown = io.StringIO()
+    found = {"each client alone": result.before}
+    Console(width=200, file=shown).print(comparison(config, result, found))
+    assert "this run (estimated from noised counts)" in shown.getvalue()
 
 
 def test_its_statement_stands_beside_the_runs_and_is_recomputed(whole):

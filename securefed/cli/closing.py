@@ -77,7 +77,9 @@ def comparison(config: RunConfig, result: RunResult, compared: Mapping[str, Figu
     table = Table(title=f"{config.output.name}: compared", show_header=True)
     table.add_column(f"held-out {_kind(config)}, mean over clients (outside the guarantee)")
     table.add_column("after", justify="right")
-    for label, figures in {"this run": result.after, **compared}.items():
+    counted = config.evaluation.figures == "histogram"
+    own = "this run (estimated from noised counts)" if counted else "this run"
+    for label, figures in {own: result.after, **compared}.items():
         table.add_row(label, _figure(figures))
     return table
 
@@ -105,7 +107,7 @@ def table(config: RunConfig, result: RunResult) -> Table:
     for who, statement in result.histogram_guarantees.items():
         table.add_row(
             f"held-out figures: epsilon against {who.replace('_', ' ')} (one client, delta "
-            f"{statement.delta:g}, {result.histogram_charges} histograms; adds to the above)",
+            f"{statement.delta:g}, {result.histogram_charges} histograms; beside the above)",
             "",
             epsilon_text(statement.epsilon),
         )

@@ -135,6 +135,7 @@ class _Reader:
             self.history.histograms,
             refuse=self._refuse,
             new_session=self._new_session,
+            check_present=self._check_present,
             check_round=self._check_round,
             check_names=lambda field, names: self._check_names(field, names, self._cohort),
             check_survivors=lambda body: self._check_survivors(body, self._cohort),
@@ -191,8 +192,14 @@ class _Reader:
             self._refuse(f"an attempt at round {attempt.round} ended twice")
         members = self._members(attempt.round)
         self._check_names("charged", body["charged"], members)
+        settings = self._settings
         try:
-            checked_late(body, members)
+            checked_late(
+                body,
+                members,
+                timed=settings.run_plan is not None,
+                closes=settings.config.cohort.schedule.deadline is not None,
+            )
         except ConfigError as error:
             self._refuse(str(error))
         attempt.charged = frozenset(body["charged"])
@@ -252,8 +259,16 @@ class _Reader:
         personal = self._settings.config.personal.told
         if body.get("of", "shared") not in ("shared", *(["personal"] if personal else [])):
             self._refuse(f"of = {body['of']!r}: this run has no such figures")
+        self._check_present(body)
         session = self._new_session(body)
         self.history.unnoised[session], self._measured[session] = False, body.get("of")
+
+    def _check_present(self, body: Mapping[str, Any]) -> None:
+        if body["round"] != self.history.applied:
+            self._refuse(
+                f"held-out figures after round {body['round']}, {self.history.applied} having been "
+                "applied"
+            )
 
     def _evaluated(self, body: Mapping[str, Any]) -> None:
         session = str(body["session"])

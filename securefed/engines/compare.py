@@ -71,7 +71,7 @@ def figures_of_clients_alone(
                 bench.begin_round(number)
                 own, count = bench.contribution(settings, policy, name, number, generator)
                 step.step(number, settings.gradient(own, (name,)))
-                bench.take_over((name,))
+                bench.take_over((name,), (name,))
                 policy = policy.after(settings.unclipped_fraction(count, (name,)))
         found[name] = bench.figures(name)
     bench.begin_anew()

@@ -161,8 +161,9 @@ class CostRecords:
             record = {
                 "client": name,
                 "stays": "at this client: its seconds and memory tell about how many examples it "
-                "drew, or what its update was; hand them to nobody"
-                if secret
+                "drew, what its update was, or whether it uses an adapter of its own; hand them to "
+                "nobody"
+                if secret or settings.config.personal.kind != "none"
                 else "at this client unless it chooses to show it",
                 "rows": rows,
                 "disk_bytes": {

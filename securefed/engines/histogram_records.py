@@ -34,6 +34,7 @@ class HistogramRecords:
         attempts: by session; each that is opened is added.
         refuse: raises, naming the line.
         new_session: of the reader of the whole ledger, as all below.
+        check_present: that figures are of the round that was applied last.
         check_round: that an end is of the round that its session was opened for.
         check_names: that names under a key are distinct clients of the cohort.
         check_survivors: that those of a sum are, and are enough.
@@ -46,12 +47,14 @@ class HistogramRecords:
         *,
         refuse: Callable[[str], NoReturn],
         new_session: Callable[[_Body], str],
+        check_present: Callable[[_Body], None],
         check_round: Callable[[_Body], None],
         check_names: Callable[[str, list[str]], None],
         check_survivors: Callable[[_Body], None],
     ) -> None:
         self._settings, self._attempts = settings, attempts
         self._refuse, self._new_session = refuse, new_session
+        self._check_present = check_present
         self._check_round, self._check_names = check_round, check_names
         self._check_survivors = check_survivors
 
@@ -77,6 +80,7 @@ class HistogramRecords:
             self._refuse(f"of = {body['of']!r}: must be one of {allowed}")
         if any(attempt.charged is None for attempt in self._attempts.values()):
             self._refuse("opens a histogram while the one before it has no end")
+        self._check_present(body)
         self._attempts[self._new_session(body)] = Attempt(event=body)
 
     def _ended(self, body: _Body) -> None:

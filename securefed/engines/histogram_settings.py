@@ -29,16 +29,14 @@ Of = Literal["shared", "personal", "gain"]
 
 _UNIT = "one client: all of its data, as far as its held-out figures show it"
 _ADJACENCY = "zero-out of one client: it counts in no bin; who takes part is public"
-_BESIDE = (
-    "this is spent on held-out figures, beside what is spent on training: for the data of one "
-    "client the two statements add, epsilon to epsilon and delta to delta"
-)
+_BESIDE = "this is spent on held-out figures, beside what is spent on training: "
+_ADD = "add, epsilon to epsilon and delta to delta"
 
 
-def planned_evaluations(config: RunConfig) -> int:
-    """How many evaluations of the shared adapter a whole run makes, none of them repeated."""
+def evaluated_rounds(config: RunConfig) -> tuple[int, ...]:
+    """After which rounds a whole run measures the shared adapter; 0 is before the first."""
     rounds, every = config.training.rounds, config.evaluation.every
-    return len({0, rounds} | (set(range(every, rounds + 1, every)) if every else set()))
+    return tuple(sorted({0, rounds, *(range(every, rounds + 1, every) if every else ())}))
 
 
 class HistogramSettings:
@@ -74,7 +72,7 @@ class HistogramSettings:
     ) -> None:
         self.section, self.config, self._size = section, config, cohort_size
         self.at_the_end = 1 + 2 * config.personal.told
-        self.planned = planned_evaluations(config) - 1 + self.at_the_end
+        self.planned = len(evaluated_rounds(config)) - 1 + self.at_the_end
         self.policy = PrivacyPolicy(
             clip_norm=1.0,
             noise_multiplier=section.noise_multiplier,
@@ -133,9 +131,18 @@ class HistogramSettings:
 
     def guarantee(self, against: Adversary, charges: int) -> PrivacyGuarantee:
         """The statement for one adversary after ``charges`` histograms."""
-        found = guarantee(
+        found = self._stated(self.plan, against, charges)
+        return replace(
+            found,
+            unit=_UNIT,
+            adjacency=_ADJACENCY,
+            assumptions=(*found.assumptions, self._beside(against, charges)),
+        )
+
+    def _stated(self, plan: RoundPlan, against: Adversary, charges: int) -> PrivacyGuarantee:
+        return guarantee(
             self.policy,
-            self.plan,
+            plan,
             cohort_size=self._size,
             against=against,
             rounds=charges,
@@ -143,12 +150,39 @@ class HistogramSettings:
             ring_sigma=self.aggregation.ring_sigma(self.bounds),
             key_holder=self.aggregation.trusted_key_holder,
         )
-        return replace(
-            found,
-            unit=_UNIT,
-            adjacency=_ADJACENCY,
-            assumptions=(*found.assumptions, _BESIDE),
+
+    def moved(self, against: Adversary, charges: int) -> float:
+        """Epsilon, at the same delta, where a client is in another bin instead of in none.
+
+        That is all that one example, or one user, can do, and more than zero-out: two bins change
+        by 1, so the L2 norm is sqrt(2), and the rounded difference of two vectors has at most
+        sqrt(2) times the bound on one of them (its mean is sqrt(2) times as long, and the rest of
+        the bound the same).
+        """
+        plan = replace(self.plan, sensitivity=math.sqrt(2.0) * self.plan.sensitivity)
+        return self._stated(plan, against, charges).epsilon
+
+    def _beside(self, against: Adversary, charges: int) -> str:
+        """What the statement is to that of training, whose unit may be another."""
+        unit = self.config.privacy.unit
+        if unit == "client":
+            return f"{_BESIDE}for the data of one client the two statements {_ADD}"
+        return (
+            f"{_BESIDE}the unit there is one {unit}, and of all of a client's data training states "
+            f"nothing; one {unit} can move its client from one bin to another, for which these "
+            f"histograms cost epsilon {epsilon_text(self.moved(against, charges))}; that and "
+            f"training's {_ADD}"
         )
+
+    def leaves_out(self, charges: int, *, in_between: bool) -> bool:
+        """Whether ``epsilon`` allows for no further histogram after ``charges``.
+
+        Args:
+            charges: of the client with the most.
+            in_between: those at the end must be afforded after it too.
+        """
+        limit, more = self.section.epsilon, 1 + self.at_the_end * in_between
+        return limit is not None and self.epsilon_after(charges + more) > limit
 
     def _epsilon_after(self, charges: int) -> float:
         return self.guarantee(accounted_adversary(self.policy), charges).epsilon

@@ -68,8 +68,8 @@ def check_openings(folder: Path, genesis: Mapping[str, Any], history: History) -
 
     Guarantees:
         - Each sum of the run's ledger has one opening here, of the same clients.  An opening
-          without a sum is of an attempt that ended in between; but for held-out figures, which
-          stand outside the guarantee, what was opened was charged.
+          without a sum is of an attempt that ended in between; but for sums of held-out figures
+          without noise, which stand outside the guarantee, what was opened was charged.
         - An opening that the decryptor did not write down, of an attempt that has no sum on record,
           cannot be seen here: of that nobody else was a witness.
     """

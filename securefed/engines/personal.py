@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,9 +53,13 @@ class PersonalParts:
         if self.some:
             self._new[client] = self._parts.kept()
 
-    def take_over(self) -> None:
-        """What was noted in a round that was applied is from now on the client's."""
-        self._held |= self._new
+    def take_over(self, charged: Collection[str]) -> None:
+        """A round was summed: who charged it keeps what it noted, the others what they held.
+
+        Under ``mechanism = "local"`` a part comes out of noised steps, and what a client sends
+        later follows from it: steps that it never charged must leave nothing behind.
+        """
+        self._held |= {name: self._new[name] for name in charged if name in self._new}
         self._new = {}
 
     def forget_new(self) -> None:

@@ -13,7 +13,7 @@ from securefed.engines.attempts import EVALUATED, ROUND_APPLIED, ROUND_OPENED, R
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_records import recorded_histogram
-from securefed.engines.histogram_settings import Of
+from securefed.engines.histogram_settings import Of, evaluated_rounds
 from securefed.engines.plan_records import values_down
 from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
@@ -112,6 +112,44 @@ def recorded_figures(
         return None
     single = (shown or {}).get(shown_key(number, of), Shown(None, None))
     return replace(found, worst=single.worst, spread=single.spread)
+
+
+def check_measured(
+    ledger: Path, records: list[Record], last: int, settings: Settings, charges: int
+) -> None:
+    """Whether a finished run measured all that its run file asks for.
+
+    A sum without noise, or a charged histogram, that is taken from every file would not be missed
+    otherwise.
+
+    Args:
+        ledger: the path, for messages.
+        records: its own.
+        last: the round that was applied last.
+        settings: what the run file means for the cohort.
+        charges: the most histograms that any client has charged.
+
+    Raises:
+        LedgerTampered: held-out figures are missing, and no budget of histograms forbade them.
+    """
+    counted = settings.histograms
+    due = {number for number in evaluated_rounds(settings.config) if number < last} | {last}
+    needed: list[tuple[int, Of]] = [(number, "shared") for number in sorted(due)]
+    if settings.config.personal.told:
+        needed.append((last, "personal"))
+        if counted is not None:
+            needed.append((last, "gain"))
+    for number, of in needed:
+        found = recorded_histogram if counted is not None else recorded_figures
+        if found(records, number, of=of) is not None:
+            continue
+        # Charges only rise: what could be afforded in the end could be afforded then.
+        between = number not in (0, last)
+        if counted is None or not counted.leaves_out(charges, in_between=between):
+            raise LedgerTampered(
+                f"{ledger}: closes without held-out figures of round {number}"
+                + f" ({of})" * (of != "shared")
+            )
 
 
 @dataclass(frozen=True)

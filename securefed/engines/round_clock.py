@@ -57,26 +57,36 @@ class RoundClock:
         return {"late": dict(self.timing.late), "virtual_seconds": self.timing.now}
 
 
-def checked_late(body: Mapping[str, Any], members: set[str]) -> dict[str, Stage]:
+def checked_late(
+    body: Mapping[str, Any], members: set[str], *, timed: bool, closes: bool
+) -> dict[str, Stage]:
     """Who was late in which stage, by the record of a round's end.
 
     Args:
         body: of the record.
         members: the round's cohort.
+        timed: whether rounds of the run have a clock.
+        closes: whether a stage may close before everybody has answered.
 
     Raises:
         ConfigError: it says what no round does.
     """
+    if not timed and ("late" in body or "virtual_seconds" in body):
+        raise ConfigError("late, virtual_seconds: no round of this run is timed")
     late, seconds = body.get("late", {}), body.get("virtual_seconds", 0.0)
     if not isinstance(seconds, float | int) or not seconds >= 0.0:
         raise ConfigError(f"virtual_seconds = {seconds!r}: must be >= 0")
     if not isinstance(late, Mapping):
         raise ConfigError(f"late = {late!r}: must be stages by client")
+    if late and not closes:
+        raise ConfigError(f"late = {dict(late)}: without a deadline every stage waits for all")
     for name, stage in late.items():
         if name not in members or stage not in STAGES:
             raise ConfigError(f"late: {name!r} in {stage!r}, which is no member or no stage")
         if stage in UNCHARGED and name in body["charged"]:
             raise ConfigError(f"late: {name} in {stage!r}, before it charges itself, was charged")
+        if stage not in UNCHARGED and name not in body["charged"]:
+            raise ConfigError(f"late: {name} in {stage!r}, after it charged itself, was not")
         if stage in (*UNCHARGED, "masked_input") and name in body.get("survivors", ()):
             raise ConfigError(f"late: {name} in {stage!r}, and it is among the survivors")
     return dict(late)

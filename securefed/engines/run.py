@@ -27,6 +27,7 @@ from securefed.engines.cohort import Codec, Encoded, SimulatedClient
 from securefed.engines.cost_records import CostRecords, What, hiding_phase
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer, RoundEvent
+from securefed.engines.histogram_settings import evaluated_rounds
 from securefed.engines.histograms import told_of_histograms
 from securefed.engines.in_process import Carried, carry
 from securefed.engines.metering import Meter
@@ -235,8 +236,7 @@ class Run:
         self.observer.round_end(self.events[-1])
 
     def _evaluation_is_due(self, number: int) -> bool:
-        every = self.config.evaluation.every
-        return number in (0, self.config.training.rounds) or bool(every and number % every == 0)
+        return number in evaluated_rounds(self.config)
 
     def _round(self, ledger: Ledger, number: int) -> None:
         """One attempt at one round: recorded before, charged by each client, applied after."""
@@ -357,7 +357,7 @@ class Run:
             changed = self.step.step(number, gradient, still=opened.still)
             # Who comes back after rounds without it is sent all that changed in between.
             sent = max(combining.values_down(changed), changed if clock.skips else 0)
-        self.bench.take_over(survivors)
+        self.bench.take_over(survivors, charged)
         self.folder.save_personal(lambda path: self.bench.save_kept(path, self.cohort, number))
         self.folder.save_checkpoint(number, self.step.state() | combining.server_state())
         self._policy = self._policy.after(fraction)

@@ -284,6 +284,9 @@ def _check_figures(
         )
     for field, value, expected in (
         ("seconds_per_token", workload.seconds_per_token, asked.seconds_per_token),
+        ("corrupt", workload.corrupt, config.privacy.corrupt_fraction),
+        ("tokens", workload.tokens, config.data.window_tokens),
+        ("filled", workload.filled, one_step),
         ("rank", uniform.rank, config.lora.rank),
         ("ranks", list(rules.ranks), asked.rank_tiers or [config.lora.rank]),
         ("local_steps", uniform.local_steps, steps),

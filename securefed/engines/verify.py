@@ -22,9 +22,9 @@ from securefed.engines.attempts import (
     read_history,
     require_same,
 )
-from securefed.engines.histogram_settings import Of, histogram_guarantees
+from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.openings import OPENINGS, check_openings
-from securefed.engines.recorded import recorded_event, recorded_figures
+from securefed.engines.recorded import check_measured, recorded_event
 from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings, unit_name
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
@@ -211,6 +211,7 @@ def _verified(folder: Path, records: list[Record]) -> VerifiedRun:
     if history.closed is not None:
         _check_claims(ledger, history, settings, charges, histogram_charges)
         _check_files(folder, history.closed["files"])
+        check_measured(ledger, records, history.applied, settings, histogram_charges)
         _check_shown(folder, records, history, settings)
     torn = _torn_tails(folder, genesis["cohort"], settings)
     if history.closed is not None and torn:
@@ -312,18 +313,9 @@ def _check_shown(folder: Path, records: list[Record], history: History, settings
     """Compare the lines and the adapter that a finished run shows with its ledger.
 
     Raises:
-        LedgerTampered: figures of the first or last round are not on record, a line says otherwise
-            than the ledger, or the adapter is not the state that was applied last.
+        LedgerTampered: a line says otherwise than the ledger, or the adapter is not the state that
+            was applied last.
     """
-    needed: list[tuple[int, Of]] = [(0, "shared"), (history.applied, "shared")]
-    if settings.config.personal.told:
-        needed.append((history.applied, "personal"))
-    for number, of in needed:
-        # A budget of histograms may have left no room for one.
-        if settings.histograms is None and recorded_figures(records, number, of=of) is None:
-            raise LedgerTampered(
-                f"{folder / 'ledger.jsonl'}: closes without held-out figures of round {number}"
-            )
     path = folder / "metrics.jsonl"
     lines = _text(path).splitlines()
     if len(lines) != history.applied + 1:

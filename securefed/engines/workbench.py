@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -217,9 +218,14 @@ class Workbench:
         if not self.parts.freezes_the_same_always:
             self._untouched = None
 
-    def take_over(self, survivors: tuple[str, ...]) -> None:
-        """A round was summed: what clients keep is from now on what they made of it in that one."""
-        self.personal.take_over()
+    def take_over(self, survivors: Collection[str], charged: Collection[str]) -> None:
+        """A round was summed: what clients keep is from now on what they made of it in that one.
+
+        Args:
+            survivors: clients in the sum, by which state of the sum's own moves on.
+            charged: those that charged the round, which alone keep their part of the adapter.
+        """
+        self.personal.take_over(charged)
         self.combining.state.take_over(survivors)
 
     def save_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:
@@ -403,9 +409,9 @@ class Workbench:
         self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
     ) -> NDArray[np.float64]:
         """What a client's training gives, as it is before the clip."""
-        delta = self._delta(name, settings, examples, number)
-        if (plan := settings.run_plan) is not None:
-            delta = delta * np.float32(plan.scale(name, number, settings.weights))
+        delta: NDArray[np.floating] = self._delta(name, settings, examples, number)
+        if (plan := settings.run_plan) is not None:  # float32 may not hold the product
+            delta = plan.scale(name, number, settings.weights) * delta.astype(np.float64)
         return self.combining.vector(
             name,
             delta,

@@ -225,7 +225,7 @@ def removed(kind, which=0):
         (removed("round_applied"), "round_opened"),
         (edit("round_applied", lambda b: b.update(round=2)), "applies"),
         (edit("closed", lambda b: b.update(rounds=1)), "rounds"),
-        (removed("round_applied", 1), "rounds"),
+        (removed("round_applied", 1), "after round 2, 1 having been applied"),
         (removed("evaluation_opened"), "never opened"),
         (doubled("evaluated"), "evaluat"),
         (edit("evaluated", lambda b: b.update(survivors=["site-1"])), "1 survivor.*at least 5"),

@@ -55,7 +55,7 @@ def test_what_a_client_keeps_is_its_own_and_changes_nothing_that_is_bound(tmp_pa
     bench.begin_round(1)
     for name in bench.clients:
         bench.contribution(settings, settings.sum_policy, name, 1, NoiseGenerator())
-    bench.take_over(tuple(bench.clients))
+    bench.take_over(bench.clients, bench.clients)
     with bench.personal.of("site-0"):
         assert any(value.any() for value in bench.parts.kept().values())
     assert bench.model_hash() == first

@@ -12,25 +12,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy import stats
+from scipy import optimize, stats
 from tiny import write_clients, write_run
 
 from securefed import Federation, secure_round
-from securefed.cli.closing import statements_of_figures, table
+from securefed.cli.closing import comparison, statements_of_figures, table
 from securefed.config import load_config, parse_config
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.engines import histograms as engine
 from securefed.engines import run
+from securefed.engines.without_noise import without_noise
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.histograms import placed
 from securefed.engines.noised_histogram import Bins, NoisedHistogram
+from securefed.engines.recorded import check_measured
 from securefed.engines.settings import Settings
-from securefed.engines.verify import verify_run
+from securefed.engines.verify import verified_run, verify_run
 from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.federation.update_codec import UpdateCodec
+from securefed.privacy.accounting import epsilon_text
 from securefed.privacy.mechanisms import plan_round
 from securefed.secagg.aggregations import PairwiseAggregation, PlaintextAggregation
 
@@ -245,6 +248,41 @@ def test_the_number_of_histograms_is_known_before_and_so_is_their_cost():
     assert settings.plan.sensitivity * settings.plan.resolution == pytest.approx(1.0, rel=0.01)
 
 
+def exact_epsilon(mu, delta):
+    """Of one Gaussian mechanism with sensitivity over noise mu, in closed form."""
+
+    def beyond(epsilon):
+        near, far = stats.norm.cdf(mu / 2 - epsilon / mu), stats.norm.cdf(-mu / 2 - epsilon / mu)
+        return near - math.exp(epsilon) * far - delta
+
+    return optimize.brentq(beyond, 0.0, 100.0)
+
+
+def test_one_example_can_move_its_client_from_bin_to_bin_which_costs_more_than_leaving_it_out():
+    """Two bins change where zero-out changes one: what adds to training's epsilon is this."""
+    settings = settings_of(8, noise_multiplier=2.0, every=1, rounds=3)
+    assert settings.config.privacy.unit == "example"
+    bins = settings.bins("shared")
+    step = bins.one_hot(2.0) - bins.one_hot(500.0)
+    for charges in (1, 4):
+        mu = math.sqrt(charges) / 2.0
+        statement = settings.guarantee("server", charges)
+        assert statement.epsilon == pytest.approx(exact_epsilon(mu, statement.delta), rel=0.01)
+        moved = settings.moved("server", charges)
+        exact = exact_epsilon(float(np.linalg.norm(step)) * mu, statement.delta)
+        assert exact <= moved < 1.01 * exact
+        assert moved > 1.4 * statement.epsilon
+        assert f"cost epsilon {epsilon_text(moved)};" in statement.assumptions[-1]
+    whole = parse_config(
+        values_of(noise_multiplier=2.0) | {"privacy": {"unit": "client", "corrupt_fraction": 0.0}}
+    )
+    assert whole.evaluation.histogram is not None
+    found = HistogramSettings(
+        whole.evaluation.histogram, whole, cohort_size=8, aggregation=PairwiseAggregation()
+    )
+    assert "for the data of one client the two" in found.guarantee("server", 2).assumptions[-1]
+
+
 def test_sums_in_the_clear_are_no_protection_and_say_so():
     settings = settings_of(aggregation=PlaintextAggregation())
     assert not settings.guarantee("server", 2).protected
@@ -326,6 +364,18 @@ def test_a_run_opens_noised_counts_and_no_exact_figure(whole):
     assert not (result.folder / "shown.json").exists()
 
 
+def test_what_a_run_is_compared_with_is_exact_and_its_own_figure_is_said_to_be_estimated(whole):
+    base, result, _ = whole
+    config = load_config(base / "run.toml")
+    other = parse_config(without_noise(config))
+    assert (other.evaluation.figures, other.evaluation.histogram) == ("sum", None)
+    assert other.personal.kind == "none"
+    shown = io.StringIO()
+    found = {"each client alone": result.before}
+    Console(width=200, file=shown).print(comparison(config, result, found))
+    assert "this run (estimated from noised counts)" in shown.getvalue()
+
+
 def test_its_statement_stands_beside_the_runs_and_is_recomputed(whole):
     base, result, _ = whole
     assert [len(each) for each in charged(result.folder)] == [5] * 4
@@ -352,7 +402,7 @@ def test_what_the_command_shows_at_the_end_says_what_is_estimated(whole):
     for words in ("estimated from noised counts", "worst bin seen", "gain of the personal"):
         assert words in text
     assert "outside the guarantee" not in text
-    assert "5 histograms; adds to the above" in text
+    assert "5 histograms; beside the above" in text
     assert "spend privacy of their own" in statements_of_figures(result)
 
 
@@ -414,6 +464,43 @@ def of_kind(kind, change):
 def test_a_ledger_that_says_otherwise_than_was_spent_does_not_verify(copy, change, words):
     rewrite(copy / "ledger.jsonl", change)
     with pytest.raises(LedgerTampered, match=words):
+        verify_run(copy)
+
+
+@pytest.mark.parametrize(
+    ("of", "words"), [("shared", "of round 1$"), ("personal", "of round 2 .personal"),
+                      ("gain", "of round 2 .gain")],
+)  # fmt: skip
+def test_a_histogram_that_the_run_file_asks_for_is_missed(whole, of, words):
+    """Whoever takes one from the ledger and from every account states fewer charges."""
+    found = verified_run(whole[1].folder)
+    ledger, settings = whole[1].folder / "ledger.jsonl", copy_of(found.settings)
+    kept = [
+        record
+        for record in found.records
+        if not (record.kind.startswith("histogram_") and record.body["of"] == of
+                and record.body["round"] in (1, 2)[of != "shared" :][:1])
+    ]  # fmt: skip
+    assert len(kept) == len(found.records) - 2
+    check_measured(ledger, found.records, 2, settings, 5)
+    with pytest.raises(LedgerTampered, match=words):
+        check_measured(ledger, kept, 2, settings, 4)
+    assert settings.histograms is not None
+    after = settings.histograms.epsilon_after
+    settings.histograms = copy_of(settings.histograms)
+    section = settings.histograms.section
+    for spare, excused in ((0, True), (4, False)):  # a budget that leaves none, and one that does
+        settings.histograms.section = section.model_copy(update={"epsilon": after(4 + spare)})
+        if excused:
+            check_measured(ledger, kept, 2, settings, 4)
+        else:
+            with pytest.raises(LedgerTampered, match=words):
+                check_measured(ledger, kept, 2, settings, 4)
+
+
+def test_a_histogram_is_of_the_round_that_was_applied_last(copy):
+    rewrite(copy / "ledger.jsonl", of_kind("histogram_opened", lambda body: body | {"round": 2}))
+    with pytest.raises(LedgerTampered, match="after round 2, 0 having been applied"):
         verify_run(copy)
 
 

@@ -50,16 +50,16 @@ def test_a_round_of_which_no_sum_came_changes_nothing_that_a_client_keeps(path):
             bench.contribution(settings, settings.sum_policy, name, number, NoiseGenerator())
 
     attempt(1)
-    bench.take_over(names)
+    bench.take_over(names, names)
     first = held(bench)
     assert all(np.count_nonzero(each) > 100 for each in first.values())
     attempt(2)  # it fails: nobody takes anything over
     bench.begin_round(2)
-    bench.take_over(names)
+    bench.take_over(names, names)
     for name, kept in held(bench).items():
         np.testing.assert_array_equal(kept, first[name])
     attempt(2)
-    bench.take_over(names[1:])  # the first one's vector did not reach the sum
+    bench.take_over(names[1:], names)  # the first one's vector did not reach the sum
     residuals = {n: bench.combining.state.of(n, "residual") for n in names}
     kept = len(residuals[names[0]])
     np.testing.assert_array_equal(residuals[names[0]], first[names[0]][-kept:])
@@ -152,7 +152,7 @@ def test_a_change_beyond_what_float32_holds_counts_as_zeros_and_ends_no_round(pa
     )
     assert len(calls) == 2
     assert not vector.any()
-    bench.take_over(("site-0",))
+    bench.take_over(("site-0",), ("site-0",))
     assert not held(bench)["site-0"].any()
     assert bench.saw_non_finite
 

@@ -624,3 +624,20 @@ def test_the_smallest_slice_that_a_plan_allows_stands_in_a_run_and_a_smaller_one
 
     assert tiers(least) == 2
     assert tiers(least - 1) == 1
+
+
+def test_a_personal_adapter_is_of_its_clients_own_rank_and_leaves_the_shared_one(tmp_path):
+    own = {"kind": "adapter", "steps": 3, "learning_rate": 0.05, "mix": 1.0, "trains": "all"}
+    bench, _ = Federation.from_config(write(tmp_path, personal=own)).prepare()
+    before = adapter_state(bench.model)
+    for name in ("site-5", "site-2", "site-0"):
+        bench.personalise(name, tmp_path / name)
+        made = load_file(tmp_path / name / "own.safetensors")
+        used = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        for key, value in made.items():
+            turned = value if ".lora_B." in key else value.T - before[key].T
+            assert turned[:, : OWN[name]].any()
+            assert not turned[:, OWN[name] :].any()
+        assert {min(value.shape) for value in used.values()} == {OWN[name]}
+        after = adapter_state(bench.model)
+        assert all(torch.equal(before[key], value) for key, value in after.items())

@@ -49,7 +49,7 @@ def test_each_client_finds_what_it_left_and_nobody_else_does():
     for client, value in (("a", 1.0), ("b", 2.0)):
         found = train(personal, parts, client, value)
         assert not any(each.any() for each in found.values())
-    personal.take_over()
+    personal.take_over("abc")
     assert [held(personal, parts, client) for client in "abc"] == [{1.0}, {2.0}, {0.0}]
     assert not any(each.any() for each in parts.kept().values())
 
@@ -58,12 +58,23 @@ def test_what_an_attempt_left_that_was_not_applied_is_forgotten():
     parts = parts_of("fedsa")
     personal = PersonalParts(parts)
     train(personal, parts, "a", 1.0)
-    personal.take_over()
+    personal.take_over("a")
     train(personal, parts, "a", 5.0)
     personal.forget_new()
-    personal.take_over()
+    personal.take_over("a")
     assert held(personal, parts, "a") == {1.0}
     personal.forget()
+    assert held(personal, parts, "a") == {0.0}
+
+
+def test_what_was_trained_in_a_round_that_a_client_did_not_charge_is_forgotten():
+    parts = parts_of("fedsa")
+    personal = PersonalParts(parts)
+    for client in "ab":
+        train(personal, parts, client, 1.0)
+    personal.take_over("b")  # a was late before it charged
+    assert [held(personal, parts, client) for client in "ab"] == [{0.0}, {1.0}]
+    personal.take_over("a")
     assert held(personal, parts, "a") == {0.0}
 
 
@@ -72,7 +83,7 @@ def test_only_the_last_two_rounds_are_kept_on_disk_and_nothing_where_nothing_is_
     personal = PersonalParts(parts)
     for number in range(4):
         train(personal, parts, "a", float(number))
-        personal.take_over()
+        personal.take_over("a")
         personal.save(tmp_path, ("a", "b"), number)
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
         "round-2.safetensors",

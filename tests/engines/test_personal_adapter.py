@@ -23,7 +23,7 @@ from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import Ledger, read_ledger
-from securefed.lora.adapter import adapter_state, build_adapter
+from securefed.lora.adapter import adapter_state, build_adapter, state_hash
 from securefed.lora.interpolation import interpolated
 from securefed.lora.sharing import factor_of
 from securefed.training import personal as training
@@ -410,6 +410,19 @@ def test_a_run_killed_among_personal_adapters_ends_as_one_that_was_not(
     assert again.personal.perplexity == pytest.approx(result.personal.perplexity, rel=1e-3)
     assert again.personal.spread == pytest.approx(result.personal.spread, rel=1e-3)
     assert verify_run(out).finished
+
+
+def test_an_adapter_that_was_made_from_another_shared_one_is_made_again(tmp_path):
+    examples = labelled(30, lambda row, rng: 1)
+    model, own, first = made(examples, tmp_path, mix=1.0)
+    with torch.no_grad():
+        for name in first:
+            model.get_parameter(name).add_(0.5)
+    own.make("site", examples, tmp_path / "site", lambda path: path.mkdir())
+    again = load_file(tmp_path / "site" / personal_adapters.OWN)
+    assert all((again[name] - first[name]).abs().max() > 0.1 for name in first)
+    choice = json.loads((tmp_path / "site" / personal_adapters.CHOICE).read_text())
+    assert choice["begun_from"] == state_hash({n: model.get_parameter(n).detach() for n in first})
 
 
 @pytest.mark.parametrize("sharing", ["fedsa", "rolora", "fedsb"])

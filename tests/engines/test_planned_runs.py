@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines.test_tampering import rewrite, set_in, unclosed
+from safetensors.torch import load_file
 from tiny import write_run
 
 from securefed import Federation
@@ -256,9 +257,22 @@ def of_client(**values):
         (lambda plan: plan["rules"].update(periods=[1, 2, 3]), "periods = .*by the run file"),
         (lambda plan: plan["rules"].update(least_cohort=2), "least_cohort = 2"),
         (lambda plan: plan["workload"].update(seconds_per_token=1.0), "profile of site-0"),
+        (lambda plan: plan["workload"].update(corrupt=0.0), "corrupt = 0.*by the run file"),
+        (lambda plan: plan["workload"].update(tokens=4), "tokens = 4, by the run file"),
         (lambda plan: plan.pop("workload"), "lacks what it must hold"),
     ],
-    ids=["period", "steps", "client", "profile", "periods", "least", "speed", "cut"],
+    ids=[
+        "period",
+        "steps",
+        "client",
+        "profile",
+        "periods",
+        "least",
+        "speed",
+        "corrupt",
+        "tokens",
+        "cut",
+    ],
 )
 def test_another_plan_than_follows_from_what_stands_beside_it_is_noticed(copy, change, words):
     changed_plan(copy, change)
@@ -357,6 +371,19 @@ def test_what_the_ledger_says_of_late_clients_is_checked(timed, tmp_path, late, 
         verify_run(copy)
 
 
+def test_a_late_vector_was_charged_and_nobody_is_late_where_no_stage_closes(timed, copy, tmp_path):
+    out = Path(shutil.copytree(timed[0].folder, tmp_path / "timed"))
+    rewrite(out / "ledger.jsonl", set_in("round_summed", 1, charged=list(EVERYBODY[:5])))
+    account = out / "clients" / "site-5" / "budget.jsonl"
+    rewrite(account, lambda records: records[:-1])
+    with pytest.raises(LedgerTampered, match="site-5 in 'masked_input', after it charged itself"):
+        verify_run(out)
+    late = {"site-5": "unmask"}
+    rewrite(copy / "ledger.jsonl", set_in("round_summed", 0, late=late))
+    with pytest.raises(LedgerTampered, match="without a deadline every stage waits for all"):
+        verify_run(copy)
+
+
 def test_a_deadline_opens_no_sum_below_the_floor(tmp_path):
     """Two of six are late, one more than dropout_fraction = 0.25 allows."""
     path = write(
@@ -432,6 +459,31 @@ def test_secret_samples_are_prepared_first_and_a_small_memory_takes_small_micro_
     np.testing.assert_allclose(found, 1 / (q * sum(run.settings.sizes[n] for n in STRONG)))
 
 
+def test_who_is_late_before_it_charges_keeps_nothing_of_what_it_had_prepared(tmp_path):
+    """Its steps are noised, but paid for by nobody: what it sends later must not follow from them.
+
+    ``fedsa`` under local DP-SGD: B stays with the client and decides its later updates of A.
+    """
+    machines = [LINK | {"clients": "others"}, WEAK | {"clients": ["site-5"], "slowdown": 50.0}]
+    path = write(
+        tmp_path,
+        training={"rounds": 1, "local_steps": 2, "batch_size": None},
+        privacy={"unit": "example", "mechanism": "local", "expected_batch": 60}
+        | {"noise_multiplier": 2.0, "update_clip_norm": 1.0},
+        schedule={"periods": [1], "local_steps": [], "deadline": 1.5, "patience": 60.0},
+        cohort={"profiles": machines},
+        lora={"sharing": "fedsa", "rank": 2},
+    )
+    out = tmp_path / "out"
+    Federation.from_config(path).run(out)
+    (summed,) = bodies(out, "round_summed")
+    assert summed["late"] == {"site-5": "advertise"}
+    assert charges(out) == {name: [1] for name in EVERYBODY[:5]} | {"site-5": []}
+    for name in EVERYBODY:
+        kept = load_file(out / "personal" / name / "round-1.safetensors")
+        assert any(value.any() for value in kept.values()) == (name != "site-5")
+
+
 # -- local work ------------------------------------------------------------------------------
 
 
@@ -472,6 +524,11 @@ def test_clients_take_their_own_steps_and_scale_before_the_clip(whole, tmp_path)
         scale = plan.scale(name, number, settings.weights)
         assert scale != 1.0
         np.testing.assert_allclose(sent, scale * own, rtol=1e-6)
+        large = np.full_like(own, 3e38)  # a finite change of any size stays finite
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(bench, "_delta", lambda *given, found=large: found)
+            huge = bench._vector(name, settings, settings.sum_policy, examples, number)
+        np.testing.assert_allclose(huge, scale * large.astype(np.float64), rtol=1e-9)
         shorter = bench._delta(name, prepared_uniform(federation), examples, number)
         assert (np.abs(shorter - own).max() == 0.0) == (settings.local_steps(name) == 8)
 

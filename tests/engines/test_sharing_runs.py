@@ -213,7 +213,7 @@ def test_every_client_is_measured_with_its_own_b(kept):
     assert result.after.perplexity < result.before.perplexity
     with bench.personal.of("site-0"):
         bench.personal.trained("site-1")
-        bench.personal.take_over()  # one client's B in another's place
+        bench.personal.take_over(["site-1"])  # one client's B in another's place
     assert bench.figures("site-1")[0] > figures["site-1"]
 
 

@@ -64,6 +64,12 @@ def test_accounts_cut_back_are_noticed_finished_or_not(copy):
         verify_run(copy)
 
 
+def test_a_clock_that_the_run_did_not_have_is_noticed(copy):
+    rewrite(copy / "ledger.jsonl", set_in("round_summed", 0, late={}))
+    with pytest.raises(LedgerTampered, match="no round of this run is timed"):
+        verify_run(copy)
+
+
 def test_a_swapped_or_missing_account_is_noticed(copy):
     shutil.rmtree(copy / "clients" / "site-5")
     with pytest.raises(LedgerTampered, match=r"clients: no account of site-5$"):

@@ -135,6 +135,20 @@ def test_the_worst_noise_and_the_worst_addition_may_be_of_different_kinds():
     assert together > max(alone)
 
 
+def test_under_skellam_noise_too_the_worst_addition_is_counted_with_the_worst_curve():
+    policy = replace(POLICY, noise="skellam")
+    quiet, coarse = kind(120, policy=policy), kind(25, policy=policy)
+    quiet = replace(quiet, plan=replace(quiet.plan, rounding_failure=0.0))
+    loud = replace(coarse.plan, sensitivity=coarse.plan.sensitivity / 3.0, rounding_failure=1e-8)
+    coarse = replace(coarse, plan=loud)
+    together = unlike_epsilon([quiet, coarse], against="server", rounds=8, delta=DELTA)
+    alone = [
+        unlike_epsilon([one], against="server", rounds=8, delta=DELTA) for one in (quiet, coarse)
+    ]
+    assert alone[0] > alone[1]
+    assert together > alone[0]
+
+
 def test_as_many_clients_are_corrupt_in_a_small_round_as_in_all_of_the_cohort():
     for cohort, fraction in itertools.product((6, 30, 41), (0.0, 0.05, 0.1, 1 / 3)):
         policy = replace(POLICY, corrupt_fraction=fraction)

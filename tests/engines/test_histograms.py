@@ -21,7 +21,6 @@ from securefed.config import load_config, parse_config
 from securefed.crypto.prg import SeededNoiseGeneratorForTests
 from securefed.engines import histograms as engine
 from securefed.engines import run
-from securefed.engines.without_noise import without_noise
 from securefed.engines.figures import Figures, figures_policy
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.histograms import placed
@@ -29,6 +28,7 @@ from securefed.engines.noised_histogram import Bins, NoisedHistogram
 from securefed.engines.recorded import check_measured
 from securefed.engines.settings import Settings
 from securefed.engines.verify import verified_run, verify_run
+from securefed.engines.without_noise import without_noise
 from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import Ledger, read_ledger

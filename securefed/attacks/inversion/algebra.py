@@ -30,7 +30,7 @@ import torch
 from securefed.attacks.base import AdversaryView, PublicKnowledge
 
 RANK_MARGIN = 1.2
-"""A singular value counts if it is this many times above the largest that noise alone would have."""
+"""A singular value counts above this many times the largest that noise alone would have."""
 
 _FLOAT32 = 3e-7  # relative error of a gradient computed in float32, against its Frobenius norm
 _DISTINCT = 0.02  # sine from which on a known input is taken for a direction of its own

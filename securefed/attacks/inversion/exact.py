@@ -29,6 +29,7 @@ EXPLAINED = 0.05
 
 _TOP = 80
 _COMPLETED = 3
+_GAP = 3  # so many shorter lengths in a row explain nothing: none will
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,6 +220,8 @@ class _Session:
             tried.append((pursuit.run(), length, pursuit))
             if tried[-1][0].solved or time.monotonic() >= self._deadline:
                 break
+        if tried and tried[-1][0].solved:
+            return self._shortest(space, scan, known, tried[-1][:2])
         tried.sort(key=lambda each: each[0].left)
         for decoded, length, pursuit in tried[:_COMPLETED]:
             decoded = pursuit.completed(decoded)
@@ -227,6 +230,22 @@ class _Session:
             if decoded.solved:
                 break
         return (tried[0][0], tried[0][1]) if tried else (None, 0)
+
+    def _shortest(
+        self, space: RowSpace, scan: _Scan, known: Mapping[int, int], found: tuple[Decoded, int]
+    ) -> tuple[Decoded, int]:
+        """The shortest text that explains all: any longer one with it inside does so too."""
+        best = found
+        for length in range(found[1] - 1, self._shortest_length(space.rank) - 1, -1):
+            if time.monotonic() >= self._deadline or best[1] - length > _GAP:
+                break
+            decoded = self._pursuit(space, scan, known, length).run()
+            if decoded.solved:
+                best = decoded, length
+        return best
+
+    def _shortest_length(self, rank: int) -> int:
+        return max(rank, len(self._head) + len(self._tail) + 1)
 
     def _pursuit(
         self, space: RowSpace, scan: _Scan, known: Mapping[int, int], length: int
@@ -249,8 +268,7 @@ class _Session:
     def _likely_lengths(self, rank: int, known: Mapping[int, int]) -> list[int]:
         """Lengths by how well the end of a text fits there, best first."""
         space = self._spans[0].whole
-        shortest = max(rank, len(self._head) + len(self._tail) + 1)
-        lengths = list(range(shortest, self._limits.max_tokens + 1))
+        lengths = list(range(self._shortest_length(rank), self._limits.max_tokens + 1))
         if not self._tail or space is None:
             return lengths
         given = [self._reader.first([token], place)[0] for place, token in known.items()]

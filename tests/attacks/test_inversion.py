@@ -63,7 +63,7 @@ def _ranks(kind, own, targets):
         inputs = torch.cat([reader.first([t], p) for p, t in enumerate(own[0])])
     else:
         inputs = reader.first(list(own[0][:-1]), 0)
-    space = row_space([matrix.rows], 0.0)
+    space = row_space([matrix.rows], 1e-8)  # a step of float32 parameters
     return space, inputs.double()
 
 

@@ -69,7 +69,15 @@ class Assembler:
         for _ in range(longest - 1):
             if time.monotonic() >= self._deadline:
                 break
-            longer = self._kept([(*text, token) for _, text in beam for token in tokens])
+            longer = self._kept(
+                [
+                    (*text, token)
+                    for _, text in beam
+                    for token in tokens
+                    # A token after nothing but itself attends to itself alone: it always fits.
+                    if {token} != set(text)
+                ]
+            )
             parents = {text[:-1] for _, text in longer}
             ended += [(cost, text) for cost, text in beam if text not in parents]
             if not longer:

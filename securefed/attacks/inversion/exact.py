@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -51,10 +51,13 @@ class SpanInversion:
     Args:
         sparse: whether to decode texts of more tokens than the update has dimensions; without it
             the attack is the span test alone, and void where that is at its capacity.
+        keep: keep the first inputs of the whole vocabulary from run to run, for attacks on one and
+            the same base model: 4 bytes times vocabulary, width and places.
     """
 
-    def __init__(self, *, sparse: bool = True) -> None:
+    def __init__(self, *, sparse: bool = True, keep: bool = False) -> None:
         self._sparse = sparse
+        self._kept: dict[int, torch.Tensor] | None = {} if keep else None
         self.name = "span-inversion" if sparse else "span-test"
 
     def run(
@@ -83,7 +86,8 @@ class SpanInversion:
                 else "saturated: every input lies in a span that is the whole of R^r",
                 _figures(spans[0], noise),
             )
-        reader = InputReader(public.model, {n: each[0].module for n, each in blocks.items()})
+        modules = {n: each[0].module for n, each in blocks.items()}
+        reader = InputReader(public.model, modules, self._kept)
         session = _Session(reader, spans, public, limits, deadline, generator, self._sparse, noise)
         return session.decoder() if not reader.absolute else session.encoder()
 
@@ -239,7 +243,9 @@ class _Session:
         for length in range(found[1] - 1, self._shortest_length(space.rank) - 1, -1):
             if time.monotonic() >= self._deadline or best[1] - length > _GAP:
                 break
-            decoded = self._pursuit(space, scan, known, length).run()
+            begin = {place: best[0].tokens[place] for place in range(length)}
+            pursuit = self._pursuit(space, scan, known, length, also=list(begin.values()))
+            decoded = pursuit.run(begin=begin)
             if decoded.solved:
                 best = decoded, length
         return best
@@ -248,7 +254,12 @@ class _Session:
         return max(rank, len(self._head) + len(self._tail) + 1)
 
     def _pursuit(
-        self, space: RowSpace, scan: _Scan, known: Mapping[int, int], length: int
+        self,
+        space: RowSpace,
+        scan: _Scan,
+        known: Mapping[int, int],
+        length: int,
+        also: Sequence[int] = (),
     ) -> Pursuit:
         tail = dict(enumerate(self._tail, start=length - len(self._tail)))
         scores = torch.zeros(self._reader.vocabulary)
@@ -259,7 +270,7 @@ class _Session:
             self._inputs,
             range(length),
             {**known, **tail},
-            scores.topk(min(_TOP, len(scores))).indices,
+            torch.cat([scores.topk(min(_TOP, len(scores))).indices, torch.tensor(also).long()]),
             deadline=self._deadline,
             generator=self._generator,
             barred=self._barred,

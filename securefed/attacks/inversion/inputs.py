@@ -93,6 +93,8 @@ class InputReader:
     Args:
         model: in evaluation mode.
         modules: by block, the name of a linear layer that reads its input.
+        kept: where inputs of the whole vocabulary are kept for later readers of the same base
+            model, by place; nothing is kept without it.
 
     Attributes:
         vocabulary: how many tokens the model embeds.
@@ -103,10 +105,16 @@ class InputReader:
         ConfigError: block 0 is not among them.
     """
 
-    def __init__(self, model: nn.Module, modules: dict[int, str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: dict[int, str],
+        kept: dict[int, torch.Tensor] | None = None,
+    ) -> None:
         if 0 not in modules:
             raise ConfigError("modules: none reads the input of block 0")
         self._model: Any = model
+        self._kept = kept
         self._modules = {block: model.get_submodule(name) for block, name in modules.items()}
         embedding = self._model.get_input_embeddings().weight
         self._device = embedding.device
@@ -155,4 +163,8 @@ class InputReader:
 
     def every(self, place: int) -> torch.Tensor:
         """float32[vocabulary, d]: the same for every token."""
-        return self.first(torch.arange(self.vocabulary), place)
+        if self._kept is None:
+            return self.first(torch.arange(self.vocabulary), place)
+        if place not in self._kept:
+            self._kept[place] = self.first(torch.arange(self.vocabulary), place)
+        return self._kept[place]

@@ -37,6 +37,7 @@ SOLVED = 1.2
 """``Decoded.left`` below which nothing is left.  Noise alone gives log 2."""
 
 _MOVES_AT_ONCE = 4096
+_JITTER = 1e-12  # against nearly equal inputs; the result is judged without it
 _SWEEPS = 40
 
 
@@ -120,13 +121,16 @@ class Pursuit:
     def _late(self) -> bool:
         return time.monotonic() >= self._deadline
 
-    def run(self, *, restarts: int = 2) -> Decoded:
+    def run(self, *, restarts: int = 2, begin: Mapping[int, int] | None = None) -> Decoded:
         """The best set of listed tokens found before the deadline.
 
         Args:
             restarts: how often to deal places out anew.
+            begin: listed tokens by place to begin with, beside those of the pursuit.
         """
         best = self._descend(self._greedy())
+        if begin is not None and not best.solved:
+            best = min(best, self._descend({**begin, **self._known}), key=lambda found: found.left)
         for _ in range(restarts):
             if best.solved or self._late:
                 break
@@ -183,7 +187,7 @@ class Pursuit:
         where = torch.arange(len(self._places)) * len(self._tokens) + columns
         gram = self._gram[where[:, :, None], where[:, None, :]]
         eye = torch.eye(gram.shape[1], dtype=gram.dtype)
-        factor = torch.linalg.cholesky(gram + 1e-10 * eye)
+        factor = torch.linalg.cholesky(gram + _JITTER * eye)
         solved = torch.linalg.solve_triangular(factor, self._cross[where], upper=False)
         values = self._space.values[: self._space.rank].square()
         left = torch.diag(values) - solved.transpose(1, 2) @ solved
@@ -221,7 +225,16 @@ class Pursuit:
                 break
             columns, cost = moves[at], float(costs[at])
         found = dict(zip(self._places, self._tokens[columns].tolist(), strict=True))
-        return Decoded(found, cost, cost < SOLVED, self._evaluations)
+        left = self._exactly(columns)
+        return Decoded(found, left, left < SOLVED, self._evaluations)
+
+    def _exactly(self, columns: torch.Tensor) -> float:
+        """The cost of one assignment, without forming the Gram matrix."""
+        chosen = self._inputs[torch.arange(len(self._places)), columns].double()
+        own = torch.linalg.qr(chosen.T).Q
+        left = self._energy - own @ (own.T @ self._energy)
+        spectrum = torch.linalg.svdvals(left).square() / self._floor + 1.0
+        return float(spectrum.log().mean())
 
     def _shaken(self, best: Decoded) -> dict[int, int]:
         """The best set with a third of its free places dealt out anew among themselves."""

@@ -57,8 +57,8 @@ class Row:
         what: in words.
         setup: of the rounds.
         tokens: of each text, special ones not counted.
-        sees: ``plain``, ``other`` (another client's update), ``masked``, ``masked with all others``,
-            ``sum`` or ``sum with all others``.
+        sees: ``plain``, ``other`` (another client's update), ``masked``, ``sum``, and these two
+            ``with all others``, who collude.
     """
 
     name: str

@@ -116,7 +116,7 @@ class InputReader:
         self._model: Any = model
         self._kept = kept
         self._modules = {block: model.get_submodule(name) for block, name in modules.items()}
-        embedding = self._model.get_input_embeddings().weight
+        embedding: torch.Tensor = self._model.get_input_embeddings().weight
         self._device = embedding.device
         self.vocabulary = int(embedding.shape[0])
         first = self.first([1, 2], 0), self.first([1, 2], 1)
@@ -156,7 +156,8 @@ class InputReader:
         """float32[n, d]: the input of block 0 for tokens at one place of a text."""
         given = torch.as_tensor(tokens, dtype=torch.int64)
         parts = []
-        for part in given.split(_CHUNK):
+        for start in range(0, len(given), _CHUNK):
+            part = given[start : start + _CHUNK]
             where = torch.full((len(part), 1), place, dtype=torch.int64, device=self._device)
             parts.append(self.at(0, part[:, None], position_ids=where)[:, 0])
         return torch.cat(parts)

@@ -22,6 +22,7 @@ why it ends; Kim, Lee and Ye 2012 for completing a partial support by the subspa
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -193,7 +194,8 @@ class Pursuit:
         left = torch.diag(values) - solved.transpose(1, 2) @ solved
         spectrum = torch.linalg.eigvalsh(left).clamp(min=0.0) + self._floor
         self._evaluations += len(columns)
-        return spectrum.log().mean(dim=1) - torch.tensor(self._floor).log()
+        cost: torch.Tensor = spectrum.log().mean(dim=1) - math.log(self._floor)
+        return cost
 
     def _moves(self, columns: torch.Tensor) -> torch.Tensor:
         """Every assignment that differs in one token, or has two places exchanged."""
@@ -219,7 +221,8 @@ class Pursuit:
             if self._late or cost < SOLVED:
                 break
             moves = self._moves(columns)
-            costs = torch.cat([self._cost(part) for part in moves.split(_MOVES_AT_ONCE)])
+            starts = range(0, len(moves), _MOVES_AT_ONCE)
+            costs = torch.cat([self._cost(moves[start : start + _MOVES_AT_ONCE]) for start in starts])
             at = int(costs.argmin())
             if float(costs[at]) >= cost - 1e-6:
                 break

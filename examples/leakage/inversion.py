@@ -97,7 +97,13 @@ def rows(model: str) -> list[Row]:
             replace(warm, local_steps=5, learning_rate=1e-3, optimizer="adamw")),
         Row("other", "A r=32, wrong client", wide, sees="other"),
         Row("masked", "A r=32, masked share", wide, sees="masked"),
-        Row("masked-all", "the same, 3 of 4 collude", wide, sees="masked with all others"),
+        Row("masked4", "A r=4, masked share", replace(warm, rank=4), sees="masked"),
+        Row(
+            "masked4-all",
+            "the same, 3 of 4 collude",
+            replace(warm, rank=4),
+            sees="masked with all others",
+        ),
         Row("sum", "A r=32, sum of 4", wide, sees="sum"),
         Row("sum-all", "the same, 3 of 4 collude", wide, sees="sum with all others"),
     ]  # fmt: skip

@@ -30,7 +30,8 @@ class AttackResult:
         value: mean over the trials, in [0, 1]; a void trial counts 0.
         interval: of the mean, at ``confidence``.
         prior: mean of the guess that sees no update, on the same texts.
-        lift: ``value - prior``.
+        lift: mean over the trials of score less prior.  A void trial leaves the adversary with its
+            prior, and counts 0.
         lift_interval: of the lift; the trials of both are paired.
         method: ``"exact"``: Clopper and Pearson, where every trial is 0 or 1; else a bootstrap over
             trials.
@@ -116,17 +117,19 @@ def summarise(
         if exact
         else bootstrap(values, confidence, seed)
     )
-    lift_interval = bootstrap(values - priors, confidence, seed)
+    is_void = np.array([trial.verdict == "void" for trial in trials])
+    void = int(is_void.sum())
+    lifts = np.where(is_void, 0.0, values - priors)
+    lift_interval = bootstrap(lifts, confidence, seed)
     if exact and not priors.any():
         lift_interval = interval
-    void = sum(trial.verdict == "void" for trial in trials)
     return AttackResult(
         attack=attack,
         metric=metric,
         value=float(values.mean()),
         interval=interval,
         prior=float(priors.mean()),
-        lift=float((values - priors).mean()),
+        lift=float(lifts.mean()),
         lift_interval=lift_interval,
         method="exact" if exact else "bootstrap",
         confidence=confidence,

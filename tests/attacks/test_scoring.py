@@ -117,10 +117,14 @@ def test_all_hits_have_an_exact_interval_and_not_a_bootstrap_of_no_width():
 
 def test_void_trials_make_a_result_void_only_if_all_are():
     void = _trials([0.0, 0.0], [0.25, 0.25], verdict="void")
-    assert summarise("some", "token_recall", void).verdict == "void"
+    alone = summarise("some", "token_recall", void)
+    assert alone.verdict == "void"
+    assert (alone.value, alone.lift, alone.lift_interval) == (0.0, 0.0, (0.0, 0.0))
+    assert not alone.shows_lift
     mixed = [*void, *_trials([1.0], [0.0])]
     result = summarise("some", "token_recall", mixed)
     assert (result.verdict, result.void) == ("guessed", 2)
+    assert result.lift == pytest.approx(1 / 3)
 
 
 def test_clopper_pearson_covers_as_promised():

@@ -29,6 +29,7 @@ EXPLAINED = 0.05
 
 _TOP = 80
 _COMPLETED = 3
+_COLUMN = 28  # candidates of a place that texts are made of
 _GAP = 3  # so many shorter lengths in a row explain nothing: none will
 
 
@@ -204,7 +205,7 @@ class _Session:
             assembler = Assembler(
                 self._reader, block, deadline=self._deadline, generator=self._generator
             )
-            whole = assembler.whole(columns, wanted - len(found))
+            whole = assembler.whole([c[:_COLUMN] for c in columns], wanted - len(found))
             # Where no text fits, the tokens that fit best one by one are the better guess.
             found += whole or [tuple(column[0] for column in columns)]
             if len(found) >= wanted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -113,7 +113,7 @@ class InputReader:
     ) -> None:
         if 0 not in modules:
             raise ConfigError("modules: none reads the input of block 0")
-        self._model: Any = model
+        self._model = cast(Any, model)
         self._kept = kept
         self._modules = {block: model.get_submodule(name) for block, name in modules.items()}
         embedding: torch.Tensor = self._model.get_input_embeddings().weight

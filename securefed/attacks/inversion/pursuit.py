@@ -222,7 +222,9 @@ class Pursuit:
                 break
             moves = self._moves(columns)
             starts = range(0, len(moves), _MOVES_AT_ONCE)
-            costs = torch.cat([self._cost(moves[start : start + _MOVES_AT_ONCE]) for start in starts])
+            costs = torch.cat(
+                [self._cost(moves[start : start + _MOVES_AT_ONCE]) for start in starts]
+            )
             at = int(costs.argmin())
             if float(costs[at]) >= cost - 1e-6:
                 break

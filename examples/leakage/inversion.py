@@ -75,11 +75,11 @@ def rows(model: str) -> list[Row]:
     warm = Setup(task, targets, 8, "rolora", turn=2, window_tokens=12 if decoder else None)
     ffa = replace(warm, sharing="ffa", turn=1)
     wide = replace(warm, rank=32)
-    four = replace(wide, batch=4)
+    four = replace(wide, batch=4, warm=0.1)
     longer = replace(warm, window_tokens=16 if decoder else None)
     return [
         Row("full", "full gradients", replace(warm, sharing="full", turn=1)),
-        Row("r32-b4", "A r=32, 4 texts", four),
+        Row("r32-b4", "A r=32, 4 texts, larger B", four),
         Row("r32-b2", "A r=32, 2 texts", replace(wide, batch=2)),
         Row("r32", "A r=32", wide),
         Row("r8", "A r=8, 16 tokens", longer, tokens=16),

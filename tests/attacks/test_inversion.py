@@ -143,6 +143,15 @@ def test_a_decoders_texts_are_recovered_but_for_their_last_tokens(count):
     assert sorted(guess.texts) == sorted(text[:-1] for text in own)
 
 
+def test_a_decoders_tokens_are_recovered_beyond_the_rank_without_their_order():
+    own = attacked.texts("llama", 3)
+    view, public = captured("llama", own, rank=3)
+    guess = attack(view, public)
+    assert guess.texts == ()
+    assert sorted(guess.loose) == sorted(own[0][:-1])
+    assert predict(public, [len(own[0])]).method == "sparse decoding"
+
+
 def test_unequal_ranks_are_stacked():
     own = attacked.texts("bert", 4)
     tensors, public, blocks = gradients("bert", own, rank=8)

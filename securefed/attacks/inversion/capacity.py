@@ -7,13 +7,16 @@ b different inputs reach block 0; the attacker has R dimensions.  Of b, k are kn
 what travels                                            condition                     outcome
 ======================================================  ============================  ==========
 A (B not 0) or full weights, R = sum of their ranks     b <= R, and b < d             all
-the same, one text, absolute positions                  b - k - R <= R                all, sparse
+the same, one text                                      b - k - R <= R                all, sparse
                                                         b - k - R <= 5 R              part, sparse
 the same                                                else                          none
 A while B = 0                                           always                        void
 B, or R of Fed-SB: R = the largest rank, not the sum    b < R                         all
                                                         b >= R                        void
 ======================================================  ============================  ==========
+
+Without absolute positions sparse decoding gives the tokens and not their order.  A language model's
+last token is not counted: it is a target only, and no gradient reaches its input.
 
 The sparse rows are rules of thumb from what was measured.  b - k - R is how many inputs the pursuit
 must guess right before the others follow exactly.  Noise is left out: a direction of the update
@@ -76,7 +79,6 @@ def predict(public: PublicKnowledge, lengths: Sequence[int]) -> Prediction:
     if reader.absolute:
         inputs, known = sum(lengths) - (len(lengths) - 1) * head, around
     else:
-        # A language model's last token is a target only: no gradient reaches its input.
         unseen = public.task == "causal-lm"
         inputs, known = sum(length - unseen for length in lengths), 0
     direct = [each for each in block if each.lift is None and not _silent(public, each)]
@@ -86,7 +88,7 @@ def predict(public: PublicKnowledge, lengths: Sequence[int]) -> Prediction:
         if inputs <= dimensions:
             return Prediction(inputs, dimensions, known, "span test", "all")
         guessed = inputs - known - dimensions
-        if len(lengths) == 1 and reader.absolute and guessed <= _POSSIBLE * dimensions:
+        if len(lengths) == 1 and guessed <= _POSSIBLE * dimensions:
             sure = guessed <= _SURE * dimensions
             outcome: Outcome = "all" if sure else "part"
             return Prediction(inputs, dimensions, known, "sparse decoding", outcome)

@@ -309,8 +309,13 @@ class _Session:
         tokens = [int(t) for t in near if int(t) not in self._public.special_tokens]
         figures["accepted"] = float(len(tokens))
         figures["unexplained"] = first.unexplained(inputs[near]) if len(near) else 1.0
+        whole = first.whole
+        if self._sparse and figures["unexplained"] > EXPLAINED and whole is not None:
+            decoded = self._unordered(whole, inputs)
+            if decoded is not None:
+                figures["left"] = decoded.left
+                return _guess([], "sparse decoding", figures, tuple(decoded.tokens.values()))
         if not tokens:
-            whole = first.whole
             if whole is None or whole.saturated:
                 return _void("saturated: more different inputs than dimensions", figures)
             return Guess(reason="span test: no token lies in the span", figures=figures)
@@ -326,6 +331,29 @@ class _Session:
         placed = {token for text in texts for token in text}
         loose = tuple(token for token in tokens if token not in placed)
         return _guess(texts, "span test, block 1", figures, loose)
+
+    def _unordered(self, space: RowSpace, inputs: torch.Tensor) -> Decoded | None:
+        """The smallest set of different tokens that explains the span; None if none does."""
+        scores = fits(space, [])(inputs)
+        scores[self._barred] = 0.0
+        shortlist = scores.topk(min(_TOP, len(scores))).indices
+        for count in range(space.rank + 1, min(self._limits.max_tokens, 3 * space.rank) + 1):
+            if time.monotonic() >= self._deadline:
+                break
+            pursuit = Pursuit(
+                space,
+                lambda _, tokens: inputs if tokens is None else inputs[tokens],
+                range(count),
+                {},
+                shortlist,
+                deadline=self._deadline,
+                generator=self._generator,
+                barred=self._barred,
+            )
+            decoded = pursuit.run()
+            if decoded.solved:
+                return decoded
+        return None
 
 
 def _longest(texts: list[tuple[int, ...]], wanted: int) -> list[tuple[int, ...]]:

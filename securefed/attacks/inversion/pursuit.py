@@ -15,6 +15,8 @@ them:
 
 The answer checks itself: S lies in the span of a right T up to noise, and in that of no other.
 
+Where inputs do not depend on places, a place is just a number of the text's different tokens.
+
 Source: Davies and Eldar 2012, "Rank Awareness in Joint Sparse Recovery" (1004.4529), for step 1 and
 why it ends; Kim, Lee and Ye 2012 for completing a partial support by the subspace.
 """
@@ -188,14 +190,15 @@ class Pursuit:
         where = torch.arange(len(self._places)) * len(self._tokens) + columns
         gram = self._gram[where[:, :, None], where[:, None, :]]
         eye = torch.eye(gram.shape[1], dtype=gram.dtype)
-        factor = torch.linalg.cholesky(gram + _JITTER * eye)
+        factor, failed = torch.linalg.cholesky_ex(gram + _JITTER * eye)
         solved = torch.linalg.solve_triangular(factor, self._cross[where], upper=False)
         values = self._space.values[: self._space.rank].square()
         left = torch.diag(values) - solved.transpose(1, 2) @ solved
+        left[failed > 0] = 0.0
         spectrum = torch.linalg.eigvalsh(left).clamp(min=0.0) + self._floor
         self._evaluations += len(columns)
         cost: torch.Tensor = spectrum.log().mean(dim=1) - math.log(self._floor)
-        return cost
+        return cost.masked_fill(failed > 0, math.inf)  # one input twice spans no more than once
 
     def _moves(self, columns: torch.Tensor) -> torch.Tensor:
         """Every assignment that differs in one token, or has two places exchanged."""

@@ -194,6 +194,9 @@ def shown(result: AttackResult) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", choices=sorted(MODELS), default="minilm")
+    parser.add_argument(
+        "--corpus", default="builtin:state-of-the-union", help="a built-in corpus, or a folder"
+    )
     parser.add_argument("--texts", type=int, default=20, help="trials of each row")
     parser.add_argument("--only", action="append", help="a row's name; may be repeated")
     parser.add_argument("--seconds", type=float, default=60.0, help="limit of one attack")
@@ -208,7 +211,7 @@ def main() -> None:
     source, task, _ = MODELS[options.model]
     labels = 2 if task == "sequence-classification" else None
     section = ModelSection(source=source, task=task, labels=labels)
-    corpus = load_corpus("builtin:state-of-the-union", cache=cache_dir(), offline=options.offline)
+    corpus = load_corpus(options.corpus, cache=cache_dir(), offline=options.offline)
     console, attack = Console(), SpanInversion(keep=True)
     table = Table(title=f"Exact gradient inversion, {options.model}, n = {options.texts} a row")
     for name in ("row", "what", "predicted", "token recall", "exact match", "ROUGE-L", "prior",

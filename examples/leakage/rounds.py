@@ -6,7 +6,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -213,12 +213,14 @@ def sentences(
         corpus: State of the Union addresses, say.
         tokenizer: of the model.
         tokens: without special tokens.
-        held_out: of held-out documents instead of the others.
+        held_out: of held-out documents instead of the others; of every second one where the corpus
+            does not say which are.
     """
     found = []
     for client in sorted(corpus.clients):
-        for document in corpus.clients[client]:
-            if bool(document.held_out) != held_out:
+        for number, document in enumerate(corpus.clients[client]):
+            flag = document.held_out
+            if (number % 2 == 1 if flag is None else flag) != held_out:
                 continue
             for sentence in re.split(r"(?<=[.!?])\s+", document.text):
                 if not 2 * tokens < len(sentence) < 12 * tokens:
@@ -229,8 +231,3 @@ def sentences(
                     found.append(tuple(ids))
                     break
     return found
-
-
-def with_clients(setup: Setup, clients: int) -> Setup:
-    """The same with another number of clients."""
-    return replace(setup, clients=clients)

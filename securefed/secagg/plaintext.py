@@ -43,9 +43,7 @@ class PlaintextClient:
         raise RemoteProtocolError("plaintext aggregation has no second message")
 
 
-def read_contribution(
-    context: RoundContext, client_id: str, message: bytes
-) -> NDArray[np.uint32]:
+def read_contribution(context: RoundContext, client_id: str, message: bytes) -> NDArray[np.uint32]:
     """What a client sent in the clear: uint32[context.length], values below 2^bits.
 
     Raises:

@@ -80,11 +80,11 @@ class SpanInversion:
         noise = entry_noise(view, public)
         spans = {n: Spans.of(each, noise, moving=moving) for n, each in blocks.items()}
         if spans[0].void:
-            silent = "A" in spans[0].silent
+            silent = spans[0].silent and not any(spans[0].ranks)
             return _void(
-                "no signal: the update of A is zero, as it is while B = 0"
+                "no signal: the update is zero, as that of A is while B = 0"
                 if silent
-                else "saturated: every input lies in a span that is the whole of R^r",
+                else "saturated: every input lies in a span that is the whole space",
                 _figures(spans[0], noise),
             )
         modules = {n: each[0].module for n, each in blocks.items()}
@@ -125,7 +125,9 @@ class _Session:
             inputs = torch.cat([self._reader.first([t], p) for p, t in known.items()])
             first = first.with_known(inputs)
             if first.void:
-                return _void("saturated: with what is known of every text, all of R^r is spanned")
+                return _void(
+                    "saturated: with what is known of every text the whole space is spanned"
+                )
         scan = self._scan(first, known)
         figures = _figures(self._spans[0], self._noise)
         left = self._left(first, scan.accepted)

@@ -29,18 +29,17 @@ class Spans:
 
     Attributes:
         whole: row space in R^d of all matrices that see inputs as they are; None if there is none,
-            or it is zero.
+            or it is zero or all of R^d.
         lifted: with its lift, the row space of each matrix that sees them through a frozen A, where
             that is not the whole of R^r.
         capacity: most different inputs that the test can tell from any others.
         silent: factors whose update is zero.
-        void: whether there is nothing to test with.
+        ranks: of each matrix through a lift, and of all others together.
     """
 
     whole: RowSpace | None
     lifted: list[tuple[torch.Tensor, RowSpace]]
     capacity: int
-    keys_only: bool
     silent: frozenset[str] = field(default_factory=frozenset)
     ranks: tuple[int, ...] = ()
 
@@ -57,9 +56,11 @@ class Spans:
         direct = [each for each in matrices if each.lift is None]
         whole = row_space([each.rows for each in direct], noise) if direct else None
         silent = {"A"} if whole is not None and whole.rank == 0 else set()
-        if silent:
-            whole = None
         lifted, ranks = [], []
+        if whole is not None:
+            ranks.append(whole.rank)
+            if whole.rank == 0 or whole.full:
+                whole = None
         for each in matrices:
             if each.lift is None or moving:
                 continue
@@ -71,10 +72,7 @@ class Spans:
                 lifted.append((each.lift, space))
         capacity = 0 if whole is None else min(whole.rows, whole.dimension - 1)
         capacity = max([capacity, *(space.dimension - 1 for _, space in lifted)])
-        keys_only = all(each.key for each in matrices)
-        if whole is not None:
-            ranks.append(whole.rank)
-        return cls(whole, lifted, capacity, keys_only, frozenset(silent), tuple(ranks))
+        return cls(whole, lifted, capacity, frozenset(silent), tuple(ranks))
 
     @property
     def void(self) -> bool:
@@ -96,7 +94,9 @@ class Spans:
             extended = space.with_known((known @ lift.double().T).T)
             if not extended.full:
                 lifted.append((lift, extended))
-        return Spans(whole, lifted, self.capacity, self.keys_only, self.silent, self.ranks)
+        if whole is not None and whole.full:
+            whole = None
+        return Spans(whole, lifted, self.capacity, self.silent, self.ranks)
 
     def misfit(self, inputs: torch.Tensor) -> torch.Tensor:
         """How far inputs are from what the updates allow, 1 being just acceptable: float[n].

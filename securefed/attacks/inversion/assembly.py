@@ -131,16 +131,18 @@ class Assembler:
                 break
             text, cost = self._descended(self._beginning(candidates, found), candidates)
             for _ in range(_KICKS):
-                worst = float(self.misfits([text]).max())
-                if worst <= TEXT_SLACK or time.monotonic() >= self._deadline:
+                if self._worst(text) <= TEXT_SLACK or time.monotonic() >= self._deadline:
                     break
                 other, lower = self._descended(self._kicked(text, candidates), candidates)
                 if lower < cost:
                     text, cost = other, lower
-            worst = float(self.misfits([text]).max())
-            if worst <= TEXT_SLACK:
-                found[text] = worst
+            worst_place = self._worst(text)
+            if worst_place <= TEXT_SLACK:
+                found[text] = worst_place
         return sorted(found, key=lambda text: found[text])
+
+    def _worst(self, text: tuple[int, ...]) -> float:
+        return float(self.misfits([text]).max())
 
     def _beginning(
         self, candidates: Sequence[Sequence[int]], found: dict[tuple[int, ...], float]

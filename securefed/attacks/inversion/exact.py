@@ -235,7 +235,7 @@ class _Session:
             if decoded.left <= tried[0][0].left:
                 tried[0] = decoded, length, pursuit
             if decoded.solved:
-                break
+                return self._shortest(space, scan, known, (decoded, length))
         return (tried[0][0], tried[0][1]) if tried else (None, 0)
 
     def _shortest(

@@ -15,7 +15,8 @@ B, or R of Fed-SB: R = the largest rank, not the sum    b < R                   
                                                         b >= R                        void
 ======================================================  ============================  ==========
 
-Without absolute positions sparse decoding gives the tokens and not their order.  A language model's
+Without absolute positions sparse decoding gives the tokens and not their order, and is "part" at
+most: no token is known beforehand, and on a real model of 49,152 tokens it found none at R = 8.  A language model's
 last token is not counted: it is a target only, and no gradient reaches its input.
 
 The sparse rows are rules of thumb from what was measured.  b - k - R is how many inputs the pursuit
@@ -89,7 +90,7 @@ def predict(public: PublicKnowledge, lengths: Sequence[int]) -> Prediction:
             return Prediction(inputs, dimensions, known, "span test", "all")
         guessed = inputs - known - dimensions
         if len(lengths) == 1 and guessed <= _POSSIBLE * dimensions:
-            sure = guessed <= _SURE * dimensions
+            sure = reader.absolute and guessed <= _SURE * dimensions
             outcome: Outcome = "all" if sure else "part"
             return Prediction(inputs, dimensions, known, "sparse decoding", outcome)
         return Prediction(inputs, dimensions, known, "none", "none")

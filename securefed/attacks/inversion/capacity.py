@@ -16,8 +16,9 @@ B, or R of Fed-SB: R = the largest rank, not the sum    b < R                   
 ======================================================  ============================  ==========
 
 Without absolute positions sparse decoding gives the tokens and not their order, and is "part" at
-most: no token is known beforehand, and on a real model of 49,152 tokens it found none at R = 8.  A language model's
-last token is not counted: it is a target only, and no gradient reaches its input.
+most: no token is known beforehand, and on a real model of 49,152 tokens it found none at R = 8.
+A language model's last token is not counted: it is a target only, and no gradient reaches its
+input.
 
 The sparse rows are rules of thumb from what was measured.  b - k - R is how many inputs the pursuit
 must guess right before the others follow exactly.  Noise is left out: a direction of the update

@@ -43,6 +43,24 @@ class PlaintextClient:
         raise RemoteProtocolError("plaintext aggregation has no second message")
 
 
+def read_contribution(context: RoundContext, client_id: str, message: bytes) -> NDArray[np.uint32]:
+    """What a client sent in the clear: uint32[context.length], values below 2^bits.
+
+    Raises:
+        WireError: these bytes are no contribution.
+        RemoteProtocolError: it is another client's or another round's.
+    """
+    reader = Reader(message)
+    reader.header(_PLAIN)
+    if reader.fixed(32, field="round digest") != context.digest:
+        raise RemoteProtocolError(f"{client_id!r}: contribution was made for another round")
+    if reader.u32(field="sender") != context.index(client_id):
+        raise RemoteProtocolError(f"{client_id!r} speaks as another client")
+    packed = reader.blob(packed_size(context.length, context.bits), field="contribution")
+    reader.finish()
+    return unpack_ring(packed, context.length, context.bits)
+
+
 class PlaintextServer:
     """Adds what arrives."""
 
@@ -68,18 +86,11 @@ class PlaintextServer:
     def receive(self, client_id: str, message: bytes) -> None:
         """Add one contribution."""
         context = self._context
-        reader = Reader(message)
-        reader.header(_PLAIN)
-        if reader.fixed(32, field="round digest") != context.digest:
-            raise RemoteProtocolError(f"{client_id!r}: contribution was made for another round")
-        if reader.u32(field="sender") != context.index(client_id):
-            raise RemoteProtocolError(f"{client_id!r} speaks as another client")
-        packed = reader.blob(packed_size(context.length, context.bits), field="contribution")
-        reader.finish()
+        values = read_contribution(context, client_id, message)
         index = context.index(client_id)
         if index in self._seen:
             raise RemoteProtocolError(f"{client_id!r} has already sent its contribution")
-        self._total += unpack_ring(packed, context.length, context.bits)
+        self._total += values
         self._seen.add(index)
 
     def advance(self) -> dict[str, bytes]:

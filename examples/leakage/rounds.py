@@ -1,0 +1,233 @@
+"""Real rounds over a real model, for attacks to be tried on: one client is the victim."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from securefed.attacks.base import PublicKnowledge
+from securefed.attacks.views import Transcript
+from securefed.config import LoraSection
+from securefed.crypto.identity import IdentityKey
+from securefed.engines.in_process import carry
+from securefed.federation.client import ClientRound
+from securefed.federation.server import ServerRound
+from securefed.federation.session import RoundSession
+from securefed.lora.adapter import build_adapter
+from securefed.lora.layout import AdapterLayout
+from securefed.lora.sharing import divide, sharing_mode
+from securefed.privacy.policy import PrivacyPolicy
+from securefed.secagg.aggregations import Aggregation, PlaintextAggregation
+from securefed.secagg.aggregator import SESSION_BYTES, AggregationClient
+from securefed.training.corpora import Corpus
+from securefed.training.data import Examples
+from securefed.training.steps import AdamWTrainer, SgdTrainer
+
+CPU = torch.device("cpu")
+_ATTENTION_WEIGHT = re.compile(r"\.(?:query|key|value|q_proj|k_proj|v_proj)\.weight$")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model in one state, what trains in it and how.
+
+    Attributes:
+        sharing: a sharing mode; ``"full"``: the weights of all attention layers, without LoRA.
+        warm: std of B's values; 0: the first round, where B = 0.
+        turn: number of the round, which decides what travels where factors alternate.
+        clients: n of each round.
+    """
+
+    task: str
+    targets: tuple[str, ...]
+    rank: int
+    sharing: str
+    turn: int = 1
+    warm: float = 0.02
+    local_steps: int = 1
+    batch: int = 1
+    learning_rate: float = 1.0
+    optimizer: str = "sgd"
+    clients: int = 4
+    window_tokens: int | None = None
+
+
+def adapted(model: nn.Module, setup: Setup, seed: int) -> nn.Module:
+    """The base model with the round's adapter, B drawn anew; ``model`` itself without LoRA."""
+    if setup.sharing == "full":
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(_ATTENTION_WEIGHT.search(name) is not None)
+        return model
+    section = LoraSection(
+        rank=setup.rank,
+        alpha=float(setup.rank),
+        target_modules=list(setup.targets),
+        sharing=setup.sharing,
+        seed=seed,
+    )
+    adapted = build_adapter(model, section, task=setup.task)
+    divide(adapted, sharing_mode(setup.sharing), setup.turn)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sorted(adapted.named_parameters()):
+            if ".lora_B." in name:
+                parameter.copy_(setup.warm * torch.randn(parameter.shape, generator=generator))
+    return adapted
+
+
+class Bench:
+    """Rounds from one state of one model.
+
+    Args:
+        model: with its adapter.
+        tokenizer: of the model.
+        setup: what trains and how.
+        aggregation: of the rounds; without protection by default.
+        policy: clip 1 and no noise by default.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        setup: Setup,
+        *,
+        aggregation: Aggregation | None = None,
+        policy: PrivacyPolicy | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.setup = model, tokenizer, setup
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.layout = AdapterLayout({n: tuple(p.shape) for n, p in self._trained.items()})
+        self.names = tuple(f"site-{i:02d}" for i in range(setup.clients))
+        self._keys = {name: IdentityKey.generate() for name in self.names}
+        self._aggregation = PlaintextAggregation() if aggregation is None else aggregation
+        self._policy = PrivacyPolicy(clip_norm=1.0, mechanism="none") if policy is None else policy
+
+    def session(self) -> RoundSession:
+        """A new round."""
+        return RoundSession(
+            session=secrets.token_bytes(SESSION_BYTES),
+            round=1,
+            cohort=self.names,
+            roster={name: key.public for name, key in self._keys.items()},
+            dimension=self.layout.size,
+            policy=self._policy,
+            aggregation=self._aggregation,
+            model=hashlib.sha256(b"securefed/1/leakage experiment").digest(),
+        )
+
+    def public(self, session: RoundSession) -> PublicKnowledge:
+        """What everybody knows of it."""
+        setup = self.setup
+        return PublicKnowledge(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            task=setup.task,
+            layout=self.layout,
+            session=session,
+            sharing=setup.sharing,
+            optimizer=setup.optimizer,
+            local_steps=setup.local_steps,
+            learning_rate=setup.learning_rate,
+            batch_size=setup.batch,
+            window_tokens=setup.window_tokens,
+        )
+
+    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
+        """How far local steps on these texts move what travels; the model is left as it was."""
+        before = {name: p.detach().clone() for name, p in self._trained.items()}
+        kind = SgdTrainer if self.setup.optimizer == "sgd" else AdamWTrainer
+        trainer = kind(
+            local_steps=self.setup.local_steps,
+            batch_size=len(texts),
+            learning_rate=self.setup.learning_rate,
+            task=self.setup.task,
+            device=CPU,
+            seed=0,
+        )
+        trainer.train(self.model, examples(texts, self.setup.task, label), 1)
+        moved = {name: p.detach() - before[name] for name, p in self._trained.items()}
+        flat = self.layout.flatten(moved)
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(before[name])
+        return flat
+
+    def run(
+        self,
+        session: RoundSession,
+        updates: Mapping[str, NDArray[np.float32]],
+        clients: Mapping[str, AggregationClient] | None = None,
+    ) -> tuple[ServerRound, Transcript]:
+        """Carry the round; the server, and all that it received.
+
+        Args:
+            session: of :meth:`session`.
+            updates: of every client.
+            clients: those that are not plain ``ClientRound``s.
+        """
+        server = ServerRound(session)
+        parties: dict[str, AggregationClient] = {
+            name: ClientRound(
+                session,
+                name,
+                self._keys[name],
+                lambda codec, noise, own=updates[name]: codec.encode_update(own, noise),
+            )
+            for name in self.names
+        }
+        carried = carry(server, parties | dict(clients or {}))
+        return server, carried.transcript
+
+    def identity(self, name: str) -> IdentityKey:
+        """A client's long-term key."""
+        return self._keys[name]
+
+
+def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:
+    """Texts, special tokens included, padded on the right; all of one class."""
+    width = max(map(len, texts))
+    ids = np.zeros((len(texts), width), dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, text in enumerate(texts):
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+    labels = None if task == "causal-lm" else np.full(len(texts), label, dtype=np.int64)
+    return Examples(ids, mask, labels)
+
+
+def sentences(
+    corpus: Corpus, tokenizer: Any, tokens: int, *, held_out: bool = False
+) -> list[tuple[int, ...]]:
+    """One sentence of exactly ``tokens`` tokens of each document that has one, specials included.
+
+    Args:
+        corpus: State of the Union addresses, say.
+        tokenizer: of the model.
+        tokens: without special tokens.
+        held_out: of held-out documents instead of the others; of every second one where the corpus
+            does not say which are.
+    """
+    found = []
+    for client in sorted(corpus.clients):
+        for number, document in enumerate(corpus.clients[client]):
+            flag = document.held_out
+            if (number % 2 == 1 if flag is None else flag) != held_out:
+                continue
+            for sentence in re.split(r"(?<=[.!?])\s+", document.text):
+                if not 2 * tokens < len(sentence) < 12 * tokens:
+                    continue
+                ids = tokenizer(sentence)["input_ids"]
+                special = sum(token in tokenizer.all_special_ids for token in ids)
+                if len(ids) - special == tokens:
+                    found.append(tuple(ids))
+                    break
+    return found

@@ -1,0 +1,1 @@
+"""Gradient inversion: training texts from an update."""

@@ -1,0 +1,149 @@
+"""The span test: which tokens' inputs lie in the row space of an update.
+
+Source: Petrov et al. 2024, "DAGER: Exact Gradient Inversion for Large Language Models"
+(2405.15586), for the test of full gradients and of A; the test through a frozen A, the stacking of
+layers, the known tokens and the tolerance are this module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from securefed.attacks.inversion.algebra import RowSpace, row_space
+from securefed.attacks.inversion.inputs import Observed
+
+TOLERANCE = 2e-3
+"""Sine of the angle to the span that float32 allows by itself."""
+SLACK = 2.0
+"""How many times what noise explains is allowed beside that."""
+
+_EXACT = 1e-5  # the same as TOLERANCE, where the residual is computed in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Spans:
+    """What the updates of one block's attention say about its inputs.
+
+    Attributes:
+        whole: row space in R^d of all matrices that see inputs as they are; None if there is none,
+            or it is zero or all of R^d.
+        lifted: with its lift, the row space of each matrix that sees them through a frozen A, where
+            that is not the whole of R^r.
+        capacity: most different inputs that the test can tell from any others.
+        silent: factors whose update is zero.
+        ranks: of each matrix through a lift, and of all others together.
+    """
+
+    whole: RowSpace | None
+    lifted: list[tuple[torch.Tensor, RowSpace]]
+    capacity: int
+    silent: frozenset[str] = field(default_factory=frozenset)
+    ranks: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, matrices: Sequence[Observed], noise: float, *, moving: bool) -> Spans:
+        """From the updates of one block.
+
+        Args:
+            matrices: of the block.
+            noise: std in one entry.
+            moving: whether A has moved between local steps, so that B's update mixes several lifts;
+                it is then left out.
+        """
+        direct = [each for each in matrices if each.lift is None]
+        whole = row_space([each.rows for each in direct], noise) if direct else None
+        silent = {"A"} if whole is not None and whole.rank == 0 else set()
+        lifted, ranks = [], []
+        if whole is not None:
+            ranks.append(whole.rank)
+            if whole.rank == 0 or whole.full:
+                whole = None
+        for each in matrices:
+            if each.lift is None or moving:
+                continue
+            space = row_space([each.rows], noise)
+            ranks.append(space.rank)
+            if space.rank == 0:
+                silent.add("B")
+            elif not space.full:
+                lifted.append((each.lift, space))
+        capacity = 0 if whole is None else min(whole.rows, whole.dimension - 1)
+        capacity = max([capacity, *(space.dimension - 1 for _, space in lifted)])
+        return cls(whole, lifted, capacity, frozenset(silent), tuple(ranks))
+
+    @property
+    def void(self) -> bool:
+        """Whether there is nothing that a token could fail."""
+        return self.whole is None and not self.lifted
+
+    @property
+    def rank(self) -> int:
+        """Dimensions of the largest space."""
+        own = [] if self.whole is None else [self.whole.rank]
+        return max([0, *own, *(space.rank for _, space in self.lifted)])
+
+    def with_known(self, inputs: torch.Tensor) -> Spans:
+        """The same, knowing inputs float32[k, d] of tokens that are surely there."""
+        known = inputs.double()
+        whole = None if self.whole is None else self.whole.with_known(known.T)
+        lifted = []
+        for lift, space in self.lifted:
+            extended = space.with_known((known @ lift.double().T).T)
+            if not extended.full:
+                lifted.append((lift, extended))
+        if whole is not None and whole.full:
+            whole = None
+        return Spans(whole, lifted, self.capacity, self.silent, self.ranks)
+
+    def misfit(self, inputs: torch.Tensor) -> torch.Tensor:
+        """How far inputs are from what the updates allow, 1 being just acceptable: float[n].
+
+        Args:
+            inputs: float[n, d].
+        """
+        worst = torch.zeros(len(inputs), dtype=inputs.dtype)
+        for lift, space in [(None, self.whole), *self.lifted]:
+            if space is not None:
+                seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
+                floor = _EXACT if inputs.dtype == torch.float64 else TOLERANCE
+                sine, by_noise = space.judged(seen)
+                worst = torch.maximum(worst, sine / (SLACK * by_noise + floor))
+        return worst
+
+    def sine(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The largest sine of an angle to a span: float[n]."""
+        worst = torch.zeros(len(inputs), dtype=inputs.dtype)
+        for lift, space in [(None, self.whole), *self.lifted]:
+            if space is not None:
+                seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
+                worst = torch.maximum(worst, space.residual(seen))
+        return worst
+
+    def accept(self, inputs: torch.Tensor) -> torch.Tensor:
+        """int64[k]: which of inputs float32[n, d] lie in every span.
+
+        A first look in float32; those that pass it are looked at again in float64.
+        """
+        near = torch.nonzero(self.misfit(inputs) <= 1.0)[:, 0]
+        if len(near) == 0:
+            return near
+        return near[self.misfit(inputs[near].double()) <= 1.0]
+
+    def unexplained(self, inputs: torch.Tensor) -> float:
+        """How much of a direction of a span, a sine, the inputs float32[k, d] leave unexplained.
+
+        What noise explains is taken off: 0 where the inputs account for the updates entirely.
+        """
+        worst = 0.0
+        for lift, space in [(None, self.whole), *self.lifted]:
+            if space is None:
+                continue
+            seen = inputs.double() if lift is None else inputs.double() @ lift.double().T
+            basis = torch.linalg.qr(seen.T).Q
+            left = space.basis - basis @ (basis.T @ space.basis)
+            excess = left.norm(dim=0) - SLACK * space.tilt
+            worst = max(worst, float(excess.max()))
+        return max(worst, 0.0)

@@ -1,0 +1,72 @@
+"""examples/leakage/inversion.py on a tiny model and a folder of texts of one's own."""
+
+import importlib
+import json
+import sys
+
+import attacked
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    model, tokenizer = attacked.bert()
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    corpus = tmp_path / "texts"
+    corpus.mkdir()
+    for client in range(8):
+        rng = np.random.default_rng(client)
+        (corpus / f"site-{client}").mkdir()
+        for number in range(4):
+            words = " ".join(f"w{word}" for word in rng.choice(396, 12, replace=False))
+            (corpus / f"site-{client}" / f"{number}.txt").write_text(words + "\n")
+    module = importlib.import_module("inversion")
+    source = str(tmp_path / "model")
+    monkeypatch.setitem(
+        module.MODELS, "tiny", (source, "sequence-classification", ("query", "value"))
+    )
+    monkeypatch.setitem(module.KEYS, "tiny", ("key",))
+    return module, corpus
+
+
+def run(script, monkeypatch, out, *arguments):
+    module, corpus = script
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["inversion.py", "--model", "tiny", "--corpus", str(corpus), "--out", str(out), *arguments],
+    )
+    module.main()
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_rows_are_measured_and_written_as_figures(script, monkeypatch, tmp_path, capsys):
+    out = tmp_path / "found.jsonl"
+    chosen = ["--only", "r32", "--only", "ffa8", "--only", "masked", "--only", "sum-all"]
+    lines = run(script, monkeypatch, out, "--texts", "2", *chosen)
+    found = {line["row"]: line for line in lines if line["metric"] == "token_recall"}
+    assert {name: line["value"] for name, line in found.items()} == {
+        "r32": 1.0,
+        "ffa8": 0.0,
+        "masked": 0.0,
+        "sum-all": 1.0,
+    }
+    assert {name: line["verdict"] for name, line in found.items()} == {
+        "r32": "guessed",
+        "ffa8": "void",
+        "masked": "void",
+        "sum-all": "guessed",
+    }
+    assert found["r32"]["predicted"]["outcome"] == "all"
+    assert found["r32"]["n"] == 2
+    # Figures only: no token and no text is written.
+    texts = {"texts", "guess", "truth", "text"}
+    assert all(not texts & line.keys() for line in lines)
+    assert "r32 1.00" in capsys.readouterr().out
+
+
+def test_an_unknown_row_is_refused(script, monkeypatch, tmp_path):
+    with pytest.raises(SystemExit):
+        run(script, monkeypatch, tmp_path / "none.jsonl", "--only", "nothing")

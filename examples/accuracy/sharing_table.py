@@ -1,0 +1,157 @@
+"""The table of methods, and whether what was claimed beforehand holds; from results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from bench import Results
+
+BEFORE, FULL = "before training", "full fine-tuning"
+CLAIMED_GAIN, CLAIMED_BYTES = 0.95, 0.01
+TUNING_SEED = 10
+
+Run = Mapping[str, Any]
+
+
+def tables(results: Results) -> str:
+    """Markdown, a table a task: means over the seeds, in brackets the least and the most."""
+    tasks = dict.fromkeys(str(run["task"]) for run in results.runs)
+    return "\n\n".join(f"{task}:\n\n{table(results.runs, task)}" for task in tasks)
+
+
+def table(runs: Sequence[Run], task: str) -> str:
+    """Markdown of one task."""
+    words = task == "speeches"
+    figures = (
+        ["perplexity", "worst client's", "of those left out"]
+        if words
+        else ["accuracy, %", "worst client's", "of those left out", "loss", "worst client's"]
+    )
+    head = [
+        "method",
+        "learning rate",
+        *figures,
+        "of full's gain, %",
+        "bytes up",
+        "of full's, %",
+        "CPU s: training",
+        "encoding, masks",
+        "values sent",
+        "kept",
+    ]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for arm in arms(runs, task):
+        own = of(runs, task, arm)
+        keys = ["perplexity", "worst_perplexity", "left_perplexity"]
+        if not words:
+            keys = ["accuracy", "worst_accuracy", "left_accuracy", "nll", "worst_nll"]
+        cells = [arm, "-" if arm == BEFORE else f"{own[0]['rate']:g}"]
+        cells += [_figure(own, key) for key in keys]
+        cells += [_percent(shares(runs, task, arm)), *_costs(runs, task, own[0])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def arms(runs: Sequence[Run], task: str) -> list[str]:
+    """The methods in the order in which they were run, what nobody has trained first."""
+    found = [run["arm"] for run in runs if run["task"] == task and "arm" in run]
+    return list(dict.fromkeys([BEFORE, *found]))
+
+
+def of(runs: Sequence[Run], task: str, arm: str) -> list[Run]:
+    """An arm's runs on the seeds that count, by seed."""
+    own = [run for run in runs if (run["task"], run.get("arm")) == (task, arm)]
+    return sorted((run for run in own if run["seed"] != TUNING_SEED), key=lambda run: run["seed"])
+
+
+def shares(runs: Sequence[Run], task: str, arm: str, figure: str = "nll") -> list[float]:
+    """What an arm gains over what full fine-tuning gains, seed by seed; empty where not defined."""
+    if arm == BEFORE:
+        return []
+    by_seed = [
+        {run["seed"]: float(run[figure]) for run in of(runs, task, name)}
+        for name in (BEFORE, FULL, arm)
+    ]
+    before, best, own = by_seed
+    return [(before[s] - own[s]) / (before[s] - best[s]) for s in own if s in before and s in best]
+
+
+def bytes_up(runs: Sequence[Run], task: str, run: Run) -> int | None:
+    """What a client sends in a round, by a real one; None where nothing travels."""
+    sent = sent_by(runs, task, run)
+    return None if sent is None else int(sent["bytes_up"])
+
+
+def sent_by(runs: Sequence[Run], task: str, run: Run) -> Run | None:
+    """The masked round of what a run sends."""
+    wanted = "tiers" if run.get("arm") == "mixed ranks" else run.get("values")
+    found = [one for one in runs if "wire" in one and (one["task"], one["wire"]) == (task, wanted)]
+    return found[0] if found else None
+
+
+def claim(runs: Sequence[Run], task: str, arm: str) -> dict[str, Any]:
+    """What was claimed of an arm, figure by figure, and whether it holds.
+
+    Returns:
+        ``gain``: mean share of full's gain in loss; ``least``: of a single seed; ``bytes``: share
+        of full's bytes; ``holds``: both means are as claimed; for mails ``accuracy`` likewise.
+    """
+    own, best = of(runs, task, arm), of(runs, task, FULL)
+    gains = shares(runs, task, arm)
+    sent, whole = bytes_up(runs, task, own[0]), bytes_up(runs, task, best[0])
+    if sent is None or whole is None:
+        raise ValueError(f"{task}, {arm}: no masked round was run")
+    found: dict[str, Any] = {
+        "gain": float(np.mean(gains)),
+        "least": min(gains),
+        "bytes": sent / whole,
+    }
+    found["holds"] = found["gain"] >= CLAIMED_GAIN and found["bytes"] <= CLAIMED_BYTES
+    if task != "speeches":
+        found["accuracy"] = float(np.mean(shares(runs, task, arm, "accuracy")))
+    return found
+
+
+def line(run: Run) -> str:
+    """A finished run in short."""
+    if "wire" in run:
+        return f"{run['task']}, {run['wire']} values: {run['bytes_up']:,} bytes"
+    return (
+        f"{run['task']}, {run['arm']}, {run.get('rate', '-')}, seed {run['seed']}: "
+        f"loss {run['nll']:.4f}, worst {run['worst_nll']:.4f}, "
+        f"accuracy {100 * run['accuracy']:.1f} %"
+    )
+
+
+def _costs(runs: Sequence[Run], task: str, run: Run) -> list[str]:
+    whole = of(runs, task, FULL)
+    sent = sent_by(runs, task, run)
+    trained = f"{run['train_seconds']:.2f}" if "train_seconds" in run else "-"
+    values, kept = (f"{run.get(key, 0):,}" if run.get(key) else "-" for key in ("values", "kept"))
+    if sent is None:
+        return ["-", "-", trained, "-", values, kept]
+    most = bytes_up(runs, task, whole[0]) if whole else None
+    share = "-" if most is None else f"{100 * sent['bytes_up'] / most:.2g}"
+    coded = f"{sent['client_seconds']:.2g}"
+    return [f"{sent['bytes_up']:,}", share, trained, coded, values, kept]
+
+
+def _figure(runs: Sequence[Run], key: str) -> str:
+    values = [float(run[key]) for run in runs if key in run]
+    if not values:
+        return "-"
+    if "accuracy" in key:
+        return spread([100 * value for value in values], 1)
+    return spread(values, 3 if key.endswith("nll") else 1)
+
+
+def _percent(values: Sequence[float]) -> str:
+    return spread([100 * value for value in values], 0) if values else "-"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean, and in brackets the least and the most."""
+    least, most = min(values), max(values)
+    return f"{np.mean(values):.{digits}f} ({least:.{digits}f} to {most:.{digits}f})"

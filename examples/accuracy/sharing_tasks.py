@@ -61,7 +61,7 @@ class Task:
     validation: float = 0.25
     most_validation: int = 16
     seeds: tuple[int, ...] = (1, 2, 3)
-    tuning_seed: int = 10
+    tuning_seeds: tuple[int, ...] = (10,)
     bfloat16: bool = True
     clip_norm: float = 100.0
 
@@ -109,8 +109,9 @@ MAILS = Task(
     held_out=60,
     tiers=(8, 4, 2, 8, 4, 2, 8, 4, 2, 8),
     core_rank=16,
-    local_steps=3,
     most_validation=60,
+    seeds=(4, 5, 6),
+    tuning_seeds=(10, 11),
 )
 ALPHA = 0.1
 LABELS = replace(MAILS, name="labels")

@@ -16,42 +16,54 @@ Run = Mapping[str, Any]
 
 
 def tables(results: Results) -> str:
-    """Markdown, a table a task: means over the seeds, in brackets the least and the most."""
+    """Markdown, of each task what is gained and what it costs, a blank line between."""
     tasks = dict.fromkeys(str(run["task"]) for run in results.runs)
-    return "\n\n".join(f"{task}:\n\n{table(results.runs, task)}" for task in tasks)
-
-
-def table(runs: Sequence[Run], task: str) -> str:
-    """Markdown of one task."""
-    words = task == "speeches"
-    figures = (
-        ["perplexity", "worst client's", "of those left out"]
-        if words
-        else ["accuracy, %", "worst client's", "of those left out", "loss", "worst client's"]
+    return "\n\n".join(
+        f"{task}:\n\n{gains(results.runs, task)}\n\n{costs(results.runs, task)}" for task in tasks
     )
-    head = [
-        "method",
-        "learning rate",
-        *figures,
-        "of full's gain, %",
-        "bytes up",
-        "of full's, %",
-        "CPU s: training",
-        "encoding, masks",
-        "values sent",
-        "kept",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+
+
+def gains(runs: Sequence[Run], task: str) -> str:
+    """Markdown: held-out figures, means over the seeds, in brackets the least and the most."""
+    keys = ["perplexity", "worst_perplexity", "left_perplexity"]
+    figures = ["perplexity", "worst client's", "of those left out"]
+    if task != "speeches":
+        keys = ["accuracy", "worst_accuracy", "left_accuracy", "nll", "worst_nll"]
+        figures = ["accuracy, %", *figures[1:], "loss", "worst client's"]
+    rows = []
     for arm in arms(runs, task):
         own = of(runs, task, arm)
-        keys = ["perplexity", "worst_perplexity", "left_perplexity"]
-        if not words:
-            keys = ["accuracy", "worst_accuracy", "left_accuracy", "nll", "worst_nll"]
-        cells = [arm, "-" if arm == BEFORE else f"{own[0]['rate']:g}"]
-        cells += [_figure(own, key) for key in keys]
-        cells += [_percent(shares(runs, task, arm)), *_costs(runs, task, own[0])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rate = "-" if arm == BEFORE else f"{own[0]['rate']:g}"
+        rows.append(
+            [arm, rate, *(_figure(own, key) for key in keys), _percent(shares(runs, task, arm))]
+        )
+    return _markdown(["method", "learning rate", *figures, "of full's gain, %"], rows)
+
+
+def costs(runs: Sequence[Run], task: str) -> str:
+    """Markdown: what a client sends, keeps and computes in a round."""
+    rows = []
+    whole = of(runs, task, FULL)
+    most = bytes_up(runs, task, whole[0]) if whole else None
+    for arm in arms(runs, task):
+        own = of(runs, task, arm)
+        if arm == BEFORE:
+            continue
+        sent = sent_by(runs, task, own[0])
+        cells = ["-"] * 3 if sent is None else [f"{own[0]['values']:,}", f"{sent['bytes_up']:,}"]
+        if sent is not None:
+            cells.append("-" if most is None else f"{100 * sent['bytes_up'] / most:.2g}")
+        seconds = [float(run["train_seconds"]) for run in own]
+        coded = "-" if sent is None else f"{sent['client_seconds']:.2g}"
+        kept = f"{4 * own[0]['kept']:,}" if own[0]["kept"] else "-"
+        rows.append([arm, *cells, kept, f"{np.mean(seconds):.2g}", coded])
+    head = ["method", "values sent", "bytes up", "of full's, %", "bytes a client keeps"]
+    return _markdown([*head, "CPU s: training", "clip, encode, mask"], rows)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace(" --- ", "---")
 
 
 def arms(runs: Sequence[Run], task: str) -> list[str]:
@@ -125,19 +137,6 @@ def line(run: Run) -> str:
         f"loss {run['nll']:.4f}, worst {run['worst_nll']:.4f}, "
         f"accuracy {100 * run['accuracy']:.1f} %"
     )
-
-
-def _costs(runs: Sequence[Run], task: str, run: Run) -> list[str]:
-    whole = of(runs, task, FULL)
-    sent = sent_by(runs, task, run)
-    trained = f"{run['train_seconds']:.2f}" if "train_seconds" in run else "-"
-    values, kept = (f"{run.get(key, 0):,}" if run.get(key) else "-" for key in ("values", "kept"))
-    if sent is None:
-        return ["-", "-", trained, "-", values, kept]
-    most = bytes_up(runs, task, whole[0]) if whole else None
-    share = "-" if most is None else f"{100 * sent['bytes_up'] / most:.2g}"
-    coded = f"{sent['client_seconds']:.2g}"
-    return [f"{sent['bytes_up']:,}", share, trained, coded, values, kept]
 
 
 def _figure(runs: Sequence[Run], key: str) -> str:

@@ -143,7 +143,7 @@ def test_every_method_runs_is_measured_and_resumes(which, scripts, request, tmp_
     quietly(scripts, experiment, path)
     assert path.read_bytes() == before
     shown = scripts.sharing_table.tables(results)
-    assert len(shown.splitlines()) == 5 + len(scripts.sharing.ARMS)
+    assert len(shown.splitlines()) == 2 + 3 + 1 + 2 + 2 * len(scripts.sharing.ARMS)
 
 
 def test_what_is_sent_is_counted_from_the_parameters_and_a_masked_round(scripts, speeches):
@@ -210,9 +210,10 @@ def test_a_method_is_what_a_run_of_the_library_does(sharing, scripts, speeches, 
     method = scripts.sharing.Arm("", "shared", {}, {"sharing": sharing})
     found = adapter_state(speeches.trained(method, 0.01, 1, 0.0).model)
     first = adapter_state(speeches.adapted(method, 1))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-3, rtol=0.0)
-    assert max(float((found[n] - first[n]).abs().max()) for n in first) > 0.02
+    moved = flat(expected) - flat(first)
+    # Adam takes the sign of a gradient that rounding alone decides, so a few values may differ.
+    assert np.linalg.norm(flat(found) - flat(expected)) < 0.03 * np.linalg.norm(moved)
+    assert np.abs(moved).max() > 0.015
 
 
 def test_the_mean_of_all_parameters_is_that_of_encoded_ones(scripts, speeches):
@@ -270,19 +271,35 @@ def test_a_client_without_a_b_of_its_own_has_the_base_model(scripts, speeches):
 
 
 def test_a_personal_copy_is_kept_where_it_serves_better(scripts, speeches, monkeypatch):
+    experiment = scripts.sharing.Experiment(speeches.ground)
+    experiment.task = replace(speeches.task, rounds=4, local_steps=4)
+    common = 0.1
     method = arm(scripts, "personal copy after FFA")
-    ffa = speeches.measured(speeches.trained(arm(scripts, "FFA"), 0.01, 1, 0.0), 1, whole=True)
-    trained = speeches.trained(method, 0.01, 1, 0.01)
-    found = speeches.measured(trained, 1, whole=True)
+    ffa = experiment.measured(
+        experiment.trained(arm(scripts, "FFA"), common, 1, 0.0), 1, whole=True
+    )
+    trained = experiment.trained(method, 0.01, 1, common)
+    found = experiment.measured(trained, 1, whole=True)
     assert trained.notes["mean_weight"] > 0.0
-    assert found["nll"] < ffa["nll"]
+    assert found["nll"] < ffa["nll"] < speeches.before(1)["nll"] - 0.1
     assert found["left_nll"] == pytest.approx(
         ffa["left_nll"], abs=1e-5
     )  # who took no part has none
-    monkeypatch.setattr(scripts.sharing_rounds, "WEIGHTS", (-3.0,))  # away from what it learnt
-    trained = speeches.trained(method, 0.01, 1, 0.01)
+    monkeypatch.setattr(scripts.sharing_rounds, "WEIGHTS", (-1e3,))  # away from what it learnt
+    trained = experiment.trained(method, 0.01, 1, common)
     assert trained.notes["kept_the_shared"] == 1.0
-    assert speeches.measured(trained, 1, whole=True)["nll"] == pytest.approx(ffa["nll"], abs=1e-5)
+    assert experiment.measured(trained, 1, whole=True)["nll"] == pytest.approx(ffa["nll"], abs=1e-5)
+
+
+def test_the_tables_of_the_readme_are_those_of_the_results(scripts):
+    results = scripts.bench.Results(FOLDER / "results" / "sharing.jsonl")
+    told = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for task in dict.fromkeys(run["task"] for run in results.runs):
+        assert scripts.sharing_table.gains(results.runs, task) in told
+        assert scripts.sharing_table.costs(results.runs, task) in told
+    private = scripts.bench.Results(FOLDER / "results" / "sharing_private.jsonl")
+    design = scripts.sharing_private.Design()
+    assert scripts.sharing_private.table(private.runs, design) in told
 
 
 def run_of(task, arm, seed, nll, **others):
@@ -310,7 +327,7 @@ def test_the_modes_run_under_noise_and_resume(scripts, mail, tmp_path, monkeypat
         rounds=2,
         expected_batch=40.0,
         seeds=(1,),
-        most_tried=3,
+        most_tried=2,
         core_rank=3,
         model=mail.task.model,
         lora=LoraSection(
@@ -327,7 +344,8 @@ def test_the_modes_run_under_noise_and_resume(scripts, mail, tmp_path, monkeypat
     monkeypatch.setattr(scripts.sharing_private, "MODES", ("fedsb", "rolora"))
     scripts.sharing_private.run_all(experiment, scripts.bench.Results(path), Console(quiet=True))
     runs = scripts.bench.Results(path).runs
-    assert len(runs) == 2 * 2 * (3 + 1)
+    assert len(runs) == 3 * (2 + 1)
+    assert len(scripts.sharing_private.table(runs, design).splitlines()) == 2 + 3
     for run in runs:
         assert 0.0 <= run["auc"] <= 1.0
         assert (run["epsilon"] is not None) is run["noise"]

@@ -67,9 +67,9 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def arms(runs: Sequence[Run], task: str) -> list[str]:
-    """The methods in the order in which they were run, what nobody has trained first."""
+    """The methods with runs that count, in their order; what nobody has trained first."""
     found = [run["arm"] for run in runs if run["task"] == task and "arm" in run]
-    return list(dict.fromkeys([BEFORE, *found]))
+    return [name for name in dict.fromkeys([BEFORE, *found]) if of(runs, task, name)]
 
 
 def of(runs: Sequence[Run], task: str, arm: str) -> list[Run]:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mechanisms import ARMS, MARGIN
 from scipy.stats import t
-from sharing_table import BEFORE, CLAIMED_GAIN, FULL, arms, bytes_up, of, shares
+from sharing_table import BEFORE, CLAIMED_GAIN, FULL, arms, bytes_up, of, percent, shares
 
 from securefed.privacy.accounting import epsilon_text
 from securefed.reports.picture import BLUE, GREY, INK, STYLE, VERMILION
@@ -247,24 +247,28 @@ def draw_sharing(runs: Sequence[Run], path: Path) -> None:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), dpi=200)
         for place, task in enumerate(tasks):
-            axes: Axes = figure.add_axes((0.21 + 0.4 * place, 0.11, 0.27, 0.71))
+            axes: Axes = figure.add_axes((0.215 + 0.395 * place, 0.11, 0.25, 0.71))
+            gained = {n: [100 * share for share in shares(runs, task, n)] for n in names}
+            every = [value for own in gained.values() for value in own]
+            least, most = max(-30.0, min(every) - 4), min(140.0, max(every) + 4)
             axes.axvline(100 * CLAIMED_GAIN, color=GREY, linewidth=1.0, linestyle=(0, (5, 3)))
-            axes.axvline(0, color=GREY, linewidth=0.6)
-            most = bytes_up(runs, task, of(runs, task, FULL)[0])
+            whole = bytes_up(runs, task, of(runs, task, FULL)[0])
             for row, name in enumerate(names):
                 own = of(runs, task, name)
-                values = [100 * share for share in shares(runs, task, name)]
-                shown = np.clip(values, -60, 190)
-                axes.plot(shown, [row] * len(shown), "o", color=BLUE, markersize=3, alpha=0.55)
-                mean = float(np.clip(np.mean(values), -60, 190)) if values else 0.0
+                if not own:
+                    continue
+                values = np.clip(gained[name], least, most)
+                axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=3, alpha=0.55)
+                mean = float(np.clip(np.mean(gained[name]), least, most))
                 axes.plot([mean], [row], "|", color=VERMILION, markersize=10, markeredgewidth=2)
-                sent = bytes_up(runs, task, own[0]) if own else None
-                share = f" ({100 * sent / most:.2g} %)" if sent and most else ""
+                sent = bytes_up(runs, task, own[0])
+                share = f" ({percent(100 * sent / whole)} %)" if sent and whole else ""
                 words = "nothing" if sent is None else f"{sent / 1e6:,.3g} MB{share}"
-                axes.text(196, row, words, va="center", size=7, color=GREY)
-            axes.set_xlim(-65, 195)
+                end = most + 0.02 * (most - least)
+                axes.text(end, row, words, va="center", size=7, color=GREY)
+            axes.set_xlim(least, most)
             axes.set_ylim(len(names) - 0.5, -0.5)
-            axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names))
+            axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names), size=8)
             axes.set_xlabel("of full fine-tuning's gain, %")
             axes.set_title(task, loc="left", size=9)
         title = "What federated methods gain, and what a client sends in a round"
@@ -272,7 +276,7 @@ def draw_sharing(runs: Sequence[Run], path: Path) -> None:
         figure.text(
             0.02,
             0.905,
-            "gain in held-out loss, mean over clients; dots are seeds (cut to -60..190), red their "
+            "gain in held-out loss, mean over clients; dots are seeds (cut to -30..140), red their "
             "mean; dashed: the claimed 95 %",
             size=8,
             color=GREY,

@@ -52,7 +52,7 @@ def costs(runs: Sequence[Run], task: str) -> str:
         sent = sent_by(runs, task, own[0])
         cells = ["-"] * 3 if sent is None else [f"{own[0]['values']:,}", f"{sent['bytes_up']:,}"]
         if sent is not None:
-            cells.append("-" if most is None else f"{100 * sent['bytes_up'] / most:.2g}")
+            cells.append("-" if most is None else percent(100 * sent["bytes_up"] / most))
         seconds = [float(run["train_seconds"]) for run in own]
         coded = "-" if sent is None else f"{sent['client_seconds']:.2g}"
         kept = f"{4 * own[0]['kept']:,}" if own[0]["kept"] else "-"
@@ -137,6 +137,11 @@ def line(run: Run) -> str:
         f"loss {run['nll']:.4f}, worst {run['worst_nll']:.4f}, "
         f"accuracy {100 * run['accuracy']:.1f} %"
     )
+
+
+def percent(share: float) -> str:
+    """Two digits; a whole number near the whole."""
+    return f"{share:.0f}" if share >= 99.5 else f"{share:.2g}"
 
 
 def _figure(runs: Sequence[Run], key: str) -> str:

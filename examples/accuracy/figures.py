@@ -250,20 +250,20 @@ def draw_sharing(runs: Sequence[Run], path: Path) -> None:
             axes: Axes = figure.add_axes((0.215 + 0.395 * place, 0.11, 0.25, 0.71))
             gained = {n: [100 * share for share in shares(runs, task, n)] for n in names}
             every = [value for own in gained.values() for value in own]
-            least, most = max(-30.0, min(every) - 4), min(140.0, max(every) + 4)
+            least, most = min(every) - 4, max(every) + 4
             axes.axvline(100 * CLAIMED_GAIN, color=GREY, linewidth=1.0, linestyle=(0, (5, 3)))
             whole = bytes_up(runs, task, of(runs, task, FULL)[0])
             for row, name in enumerate(names):
                 own = of(runs, task, name)
                 if not own:
                     continue
-                values = np.clip(gained[name], least, most)
+                values = gained[name]
                 axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=3, alpha=0.55)
-                mean = float(np.clip(np.mean(gained[name]), least, most))
+                mean = float(np.mean(values))
                 axes.plot([mean], [row], "|", color=VERMILION, markersize=10, markeredgewidth=2)
                 sent = bytes_up(runs, task, own[0])
                 share = f" ({percent(100 * sent / whole)} %)" if sent and whole else ""
-                words = "nothing" if sent is None else f"{sent / 1e6:,.3g} MB{share}"
+                words = "nothing" if sent is None else f"{_size(sent)}{share}"
                 end = most + 0.02 * (most - least)
                 axes.text(end, row, words, va="center", size=7, color=GREY)
             axes.set_xlim(least, most)
@@ -276,13 +276,17 @@ def draw_sharing(runs: Sequence[Run], path: Path) -> None:
         figure.text(
             0.02,
             0.905,
-            "gain in held-out loss, mean over clients; dots are seeds (cut to -30..140), red their "
+            "gain in held-out loss, mean over clients; dots are seeds, red their "
             "mean; dashed: the claimed 95 %",
             size=8,
             color=GREY,
             va="center",
         )
         _save(figure, path, title)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.3g} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def _line(axes: Axes, at: float, words: str, *, outside: bool = False) -> None:

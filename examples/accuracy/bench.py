@@ -1,4 +1,4 @@
-"""What both experiments share: a model over memoised frozen layers, the sum of a round, results.
+"""What the experiments share: a model over memoised frozen layers, the sum of a round, results.
 
 Nothing of a client's data is written: results are counts and averages over all held-out mails.
 """
@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,6 +285,30 @@ def tokenized(documents: list[Document], tokenizer: Any, width: int) -> Examples
         found["attention_mask"].astype(np.int64),
         np.array([document.label for document in documents], dtype=np.int64),
     )
+
+
+def climbed(loss: Callable[[float], float], start: float, most: int, factor: float = 3.0) -> float:
+    """The rate of least loss: two neighbours, then on the better one's side until it is worse.
+
+    Args:
+        loss: of a rate.
+        start: the lower of the first two.
+        most: tried at most.
+        factor: between neighbours.
+    """
+    tried: dict[float, float] = {}
+
+    def at(place: int) -> float:
+        rate = float(f"{start * factor**place:.3g}")
+        if rate not in tried:
+            tried[rate] = loss(rate)
+        return tried[rate]
+
+    step = 1 if at(1) < at(0) else -1
+    place = max(0, step)
+    while len(tried) < most and at(place + step) < at(place):
+        place += step
+    return min(tried, key=tried.__getitem__)
 
 
 class Results:

@@ -1,4 +1,4 @@
-"""Tables and figures of both experiments, from the results that their scripts appended.
+"""Tables and figures of the experiments, from the results that their scripts appended.
 
 python examples/accuracy/figures.py                 # of the results beside this file
 python examples/accuracy/figures.py runs/accuracy   # of your own
@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mechanisms import ARMS, MARGIN
 from scipy.stats import t
+from sharing_table import BEFORE, CLAIMED_GAIN, FULL, arms, bytes_up, of, percent, shares
 
 from securefed.privacy.accounting import epsilon_text
 from securefed.reports.picture import BLUE, GREY, INK, STYLE, VERMILION
@@ -239,6 +240,55 @@ def draw_client_level(runs: Sequence[Run], path: Path) -> None:
         _save(figure, path, title)
 
 
+def draw_sharing(runs: Sequence[Run], path: Path) -> None:
+    """What each method keeps of full fine-tuning's gain, and what it sends for it; two tasks."""
+    tasks = [task for task in ("speeches", "mails") if of(runs, task, FULL)]
+    names = [name for name in arms(runs, tasks[0]) if name != BEFORE]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), dpi=200)
+        for place, task in enumerate(tasks):
+            axes: Axes = figure.add_axes((0.215 + 0.395 * place, 0.11, 0.25, 0.71))
+            gained = {n: [100 * share for share in shares(runs, task, n)] for n in names}
+            every = [value for own in gained.values() for value in own]
+            least, most = min(every) - 4, max(every) + 4
+            axes.axvline(100 * CLAIMED_GAIN, color=GREY, linewidth=1.0, linestyle=(0, (5, 3)))
+            whole = bytes_up(runs, task, of(runs, task, FULL)[0])
+            for row, name in enumerate(names):
+                own = of(runs, task, name)
+                if not own:
+                    continue
+                values = gained[name]
+                axes.plot(values, [row] * len(values), "o", color=BLUE, markersize=3, alpha=0.55)
+                mean = float(np.mean(values))
+                axes.plot([mean], [row], "|", color=VERMILION, markersize=10, markeredgewidth=2)
+                sent = bytes_up(runs, task, own[0])
+                share = f" ({percent(100 * sent / whole)} %)" if sent and whole else ""
+                words = "nothing" if sent is None else f"{_size(sent)}{share}"
+                end = most + 0.02 * (most - least)
+                axes.text(end, row, words, va="center", size=7, color=GREY)
+            axes.set_xlim(least, most)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_yticks(range(len(names)), names if place == 0 else [""] * len(names), size=8)
+            axes.set_xlabel("of full fine-tuning's gain, %")
+            axes.set_title(task, loc="left", size=9)
+        title = "What federated methods gain, and what a client sends in a round"
+        figure.text(0.02, 0.955, title, weight="bold", size=11, va="center")
+        figure.text(
+            0.02,
+            0.905,
+            "gain in held-out loss, mean over clients; dots are seeds, red their "
+            "mean; dashed: the claimed 95 %",
+            size=8,
+            color=GREY,
+            va="center",
+        )
+        _save(figure, path, title)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.3g} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
 def _line(axes: Axes, at: float, words: str, *, outside: bool = False) -> None:
     axes.axhline(at, color=GREY, linewidth=1.0, linestyle=(0, (5, 3)))
     axes.annotate(
@@ -265,6 +315,7 @@ def main() -> None:
     folder = parser.parse_args().folder
     mechanisms = Results(folder / "mechanisms.jsonl").runs
     clients = Results(folder / "client_level.jsonl").runs
+    sharing = Results(folder / "sharing.jsonl").runs
     if mechanisms:
         draw_mechanisms(mechanisms, folder / "mechanisms.svg")
         print(mechanisms_table(mechanisms))
@@ -274,6 +325,8 @@ def main() -> None:
     if clients:
         draw_client_level(clients, folder / "client_level.svg")
         print(client_table(clients))
+    if sharing:
+        draw_sharing(sharing, folder / "sharing.svg")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.server_step import ServerStep
 from securefed.federation.slices import SlicedSession
 from securefed.lora.parts import AdapterParts
-from securefed.lora.ranks import RankLayout, RankTiers, limited_to_rank
+from securefed.lora.ranks import RankLayout, limited_to_rank
+from securefed.lora.tiers import RankTiers
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import PairwiseAggregation
 from securefed.training.data import Examples
@@ -162,7 +163,7 @@ def shared(
                 parts.load_flat(before)
             encoded[name] = session.codec.encode_update(delta, NoiseGenerator())
         server.step(number, -plain_sum(session, encoded) / len(cohort.names))
-        kept.take_over()
+        kept.take_over(cohort.names)
     trained.kept = sum(tensor.numel() for tensor in parts.kept().values())
     return trained
 

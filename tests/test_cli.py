@@ -660,7 +660,7 @@ def test_a_plan_is_shown_with_its_reasons_and_written_with_what_it_follows_from(
                 values | {"clients": ["site-0"], "slowdown": 10.0, "upload_mbit": 0.5},
                 values | {"clients": "others"},
             ],
-            "schedule": {"local_steps": [1, 2, 4], "seconds_per_token": 0.01},
+            "schedule": {"local_steps": [1, 2, 4], "seconds_per_token": 0.01, "least_work": 0.25},
         },
     )
     code, out, _ = cli("plan", path, "--out", "plan.json")

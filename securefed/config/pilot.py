@@ -29,7 +29,7 @@ class PilotBudgetSection(Section):
     """What all trials on private data may spend together.
 
     It is against the adversary that runs account for.  Trials are added up by basic composition:
-    epsilons and deltas are summed.
+    epsilons and deltas are summed, those of noised histograms of held-out figures too.
     """
 
     epsilon: Positive | None = None
@@ -98,14 +98,15 @@ class DecisionSection(Section):
 
     ``least_improvement``: of the held-out figure over the untrained model, relative for perplexity
     (0.1: it falls by a tenth) and in points of a share for accuracy (0.1: ten points).
-    ``share_of_full``: of what full fine-tuning gains.  ``beats_local``: better than clients alone.
-    ``epsilon``: at most.  The rest are upper bounds for one client and round, and for the whole
-    projection in the customer's currency.  ``decides`` names the role that decides.
+    ``share_of_full``: of what full fine-tuning gains.  ``beats_local``: better than clients alone;
+    where it is not given it is asked on public data only, since clients alone are not tried on
+    other data.  ``epsilon``: at most.  The rest are upper bounds for one client and round, and for
+    the whole projection in the customer's currency.  ``decides`` names the role that decides.
     """
 
     least_improvement: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     share_of_full: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    beats_local: bool = True
+    beats_local: bool | None = None
     epsilon: Positive | None = None
     megabytes_per_round: Positive | None = None
     client_seconds_per_round: Positive | None = None
@@ -136,12 +137,23 @@ class PilotConfig(Section):
     projection: ProjectionSection = ProjectionSection()
     decision: DecisionSection = DecisionSection()
 
+    @property
+    def asks_to_beat_local(self) -> bool:
+        """Whether a trial must be better than each client alone."""
+        asked = self.decision.beats_local
+        return self.data.public and self.baselines.local if asked is None else asked
+
     @model_validator(mode="after")
     def _data_is_public_or_paid_for(self) -> Self:
         if self.data.public == (self.budget.epsilon is not None):
             raise ValueError(
                 f"budget.epsilon = {self.budget.epsilon} with data.public = "
-                f"{str(self.data.public).lower()}: give it exactly when the data is not public; "
-                "every trial on private data is charged to it"
+                f"{str(self.data.public).lower()}: "
+                + (
+                    "nothing is charged on public data; leave it out"
+                    if self.data.public
+                    else "every trial is charged to it, so give it, unless data.public = true "
+                    "says that anybody may see the data"
+                )
             )
         return self

@@ -162,6 +162,16 @@ class HistogramSettings:
         plan = replace(self.plan, sensitivity=math.sqrt(2.0) * self.plan.sensitivity)
         return self._stated(plan, against, charges).epsilon
 
+    def of_training_unit(self, charges: int) -> float:
+        """Epsilon of one unit of training in ``charges`` histograms; it adds to training's.
+
+        Against the adversary that histograms are accounted for, at the policy's delta.
+        """
+        against = accounted_adversary(self.policy)
+        if self.config.privacy.unit == "client":
+            return self.epsilon_after(charges)
+        return self.moved(against, charges)
+
     def _beside(self, against: Adversary, charges: int) -> str:
         """What the statement is to that of training, whose unit may be another."""
         unit = self.config.privacy.unit

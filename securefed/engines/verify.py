@@ -235,7 +235,7 @@ def _participation(run: VerifiedRun) -> list[str]:
         spent = epsilon_text(settings.epsilon_after(count))
         found.append(
             f"plan: {who} in {turn}: {count} charge{'s' * (count != 1)}, epsilon {spent} against "
-            f"{settings.accounted}"
+            f"{settings.accounted} ({unit_name(settings.config)}, delta {settings.stated.delta:g})"
         )
     return found
 

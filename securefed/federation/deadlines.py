@@ -133,10 +133,10 @@ class StageDeadline:
         """Whether to wait, to close the stage, or to end the round without a result."""
         if self._answers >= self._enough:
             return "close"
-        waited = now - self._began
-        if self._answers >= self._floor and waited >= self._rule.seconds:
+        # Sums, as ``wake`` has them: their difference from ``began`` may round to less.
+        if self._answers >= self._floor and now >= self._began + self._rule.seconds:
             return "close"
-        return "fail" if waited >= self._rule.patience else "wait"
+        return "fail" if now >= self._began + self._rule.patience else "wait"
 
     @property
     def wake(self) -> float:

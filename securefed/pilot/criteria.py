@@ -155,7 +155,7 @@ def criteria(
         kept.append(
             gain("share_of_full", asked.share_of_full * full if reachable and full else None)
         )
-    if asked.beats_local:
+    if config.asks_to_beat_local:
         kept.append(gain("beats_local", _most_gained(baseline(found, ALONE)), strict=True))
     if asked.epsilon is not None:
         terms = epsilon_terms(found)

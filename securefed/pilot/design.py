@@ -22,7 +22,7 @@ BEYOND = 100.0
 """How many times the run's clip the one of a trial without clipping is: there is always one, since
 a sum's ring is sized by it."""
 
-_NOT_PUBLIC = "data.public = false: nothing is trained, summed or sent without noise"
+_NOT_PUBLIC = "data.public = false: no adapter is made there without noise"
 
 
 @dataclass(frozen=True, kw_only=True)

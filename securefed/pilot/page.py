@@ -92,6 +92,7 @@ def _context(record: PilotRecord, previous: PilotRecord | None) -> dict[str, Any
         "say": words.say,
         "title": words("title", name=config.name),
         "reading": reading,
+        "one_seed": max((len(one.done) for one in found), default=0) == 1,
         "decides": config.decision.decides,
         "trials": trials_table(found, reading, config, words),
         "criteria": criteria_table(reading, config, words),

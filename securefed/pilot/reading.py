@@ -132,7 +132,7 @@ def read_pilot(record: PilotRecord) -> Reading:
             asked=asked,
         )
     gaps = tuple(_gap(each, config) for each in asked if not each.met_by)
-    why = Said("reason.because", {"why": gaps}) if gaps else _nowhere_together(asked)
+    why = Said("reason.because", {"why": gaps}) if gaps else _nowhere_together(asked, finished)
     return Reading(
         verdict="improve",
         trial=spoken_of,
@@ -174,7 +174,7 @@ def _stops(
     if not any(gain > 0.0 for gain in gains):
         reasons.append(Said("stop.no_gain" if gains else "stop.nothing_finished"))
     alone = baseline(found, ALONE)
-    if config.decision.beats_local and alone is not None and alone.improvement is not None:
+    if config.asks_to_beat_local and alone is not None and alone.improvement is not None:
         theirs = alone.improvement.mean
         if not any(gain > theirs for gain in gains):
             reasons.append(Said("stop.not_beyond_alone", {"alone": alone.gain}))
@@ -233,11 +233,19 @@ def _what(criterion: Criterion) -> Said:
     return Said(f"asked.{criterion.key}")
 
 
-def _nowhere_together(asked: Sequence[Asked]) -> Said:
+def _nowhere_together(asked: Sequence[Asked], finished: Sequence[Summary]) -> Said:
+    """Who meets most of what is asked, what it misses, and who meets that."""
+
+    def most(one: Summary) -> tuple[int, float]:
+        return sum(one.name in each.met_by for each in asked), _least_gain(one)
+
+    closest = max(finished, key=most).name
     each = tuple(
-        Said("reason.met_by", {"what": _what(one.criterion), "trials": one.met_by}) for one in asked
+        Said("reason.met_by", {"what": _what(one.criterion), "trials": one.met_by})
+        for one in asked
+        if closest not in one.met_by
     )
-    return Said("reason.not_together", {"each": each})
+    return Said("reason.not_together", {"trial": closest, "each": each})
 
 
 def _gap(each: Asked, config: PilotConfig) -> Said:

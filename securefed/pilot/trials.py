@@ -195,24 +195,36 @@ class Trials:
             epsilon = settings.epsilon_after(settings.stated.rounds)
             if limit is not None:
                 epsilon = min(epsilon, limit[1])
-            self._ledger.open(name, epsilon=epsilon, delta=settings.stated.delta)
+            beside, delta = _of_histograms(settings)
+            self._ledger.open(name, epsilon=epsilon + beside, delta=settings.stated.delta + delta)
         return path, False
 
-    def _within_opening(self, config: RunConfig, name: str) -> RunConfig:
-        """The run file with what the trial was opened with as its budget: retries count too."""
+    def _within_opening(self, ready: _Ready, name: str) -> RunConfig:
+        """The run file with what the trial was opened with as its budgets: retries count too."""
+        config = ready.config
         if self._ledger is None:
             return config
         opened = self._ledger.opened(name)
         if opened is None:
             raise BudgetExceeded(f"{name}: was not opened in the pilot's ledger")
-        return config.model_copy(update={"budget": BudgetSection(epsilon=opened)})
+        beside, _ = _of_histograms(ready.settings)
+        # A difference may round to less than training's own epsilon, and stop its last round.
+        training = opened if beside == 0.0 else (opened - beside) * (1.0 + 1e-12)
+        changes: dict[str, Any] = {"budget": BudgetSection(epsilon=training)}
+        histograms, section = ready.settings.histograms, config.evaluation.histogram
+        if histograms is not None and section is not None:
+            most = histograms.epsilon_after(histograms.planned)
+            most = most if section.epsilon is None else min(most, section.epsilon)
+            within = section.model_copy(update={"epsilon": most})
+            changes["evaluation"] = config.evaluation.model_copy(update={"histogram": within})
+        return config.model_copy(update=changes)
 
     # -- making ----------------------------------------------------------------------------
 
     def _federated(self, planned: Planned, ready: _Ready, path: Path, resume: bool) -> Trial:
         name = path.relative_to(self._folder.path).as_posix()
         again = resume and not _is_over(path)
-        federation = self._federation(self._within_opening(ready.config, name), ready.bench)
+        federation = self._federation(self._within_opening(ready, name), ready.bench)
         started = self._timer()
         result = federation.run(path, resume=resume)
         seconds = self._timer() - started
@@ -246,10 +258,14 @@ class Trials:
             return
         closed = read_ledger(result.folder / "ledger.jsonl")[-1].body
         statement = next(g for g in closed["guarantees"] if g["against"] == settings.accounted)
+        beside, delta = 0.0, 0.0
+        if settings.histograms is not None:
+            beside = settings.histograms.of_training_unit(int(closed["histograms"]["charges"]))
+            delta = settings.histograms.policy.delta
         self._ledger.end(
             name,
-            epsilon=float(statement["epsilon"]),
-            delta=float(statement["delta"]),
+            epsilon=float(statement["epsilon"]) + beside,
+            delta=float(statement["delta"]) + delta,
             charges=int(closed["charges"]),
         )
 
@@ -306,6 +322,14 @@ class Trials:
         found = load_model(section, cache=self._cache, offline=self._offline, device=device)
         self._loading += self._timer() - started
         return found.model
+
+
+def _of_histograms(settings: Settings) -> tuple[float, float]:
+    """Epsilon and delta of one unit of training in the run's histograms; they add to training's."""
+    histograms = settings.histograms
+    if histograms is None:
+        return 0.0, 0.0
+    return histograms.of_training_unit(histograms.planned), histograms.policy.delta
 
 
 def _is_over(path: Path) -> bool:

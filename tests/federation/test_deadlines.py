@@ -1,6 +1,8 @@
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from securefed.errors import ConfigError
 from securefed.federation.deadlines import DeadlineRule, StageDeadline, invitations
@@ -98,3 +100,15 @@ def test_invitations_are_the_least_whose_floor_is_wanted(dropout):
         ]
         assert floors[0] == wanted
         assert floors[1] < wanted or invited == 2
+
+
+@given(
+    began=st.floats(min_value=0.0, max_value=1e6), seconds=st.floats(min_value=1e-3, max_value=1e4)
+)
+def test_whoever_asks_again_when_it_was_told_to_is_not_told_to_wait(began, seconds):
+    """Also where ``began + seconds - began`` rounds to less than ``seconds``."""
+    rule = DeadlineRule(seconds=seconds, patience=2 * seconds)
+    stage = StageDeadline(rule, asked=3, floor=1, began=began)
+    assert stage.decision(stage.wake) == "fail"
+    stage.answered(began)
+    assert stage.decision(stage.wake) == "close"

@@ -124,6 +124,15 @@ def various(language):
         (record(low, trial("a", "sweep", after=47.0), decision=gain, sweep=SWEPT), None),
         (record(trial(after=51.0), alone, decision={"epsilon": 1.0}), None),
         (record(low, alone, decision={"epsilon": 1.0}), None),
+        (record(low, run=RUN | {"evaluation": {"figures": "histogram"}}), None),
+        (
+            record(
+                low,
+                trial("a", "sweep", after=51.0, costs=cost(up=100.0, down=0.0, memory=1)),
+                decision=NOT_LOCAL | {"megabytes_per_round": 0.5, "memory_gib": 0.5},
+            ),
+            None,
+        ),
         (record(trial(), skipped("c", varied=target), decision=NOT_LOCAL | {"epsilon": 2.5}), None),
         (
             record(
@@ -294,11 +303,12 @@ def test_a_pilot_like_the_one_before_says_what_is_unchanged():
     assert "Unchanged: “base”." in text
 
 
-def test_the_verdict_stands_on_top_in_three_sentences():
+def test_the_verdict_stands_on_top_in_three_sentences_and_names_a_single_seed():
     text = page(full_pilot())
     box = re.search(r'<section class="verdict go">(.*?)</section>', text, re.DOTALL)
     assert box is not None
-    assert box[1].count("<p>") == 3
+    assert box[1].count("<p>") == 4
+    assert box[1].count("One seed: this verdict may turn on chance.") == 1
     assert "Go with “base”" in box[1]
     assert text.index("verdict go") < text.index("<table")
 

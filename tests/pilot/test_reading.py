@@ -202,8 +202,8 @@ def test_improve_where_each_demand_is_met_but_nowhere_together():
     )
     assert reading.verdict == "improve"
     text = said(reading, 1)
-    assert "the least gain by “rank = 16”" in text
-    assert "bytes of a client and round by “base”" in text
+    assert "Closest to all of them is “rank = 16”" in text
+    assert text.endswith("misses: bytes of a client and round (met by “base”).")
 
 
 def test_improve_names_the_gap_and_the_lever_that_came_closest():

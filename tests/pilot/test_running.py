@@ -8,6 +8,7 @@ from pilot_tiny import CLIENTS, NOTHING_BESIDES, Told, by_name, go, write_pilot
 
 from securefed import Federation
 from securefed.config import RunConfig, load_config, load_pilot
+from securefed.engines.verify import verified_run
 from securefed.errors import BudgetExceeded, ConfigError, LedgerTampered
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.pilot.charges import PilotLedger
@@ -348,3 +349,29 @@ def test_a_run_folder_that_is_gone_counts_as_spent(tmp_path):
     record = go(path, tmp_path / "out", resume=True)
     assert record.trials[0].folder == "runs/01-base-again-2"
     assert record.spent["epsilon"] == pytest.approx(2 * first.epsilon)
+
+
+def test_histograms_of_held_out_figures_are_in_what_a_private_pilot_spends(tmp_path):
+    """One example moves its client from bin to bin; that adds to what it costs in training."""
+    counted = {"figures": "histogram", "histogram": {"noise_multiplier": 8.0}}
+    path = write_pilot(tmp_path, {"evaluation": counted}, **PRIVATE | {"sweep": {}})
+    record = go(path, tmp_path / "out")
+    (trial,) = record.trials
+    run = verified_run(tmp_path / "out" / trial.folder)
+    beside = run.settings.histograms.moved("server", run.histogram_charges)
+    assert run.histogram_charges == 2
+    assert beside > 0.5
+    opened, closed = read_ledger(tmp_path / "out" / LEDGER)[1:]
+    for body in (opened.body, closed.body, record.spent):
+        assert body["epsilon"] == pytest.approx(trial.epsilon + beside)
+        assert body["delta"] == pytest.approx(2e-5)
+    # Another histogram, after a failed attempt say, would exceed what was opened.
+    assert run.settings.histograms.leaves_out(2, in_between=False)
+
+
+def test_a_private_pilot_that_cannot_pay_for_its_histograms_is_not_begun(tmp_path):
+    counted = {"figures": "histogram", "histogram": {"noise_multiplier": 0.5}}
+    path = write_pilot(tmp_path, {"evaluation": counted}, **PRIVATE | {"budget": {"epsilon": 6.0}})
+    with pytest.raises(BudgetExceeded, match=r"budget.epsilon = 6: 0 is spent"):
+        go(path, tmp_path / "out")
+    assert kinds(tmp_path / "out") == ["genesis"]

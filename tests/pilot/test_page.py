@@ -128,8 +128,8 @@ def various(language):
         (
             record(
                 low,
-                trial("a", "sweep", after=51.0, costs=cost(up=100.0, down=0.0, memory=1)),
-                decision=NOT_LOCAL | {"megabytes_per_round": 0.5, "memory_gib": 0.5},
+                trial("a", "sweep", after=51.0, epsilon=1.0, costs=cost(memory=1)),
+                decision=NOT_LOCAL | {"epsilon": 2.0, "memory_gib": 0.5},
             ),
             None,
         ),

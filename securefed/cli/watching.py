@@ -96,7 +96,7 @@ def round_line(event: RoundEvent) -> str:
         parts.append(
             "UNPROTECTED"
             if event.epsilon is None
-            else f"epsilon {epsilon_text(event.epsilon)} ({event.against})"
+            else f"epsilon {epsilon_text(event.epsilon)} ({event.against}, delta {event.delta:g})"
         )
     if event.clip_norm is not None and event.unclipped_fraction is not None:
         within = 100.0 * event.unclipped_fraction

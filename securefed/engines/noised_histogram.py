@@ -125,7 +125,11 @@ class NoisedHistogram:
         half = _TWO_SIDED * float(around) + float(centres[1] - centres[0]) / 2.0
         found = self._mean(centres)
         low, high = found - half, found + half
-        return (math.exp(low), math.exp(high)) if self.bins.scale == "perplexity" else (low, high)
+        if self.bins.scale == "perplexity":
+            return math.exp(low), math.exp(high)
+        if self.bins.scale == "accuracy":  # no mean of shares lies outside
+            return min(max(low, 0.0), 1.0), min(max(high, 0.0), 1.0)
+        return low, high
 
     def _mean(self, centres: NDArray[np.float64]) -> float:
         middle = float(centres.mean())

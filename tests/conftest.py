@@ -1,5 +1,32 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 # Helpers shared by test folders lie beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys, tmp_path):
+    """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
+    # Here: most tests that this file serves need neither.
+    from securefed.cli import main, watching
+
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    for console in (watching.console, watching.errors):
+        # Not by COLUMNS: a console that was made under another value keeps that one.
+        monkeypatch.setattr(console, "width", 200)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["securefed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        code = end.value.code
+        out, err = capsys.readouterr()
+        return (0 if code is None else code), out, err
+
+    return run

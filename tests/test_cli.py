@@ -19,7 +19,7 @@ from tiny import write_run
 
 import securefed
 from securefed import Federation
-from securefed.cli import commands, main, watching
+from securefed.cli import commands
 from securefed.cli.commands import _with_available_corpus
 from securefed.cli.watching import Count
 from securefed.config import dump_config, load_config, parse_config, run_file_schema
@@ -29,28 +29,6 @@ from securefed.engines.run_folder import RunFolder
 from securefed.engines.workbench import Workbench
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.training.assets import ASSETS
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for console in (watching.console, watching.errors):
-        # Not by COLUMNS: a console that was made under another value keeps that one.
-        monkeypatch.setattr(console, "width", 200)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["securefed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        code = end.value.code
-        out, err = capsys.readouterr()
-        return (0 if code is None else code), out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,13 @@ from typing import Any
 import tomli_w
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 WORDS = [f"w{i}" for i in range(60)]
 
@@ -36,6 +42,25 @@ def write_model(folder: Path) -> Path:
         tie_word_embeddings=True,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def write_bert(folder: Path, *, layers: int, initializer_range: float = 0.02) -> Path:
+    """A classifier of two labels in place of the language model, over the same words."""
+    write_model(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS) + 2,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=0,
+        initializer_range=initializer_range,
+        num_labels=2,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 

@@ -27,7 +27,6 @@ from rounds import CPU, Bench, Setup, adapted, sentences
 
 from securefed.attacks import views
 from securefed.attacks.base import AdversaryView, Limits, PublicKnowledge
-from securefed.attacks.collusion import ColludingClient
 from securefed.attacks.inversion.capacity import Prediction, predict
 from securefed.attacks.inversion.exact import SpanInversion
 from securefed.attacks.results import AttackResult, Trial, summarise
@@ -118,15 +117,7 @@ def seen(
     sent |= {name: bench.update(texts) for name, texts in zip(bench.names[1:], others, strict=True)}
     colluders = {}
     if sees.endswith("with all others"):
-        colluders = {
-            name: ColludingClient(
-                session,
-                name,
-                bench.identity(name),
-                lambda codec, noise, own=sent[name]: codec.encode_update(own, noise),
-            )
-            for name in bench.names[1:]
-        }
+        colluders = bench.colluding(session, sent)
     server, transcript = bench.run(session, sent, colluders)
     learned = [client.learned for client in colluders.values()]
     if sees == "plain":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from securefed.attacks.base import PublicKnowledge
+from securefed.attacks.collusion import ColludingClient
 from securefed.attacks.views import Transcript
 from securefed.config import LoraSection
 from securefed.crypto.identity import IdentityKey
@@ -162,6 +163,20 @@ class Bench:
                 parameter.copy_(before[name])
         return flat
 
+    def colluding(
+        self, session: RoundSession, updates: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, ColludingClient]:
+        """All clients but the first, as ones that tell the server what they learn."""
+        return {
+            name: ColludingClient(
+                session,
+                name,
+                self._keys[name],
+                lambda codec, noise, own=updates[name]: codec.encode_update(own, noise),
+            )
+            for name in self.names[1:]
+        }
+
     def run(
         self,
         session: RoundSession,
@@ -187,10 +202,6 @@ class Bench:
         }
         carried = carry(server, parties | dict(clients or {}))
         return server, carried.transcript
-
-    def identity(self, name: str) -> IdentityKey:
-        """A client's long-term key."""
-        return self._keys[name]
 
 
 def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ class Learned:
     """
 
     client: str
-    contribution: NDArray[np.uint32]
-    masks: Mapping[str, Mask]
+    contribution: NDArray[np.uint32] = field(repr=False)
+    masks: Mapping[str, Mask] = field(repr=False)
 
 
 class ColludingClient(PairwiseClient):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -91,8 +91,8 @@ class PlainUpdate(_RingView):
 
     adversary: str
     client: str
-    message: bytes
-    values: NDArray[np.uint32]
+    message: bytes = field(repr=False)
+    values: NDArray[np.uint32] = field(repr=False)
 
     def ring(self, session: RoundSession) -> NDArray[np.uint32]:
         """What the client sent."""
@@ -112,8 +112,8 @@ class MaskedShare(_RingView):
 
     adversary: str
     client: str
-    message: bytes
-    values: NDArray[np.uint32]
+    message: bytes = field(repr=False)
+    values: NDArray[np.uint32] = field(repr=False)
     colluders: tuple[str, ...] = ()
 
     def ring(self, session: RoundSession) -> NDArray[np.uint32]:
@@ -154,8 +154,8 @@ class EncryptedShare(_RingView):
 
     adversary: str
     client: str
-    message: bytes
-    ciphertexts: bytes
+    message: bytes = field(repr=False)
+    ciphertexts: bytes = field(repr=False)
 
     def ring(self, session: RoundSession) -> NDArray[np.uint32]:
         """The ciphertexts' bytes, four to a value, as many as fill a contribution."""
@@ -176,7 +176,7 @@ class OpenedSum(AdversaryView):
 
     adversary: str
     clients: tuple[str, ...]
-    total: NDArray[np.float64]
+    total: NDArray[np.float64] = field(repr=False)
     colluders: tuple[str, ...] = ()
 
     @property
@@ -254,7 +254,7 @@ class ReleasedAdapter(AdversaryView):
     """
 
     adversary: str
-    state: Mapping[str, torch.Tensor]
+    state: Mapping[str, torch.Tensor] = field(repr=False)
     clients: int
 
     @property

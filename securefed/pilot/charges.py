@@ -68,23 +68,24 @@ class PilotLedger:
         return math.fsum(epsilons), math.fsum(deltas)
 
     def opened(self, folder: str) -> float | None:
-        """What the trial in a folder may spend by its opening; None if it was never opened."""
+        """What the trial in a folder may spend in training; None if it was never opened."""
         for record in self._ledger.records:
             if record.kind == OPENED and record.body["folder"] == folder:
-                return float(record.body["epsilon"])
+                return float(record.body["training_epsilon"])
         return None
 
     def closed(self, folder: str) -> bool:
         """Whether the trial in a folder has ended."""
         return any(r.kind == CLOSED and r.body["folder"] == folder for r in self._ledger.records)
 
-    def open(self, folder: str, *, epsilon: float, delta: float) -> None:
+    def open(self, folder: str, *, epsilon: float, delta: float, beside: float = 0.0) -> None:
         """Record what a trial may spend, before it begins.
 
         Args:
             folder: of its run, inside the pilot's; each is opened once.
             epsilon: after all its rounds, finite.
-            delta: that goes with it.
+            delta: of all that it spends.
+            beside: what its histograms of held-out figures add to epsilon.
 
         Raises:
             BudgetExceeded: the budget would be exceeded, or nothing is guaranteed at all; nothing
@@ -92,6 +93,7 @@ class PilotLedger:
             LedgerError: the opening could not be made durable; the trial must not begin.
         """
         spent = self.spent[0]
+        training, epsilon = epsilon, epsilon + beside
         if not spent + epsilon <= self._budget:  # an infinite one and NaN too
             raise BudgetExceeded(
                 f"budget.epsilon = {self._budget:g}: {epsilon_text(spent)} is spent, and it may "
@@ -99,7 +101,8 @@ class PilotLedger:
             )
         if self.opened(folder) is not None:
             raise LedgerTampered(f"{self._ledger.path}: {folder} is opened already")
-        self._ledger.append(OPENED, {"folder": folder, "epsilon": epsilon, "delta": delta})
+        body = {"folder": folder, "training_epsilon": training, "epsilon": epsilon, "delta": delta}
+        self._ledger.append(OPENED, body)
 
     def end(self, folder: str, *, epsilon: float, delta: float, charges: int) -> None:
         """Record what a trial has spent.

@@ -196,7 +196,8 @@ class Trials:
             if limit is not None:
                 epsilon = min(epsilon, limit[1])
             beside, delta = _of_histograms(settings)
-            self._ledger.open(name, epsilon=epsilon + beside, delta=settings.stated.delta + delta)
+            both = settings.stated.delta + delta
+            self._ledger.open(name, epsilon=epsilon, beside=beside, delta=both)
         return path, False
 
     def _within_opening(self, ready: _Ready, name: str) -> RunConfig:
@@ -207,10 +208,7 @@ class Trials:
         opened = self._ledger.opened(name)
         if opened is None:
             raise BudgetExceeded(f"{name}: was not opened in the pilot's ledger")
-        beside, _ = _of_histograms(ready.settings)
-        # A difference may round to less than training's own epsilon, and stop its last round.
-        training = opened if beside == 0.0 else (opened - beside) * (1.0 + 1e-12)
-        changes: dict[str, Any] = {"budget": BudgetSection(epsilon=training)}
+        changes: dict[str, Any] = {"budget": BudgetSection(epsilon=opened)}
         histograms, section = ready.settings.histograms, config.evaluation.histogram
         if histograms is not None and section is not None:
             most = histograms.epsilon_after(histograms.planned)

@@ -8,7 +8,6 @@ import pytest
 
 from securefed.attacks import views
 from securefed.attacks.base import AdversaryView
-from securefed.attacks.collusion import ColludingClient
 from securefed.crypto.prg import add_keystreams
 from securefed.encoding.wire import pack_ring
 from securefed.engines.in_process import secure_round
@@ -32,17 +31,17 @@ def masked():
     made = attacked.bench("bert", attacked.setup("bert"), aggregation=PairwiseAggregation())
     session = made.session()
     sent = attacked.updates(made, attacked.texts("bert", 0), "bert")
-    colluders = {
-        name: ColludingClient(
-            session,
-            name,
-            made.identity(name),
-            lambda codec, noise, own=sent[name]: codec.encode_update(own, noise),
-        )
-        for name in made.names[1:]
-    }
+    colluders = made.colluding(session, sent)
     server, transcript = made.run(session, sent, colluders)
     return made, session, sent, server, transcript, [c.learned for c in colluders.values()]
+
+
+def test_no_view_prints_what_it_holds(masked):
+    _, session, _, server, transcript, learned = masked
+    share = views.masked_share(session, transcript, attacked.VICTIM)
+    for held in (*learned, share, share.with_colluders(learned, session), views.opened_sum(server)):
+        assert "array(" not in repr(held)
+        assert "b'" not in repr(held)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny import WORDS, write_model
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import WORDS, write_bert
 
 from securefed.config import DataSection, LoraSection, ModelSection
 from securefed.errors import DataError, ProtocolError
@@ -53,20 +52,7 @@ def scripts():
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> ModelSection:
     """A BERT of three layers over the tiny vocabulary, weights at random."""
-    folder = write_model(tmp_path_factory.mktemp("bert"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        initializer_range=0.2,
-        num_labels=2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    folder = write_bert(tmp_path_factory.mktemp("bert"), layers=3, initializer_range=0.2)
     return ModelSection(source=str(folder), task="sequence-classification", labels=2)
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny import WORDS, write_model
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import WORDS, write_bert
 
 from securefed.config import LoraSection, ModelSection
 from securefed.errors import DataError
@@ -57,20 +56,7 @@ def senders() -> dict[str, list[Document]]:
 
 @pytest.fixture(scope="module")
 def experiment(scripts, senders, tmp_path_factory):
-    folder = write_model(tmp_path_factory.mktemp("bert"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        initializer_range=0.2,
-        num_labels=2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    folder = write_bert(tmp_path_factory.mktemp("bert"), layers=3, initializer_range=0.2)
     design = scripts.combining.Design(
         rounds=2,
         local_steps=2,

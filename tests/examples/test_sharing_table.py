@@ -9,10 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from rich.console import Console
-from tiny import WORDS, write_clients, write_model, write_run
-from transformers import BertConfig, BertForSequenceClassification
+from tiny import WORDS, write_bert, write_clients, write_model, write_run
 
 from securefed import Federation
 from securefed.config import LoraSection, ModelSection
@@ -80,19 +78,7 @@ def mails(count: int, seed: int, label: int) -> list[Document]:
 
 @pytest.fixture(scope="module")
 def mail(scripts, tmp_path_factory):
-    folder = write_model(tmp_path_factory.mktemp("bert"))
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS) + 2,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        pad_token_id=0,
-        num_labels=2,
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
+    folder = write_bert(tmp_path_factory.mktemp("bert"), layers=2)
     task = replace(
         scripts.sharing_tasks.MAILS,
         model=ModelSection(source=str(folder), task="sequence-classification", labels=2),

@@ -2,13 +2,11 @@
 
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
 from pilot_tiny import NOTHING_BESIDES, write_pilot
 
-from securefed.cli import main, watching
 from securefed.engines.run import Run
 from securefed.pilot.records import PilotRecord
 
@@ -17,26 +15,6 @@ SECTIONS = {
     "sweep": {"rank": [64]},
     "projection": {"clients": 50, "rounds": 5},
 }
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
-    """Runs a command line in an empty folder; gives exit code, stdout and stderr."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    for console in (watching.console, watching.errors):
-        monkeypatch.setattr(console, "width", 200)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["securefed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return (0 if end.value.code is None else end.value.code), out, err
-
-    return run
 
 
 def test_a_pilot_runs_says_a_line_a_trial_and_writes_record_and_page(cli, tmp_path, monkeypatch):

@@ -133,6 +133,16 @@ def test_estimates_are_unbiased_and_their_errors_are_those_of_the_noise():
     assert 0.92 < np.mean(middle) < 0.975  # without half a bin it is 95 % of the noise alone
 
 
+def test_no_interval_of_accuracy_reaches_beyond_what_shares_can_be():
+    bins = Bins.of_accuracy(10)
+    counts = (0.0,) * 9 + (3.0,)
+    drowned = NoisedHistogram(bins, counts, clients=3, std=5.0)
+    assert drowned.interval == (0.0, 1.0)
+    sharp = NoisedHistogram(bins, counts, clients=3, std=0.01)
+    assert sharp.interval[0] > 0.89
+    assert sharp.interval[1] == 1.0
+
+
 def test_an_empty_bin_is_seldom_called_the_worst_and_a_full_one_is_found():
     settings = settings_of(100, classes=True, noise_multiplier=2.0)
     bins = settings.bins("shared")

@@ -365,7 +365,9 @@ def test_histograms_of_held_out_figures_are_in_what_a_private_pilot_spends(tmp_p
     for body in (opened.body, closed.body, record.spent):
         assert body["epsilon"] == pytest.approx(trial.epsilon + beside)
         assert body["delta"] == pytest.approx(2e-5)
-    # Another histogram, after a failed attempt say, would exceed what was opened.
+    # Training may spend its own part of the opening alone, and a further histogram nothing.
+    assert opened.body["training_epsilon"] == trial.epsilon
+    assert run.settings.config.budget.epsilon == trial.epsilon
     assert run.settings.histograms.leaves_out(2, in_between=False)
 
 

@@ -14,31 +14,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from rounds import CPU, Bench, Setup, adapted, sentences
 
-from securefed.attacks import views
-from securefed.attacks.base import AdversaryView, Limits, PublicKnowledge
-from securefed.attacks.inversion.capacity import Prediction, predict
+from securefed.attacks.base import Limits
 from securefed.attacks.inversion.exact import SpanInversion
-from securefed.attacks.results import AttackResult, Trial, summarise
-from securefed.attacks.scoring import UnigramPrior, score
+from securefed.attacks.results import AttackResult, summarise
+from securefed.attacks.scoring import UnigramPrior
+from securefed.auditing.rounds import CPU, Bench, Setup, adapted
+from securefed.auditing.texts import sentences
+from securefed.auditing.trials import trials
 from securefed.config import ModelSection
-from securefed.federation.session import RoundSession
 from securefed.secagg.aggregations import PairwiseAggregation
 from securefed.training.assets import cache_dir
 from securefed.training.corpora import load_corpus
-from securefed.training.models import LoadedModel, load_model
+from securefed.training.models import load_model
 
-VICTIM = "site-00"
 SHOWN = ("token_recall", "token_precision", "exact_match", "rouge_1", "rouge_2", "rouge_l")
 MODELS = {
     "minilm": ("builtin:minilm-l6-v2", "sequence-classification", ("query", "value")),
@@ -56,8 +51,7 @@ class Row:
         what: in words.
         setup: of the rounds.
         tokens: of each text, special ones not counted.
-        sees: ``plain``, ``other`` (another client's update), ``masked``, ``sum``, and these two
-            ``with all others``, who collude.
+        sees: one of ``EXPOSURES``.
     """
 
     name: str
@@ -108,74 +102,6 @@ def rows(model: str) -> list[Row]:
     ]  # fmt: skip
 
 
-def seen(
-    bench: Bench, session: RoundSession, own: Sequence[Sequence[int]],
-    others: Sequence[Sequence[Sequence[int]]], sees: str,
-) -> AdversaryView:  # fmt: skip
-    """Run one round and capture what the adversary sees of it."""
-    sent = {VICTIM: bench.update(own)}
-    sent |= {name: bench.update(texts) for name, texts in zip(bench.names[1:], others, strict=True)}
-    colluders = {}
-    if sees.endswith("with all others"):
-        colluders = bench.colluding(session, sent)
-    server, transcript = bench.run(session, sent, colluders)
-    learned = [client.learned for client in colluders.values()]
-    if sees == "plain":
-        return views.plain_update(session, transcript, VICTIM)
-    if sees == "other":
-        return views.plain_update(session, transcript, bench.names[1])
-    if sees.startswith("masked"):
-        share = views.masked_share(session, transcript, VICTIM)
-        return share.with_colluders(learned, session) if learned else share
-    opened = views.opened_sum(server)
-    return opened.with_colluders(learned, session) if learned else opened
-
-
-def measure(
-    row: Row, loaded: LoadedModel, texts: Sequence[tuple[int, ...]], prior: UnigramPrior,
-    count: int, seconds: float, attack: SpanInversion,
-) -> tuple[list[Trial], Prediction]:  # fmt: skip
-    """``count`` trials of one row."""
-    plain = row.sees in ("plain", "other")
-    aggregation = None if plain else PairwiseAggregation()
-    model = adapted(loaded.model, row.setup, 0)
-    bench = Bench(model, loaded.tokenizer, row.setup, aggregation=aggregation)
-    size, need = row.setup.batch, row.setup.batch * row.setup.clients
-    trials: list[Trial] = []
-    prediction = Prediction(0, 0, 0, "none", "none")
-    for seed in range(count):
-        chosen = np.random.default_rng([seed, 1]).permutation(len(texts))[:need]
-        dealt = [texts[index] for index in chosen]
-        own, others = dealt[:size], [dealt[i : i + size] for i in range(size, need, size)]
-        session = bench.session()
-        view = seen(bench, session, own, others, row.sees)
-        public: PublicKnowledge = bench.public(session)
-        if row.sees == "sum":
-            public = replace(public, batch_size=need)
-        inside = own if view.contributions == 1 else dealt
-        prediction = predict(public, [len(text) for text in inside])
-        started = time.perf_counter()
-        guess = attack.run(
-            view,
-            public,
-            generator=torch.Generator().manual_seed(seed),
-            limits=Limits(seconds=seconds, max_tokens=row.tokens + 4),
-        )
-        spent = time.perf_counter() - started
-        special = public.special_tokens
-        # A language model's last token is a target only; it is asked for all the same.
-        trials.append(
-            Trial(
-                score(guess, own, special),
-                score(prior.guess(own, special), own, special),
-                guess.verdict,
-                seed,
-                spent,
-            )
-        )
-    return trials, prediction
-
-
 def shown(result: AttackResult) -> str:
     """A value with its interval."""
     low, high = result.interval
@@ -213,10 +139,19 @@ def main() -> None:
         texts = sentences(corpus, loaded.tokenizer, row.tokens)
         background = sentences(corpus, loaded.tokenizer, row.tokens, held_out=True)
         prior = UnigramPrior(background, loaded.tokenizer.all_special_ids)
-        trials, predicted = measure(
-            row, loaded, texts, prior, options.texts, options.seconds, attack
+        aggregation = None if row.sees in ("plain", "other") else PairwiseAggregation()
+        model = adapted(loaded.model, row.setup, 0)
+        bench = Bench(model, loaded.tokenizer, row.setup, aggregation=aggregation)
+        tried, predicted = trials(
+            attack,
+            bench,
+            texts,
+            prior,
+            exposure=row.sees,
+            seeds=range(options.texts),
+            limits=Limits(seconds=options.seconds, max_tokens=row.tokens + 4),
         )
-        found = {metric: summarise(attack.name, metric, trials) for metric in SHOWN}
+        found = {metric: summarise(attack.name, metric, tried) for metric in SHOWN}
         with options.out.open("a", encoding="utf-8") as file:
             for result in found.values():
                 line = {"model": options.model, "row": row.name, "what": row.what,

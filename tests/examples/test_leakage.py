@@ -3,10 +3,13 @@
 import importlib
 import json
 import sys
+from pathlib import Path
 
 import attacked
 import numpy as np
 import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "examples" / "leakage"
 
 
 @pytest.fixture
@@ -22,6 +25,7 @@ def script(tmp_path, monkeypatch):
         for number in range(4):
             words = " ".join(f"w{word}" for word in rng.choice(396, 12, replace=False))
             (corpus / f"site-{client}" / f"{number}.txt").write_text(words + "\n")
+    monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("inversion")
     source = str(tmp_path / "model")
     monkeypatch.setitem(

@@ -20,7 +20,7 @@ from securefed.attacks.views import Transcript
 from securefed.config import LoraSection
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
-from securefed.federation.client import ClientRound
+from securefed.federation.client import ClientRound, Encode
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.lora.adapter import build_adapter
@@ -29,7 +29,6 @@ from securefed.lora.sharing import divide, sharing_mode
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PlaintextAggregation
 from securefed.secagg.aggregator import SESSION_BYTES, AggregationClient
-from securefed.training.corpora import Corpus
 from securefed.training.data import Examples
 from securefed.training.steps import AdamWTrainer, SgdTrainer
 
@@ -172,7 +171,7 @@ class Bench:
                 session,
                 name,
                 self._keys[name],
-                lambda codec, noise, own=updates[name]: codec.encode_update(own, noise),
+                _encoding(updates[name]),
             )
             for name in self.names[1:]
         }
@@ -196,12 +195,16 @@ class Bench:
                 session,
                 name,
                 self._keys[name],
-                lambda codec, noise, own=updates[name]: codec.encode_update(own, noise),
+                _encoding(updates[name]),
             )
             for name in self.names
         }
         carried = carry(server, parties | dict(clients or {}))
         return server, carried.transcript
+
+
+def _encoding(update: NDArray[np.float32]) -> Encode:
+    return lambda codec, noise: codec.encode_update(update, noise)
 
 
 def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:
@@ -213,32 +216,3 @@ def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:
         ids[row, : len(text)], mask[row, : len(text)] = text, 1
     labels = None if task == "causal-lm" else np.full(len(texts), label, dtype=np.int64)
     return Examples(ids, mask, labels)
-
-
-def sentences(
-    corpus: Corpus, tokenizer: Any, tokens: int, *, held_out: bool = False
-) -> list[tuple[int, ...]]:
-    """One sentence of exactly ``tokens`` tokens of each document that has one, specials included.
-
-    Args:
-        corpus: State of the Union addresses, say.
-        tokenizer: of the model.
-        tokens: without special tokens.
-        held_out: of held-out documents instead of the others; of every second one where the corpus
-            does not say which are.
-    """
-    found = []
-    for client in sorted(corpus.clients):
-        for number, document in enumerate(corpus.clients[client]):
-            flag = document.held_out
-            if (number % 2 == 1 if flag is None else flag) != held_out:
-                continue
-            for sentence in re.split(r"(?<=[.!?])\s+", document.text):
-                if not 2 * tokens < len(sentence) < 12 * tokens:
-                    continue
-                ids = tokenizer(sentence)["input_ids"]
-                special = sum(token in tokenizer.all_special_ids for token in ids)
-                if len(ids) - special == tokens:
-                    found.append(tuple(ids))
-                    break
-    return found

@@ -1,0 +1,1 @@
+"""Attacks tried on real rounds, and epsilon measured against its bound."""

@@ -15,10 +15,12 @@ signatures must outlive a quantum computer, because they are kept as evidence.  
 not together with Ed25519, so it rests on module lattices only.
 
 Both sign :func:`securefed.crypto.keys.labelled` of a label and the message; the label says what
-for, so that a signature made for one purpose is valid for no other.
+for, so that a signature made for one purpose is valid for no other.  Envelopes that others' tools
+are to verify are signed in DSSE's own encoding (:func:`pre_authentication`), which is never one of
+ours: it begins with ``DSSEv1``, and ``labelled`` with the seven zero bytes of a short length.
 
 Source: RFC 8032 (Ed25519); FIPS 204 (ML-DSA, section 5, pure, with the empty context, hedged);
-RFC 9881 (ML-DSA key files, seed form).
+RFC 9881 (ML-DSA key files, seed form); DSSE protocol 1.0.0, "Signature Definition".
 """
 
 from __future__ import annotations
@@ -59,6 +61,12 @@ _MAX_KEY_FILE_BYTES = 1 << 16
 _P25519 = 2**255 - 19
 _Y8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = frozenset({0, 1, _P25519 - 1, _P25519, _P25519 + 1, _Y8, _P25519 - _Y8})
+
+
+def pre_authentication(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's PAE: ``"DSSEv1" SP LEN(type) SP type SP LEN(body) SP body``, lengths in bytes."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 class IdentityPublicKey:
@@ -113,16 +121,27 @@ class IdentityPublicKey:
             ConfigError: ``label`` does not start with
                 :data:`~securefed.crypto.keys.LABEL_PREFIX`.
         """
+        self._verify(signature, labelled(label, message), repr(label))
+
+    def verify_enveloped(self, signature: bytes, payload_type: str, payload: bytes) -> None:
+        """Return if ``signature`` is this identity's on an envelope's payload; else raise.
+
+        Raises:
+            RemoteProtocolError: it is not, or has not :attr:`signature_bytes` bytes.
+        """
+        self._verify(signature, pre_authentication(payload_type, payload), "DSSE")
+
+    def _verify(self, signature: bytes, signed: bytes, what_for: str) -> None:
         if len(signature) != self.signature_bytes:
             raise RemoteProtocolError(
                 f"signature has {len(signature)} bytes; it must have {self.signature_bytes} "
                 f"({self.algorithm})"
             )
         try:
-            self._key.verify(signature, labelled(label, message))
+            self._key.verify(signature, signed)
         except InvalidSignature:
             raise RemoteProtocolError(
-                f"signature of identity {self._shown()} under {label!r} does not verify"
+                f"signature of identity {self._shown()} under {what_for} does not verify"
             ) from None
 
     def _shown(self) -> str:
@@ -195,6 +214,10 @@ class IdentityKey(SecretHolder):
                 :data:`~securefed.crypto.keys.LABEL_PREFIX`.
         """
         return self._key.sign(labelled(label, message))
+
+    def sign_enveloped(self, payload_type: str, payload: bytes) -> bytes:
+        """The signature on :func:`pre_authentication` of an envelope's type and payload."""
+        return self._key.sign(pre_authentication(payload_type, payload))
 
     def save(self, path: Path, *, password: bytes | None = None) -> None:
         """Write the key to a new file that only its owner can read (PKCS #8, PEM).

@@ -142,7 +142,7 @@ class Bench:
             window_tokens=setup.window_tokens,
         )
 
-    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
+    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.floating]:
         """How far local steps on these texts move what travels; the model is left as it was."""
         before = {name: p.detach().clone() for name, p in self._trained.items()}
         kind = SgdTrainer if self.setup.optimizer == "sgd" else AdamWTrainer
@@ -162,8 +162,12 @@ class Bench:
                 parameter.copy_(before[name])
         return flat
 
+    def encoding(self, update: NDArray[np.floating]) -> Encode:
+        """How a client encodes what :meth:`update` gave it."""
+        return lambda codec, noise: codec.encode_update(update, noise)
+
     def colluding(
-        self, session: RoundSession, updates: Mapping[str, NDArray[np.float32]]
+        self, session: RoundSession, updates: Mapping[str, NDArray[np.floating]]
     ) -> dict[str, ColludingClient]:
         """All clients but the first, as ones that tell the server what they learn."""
         return {
@@ -171,7 +175,7 @@ class Bench:
                 session,
                 name,
                 self._keys[name],
-                _encoding(updates[name]),
+                self.encoding(updates[name]),
             )
             for name in self.names[1:]
         }
@@ -179,7 +183,7 @@ class Bench:
     def run(
         self,
         session: RoundSession,
-        updates: Mapping[str, NDArray[np.float32]],
+        updates: Mapping[str, NDArray[np.floating]],
         clients: Mapping[str, AggregationClient] | None = None,
     ) -> tuple[ServerRound, Transcript]:
         """Carry the round; the server, and all that it received.
@@ -195,16 +199,12 @@ class Bench:
                 session,
                 name,
                 self._keys[name],
-                _encoding(updates[name]),
+                self.encoding(updates[name]),
             )
             for name in self.names
         }
         carried = carry(server, parties | dict(clients or {}))
         return server, carried.transcript
-
-
-def _encoding(update: NDArray[np.float32]) -> Encode:
-    return lambda codec, noise: codec.encode_update(update, noise)
 
 
 def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:

@@ -4,18 +4,86 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from securefed.attacks.base import Attack, Limits
+from securefed.attacks.base import AdversaryView, Attack, Limits, PublicKnowledge
 from securefed.attacks.inversion.capacity import Prediction, predict
 from securefed.attacks.results import Trial
 from securefed.attacks.scoring import UnigramPrior, score
 from securefed.auditing.exposures import expose
 from securefed.auditing.rounds import Bench
 from securefed.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One round's view, and what an attack on it is scored against.
+
+    Attributes:
+        view: what the adversary sees.
+        public: what everybody knows of the round.
+        own: token ids of the victim's texts, special ones included; no attack gets them.
+        prediction: of the exact family, on all that is inside the view.
+        seed: which texts were dealt.
+    """
+
+    view: AdversaryView
+    public: PublicKnowledge
+    own: tuple[tuple[int, ...], ...] = field(repr=False)
+    prediction: Prediction
+    seed: int
+
+
+def capture(bench: Bench, texts: Sequence[Sequence[int]], *, exposure: str, seed: int) -> Capture:
+    """Run one round on texts that the seed chooses, and keep what the adversary sees of it.
+
+    Args:
+        bench: of the round; its setup says how many texts a client has.
+        texts: token ids of public texts, special ones included; at least as many as a round needs.
+        exposure: what the attacker sees (:data:`~securefed.auditing.exposures.EXPOSURES`).
+        seed: chooses the texts.
+
+    Raises:
+        ConfigError: there are too few texts, or the exposure is none of this round.
+    """
+    size, need = bench.setup.batch, bench.setup.batch * bench.setup.clients
+    if len(texts) < need:
+        raise ConfigError(f"texts: {len(texts)}; a round needs {need}")
+    chosen = np.random.default_rng([seed, 1]).permutation(len(texts))[:need]
+    dealt = [tuple(texts[index]) for index in chosen]
+    own, others = dealt[:size], [dealt[i : i + size] for i in range(size, need, size)]
+    session = bench.session()
+    view = expose(bench, session, own, others, exposure)
+    public = bench.public(session)
+    if view.contributions > 1:
+        public = replace(public, batch_size=size * view.contributions)
+    inside = own if view.contributions == 1 else dealt
+    prediction = predict(public, [len(text) for text in inside])
+    return Capture(view, public, tuple(own), prediction, seed)
+
+
+def attempt(attack: Attack, captured: Capture, prior: UnigramPrior, *, limits: Limits) -> Trial:
+    """Try an attack on a captured view; the seed of the capture is that of its random choices."""
+    started = time.perf_counter()
+    guess = attack.run(
+        captured.view,
+        captured.public,
+        generator=torch.Generator().manual_seed(captured.seed),
+        limits=limits,
+    )
+    spent = time.perf_counter() - started
+    special = captured.public.special_tokens
+    # A language model's last token is a target only; it is asked for all the same.
+    return Trial(
+        score(guess, captured.own, special),
+        score(prior.guess(captured.own, special), captured.own, special),
+        guess.verdict,
+        captured.seed,
+        spent,
+    )
 
 
 def trials(
@@ -48,40 +116,13 @@ def trials(
     Raises:
         ConfigError: there are too few texts, or no seed.
     """
-    size, need = bench.setup.batch, bench.setup.batch * bench.setup.clients
-    if len(texts) < need or not seeds:
-        raise ConfigError(
-            f"texts: {len(texts)}, seeds: {len(seeds)}; a round needs {need} texts, and a "
-            "measurement a seed"
-        )
+    if not seeds:
+        raise ConfigError("seeds: none; a measurement needs a seed for each trial")
     found: list[Trial] = []
     prediction = Prediction(0, 0, 0, "none", "none")
     for seed in seeds:
-        chosen = np.random.default_rng([seed, 1]).permutation(len(texts))[:need]
-        dealt = [texts[index] for index in chosen]
-        own, others = dealt[:size], [dealt[i : i + size] for i in range(size, need, size)]
-        session = bench.session()
-        view = expose(bench, session, own, others, exposure)
-        public = bench.public(session)
-        if view.contributions > 1:
-            public = replace(public, batch_size=size * view.contributions)
-        inside = own if view.contributions == 1 else dealt
-        prediction = predict(public, [len(text) for text in inside])
-        started = time.perf_counter()
-        guess = attack.run(
-            view, public, generator=torch.Generator().manual_seed(seed), limits=limits
-        )
-        spent = time.perf_counter() - started
-        special = public.special_tokens
-        # A language model's last token is a target only; it is asked for all the same.
-        found.append(
-            Trial(
-                score(guess, own, special),
-                score(prior.guess(own, special), own, special),
-                guess.verdict,
-                seed,
-                spent,
-            )
-        )
+        captured = capture(bench, texts, exposure=exposure, seed=seed)
+        prediction = captured.prediction
+        found.append(attempt(attack, captured, prior, limits=limits))
         done(found[-1])
     return found, prediction

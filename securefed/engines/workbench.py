@@ -110,6 +110,7 @@ class Workbench:
             progress=observer.message,
         )
         self.model_name, self.fingerprint = loaded.name, loaded.fingerprint
+        self.tokenizer = loaded.tokenizer
         self.model_bytes = loaded.size
         self.memory: list[MemoryWatch] = [ResidentMemory()]
         if self.device.type == "cuda":
@@ -391,6 +392,10 @@ class Workbench:
             whole[held] = total
             total = whole
         return clip.split(total)
+
+    def close_gradients(self) -> None:
+        """Take per-example hooks off the model until they are needed again."""
+        self._gradients.close()
 
     def rehearse(self, settings: Settings, examples: Examples) -> None:
         """Train on some examples as a contribution would, and throw the result away."""

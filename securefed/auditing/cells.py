@@ -1,0 +1,115 @@
+"""Cells of the matrix: one attack on one exposure with some of a run's protections on."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import get_args
+
+from pydantic import JsonValue
+
+from securefed.auditing.from_config import AuditedRun
+from securefed.auditing.rounds import Bench
+from securefed.config import Scheme
+from securefed.errors import ConfigError
+
+OFF, NOISE, MASKS, BOTH = "off", "noise", "masks", "noise and masks"
+"""Which of the run's protections are on.  ``noise`` alone is what a client sends before it masks:
+what is left where masks fail."""
+
+
+class NotApplicable(ConfigError):
+    """An attack has nothing in a cell that it could be tried on; the message says why."""
+
+
+_SWEPT = re.compile(r"noise-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)\Z")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of them.
+
+    Attributes:
+        attack: its name in the catalogue.
+        exposure: what the adversary sees.
+        defence: ``off``, ``noise``, ``masks``, ``noise and masks``, or ``noise-Z``: noise of which
+            each client adds a share of std Z clip norms.
+        batch: examples of each client in the round.
+        clients: in the round; as many as the run has without it.
+        seeds: one a trial.
+    """
+
+    attack: str
+    exposure: str
+    defence: str
+    batch: int = 1
+    clients: int | None = None
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Short and without spaces: of its file."""
+        parts = [self.attack, self.exposure, self.defence, f"b{self.batch}"]
+        if self.clients is not None:
+            parts.append(f"n{self.clients}")
+        return "--".join(part.replace(" ", "-") for part in parts)
+
+    @property
+    def captured(self) -> str:
+        """The exposure as a round's capture knows it: the control is a plain update too."""
+        return "plain" if self.exposure == "control" else self.exposure
+
+    @property
+    def noise(self) -> bool | float:
+        """As :meth:`AuditedRun.bench` wants it."""
+        swept = _SWEPT.fullmatch(self.defence)
+        if swept and float(swept[1]) > 0.0:
+            return float(swept[1])
+        if self.defence not in (OFF, NOISE, MASKS, BOTH):
+            raise ConfigError(
+                f"defence = {self.defence!r}; allowed: {OFF!r}, {NOISE!r}, {MASKS!r}, {BOTH!r} or "
+                "'noise-Z' with Z > 0"
+            )
+        return self.defence in (NOISE, BOTH)
+
+    @property
+    def masks(self) -> bool:
+        """Whether contributions are masked."""
+        return self.defence in (MASKS, BOTH)
+
+    def bench(self, run: AuditedRun) -> Bench:
+        """The rounds that this cell's views are captured from.
+
+        Raises:
+            NotApplicable: the run has no such protection, its rounds cannot be captured, or there
+                are too few texts for one.
+        """
+        if self.exposure == "control":
+            if run.config.model.quantize != "none":
+                raise NotApplicable("quantised weights do not train: there is no full gradient")
+            self._check_texts(run, 2)
+            return run.control(self.batch)
+        mechanism, kind = run.config.privacy.mechanism, run.config.aggregation.kind
+        if self.noise is True and mechanism != "distributed":
+            raise NotApplicable(f"clients of this run add no noise (mechanism = {mechanism!r})")
+        if self.masks and kind == "plaintext":
+            raise NotApplicable("this run masks nothing (aggregation.kind = 'plaintext')")
+        if self.masks and kind in get_args(Scheme):
+            raise NotApplicable(f"encrypted rounds ({kind}) of a run file are not captured yet")
+        self._check_texts(run, self.clients or len(run.workbench.clients))
+        return run.bench(noise=self.noise, masks=self.masks, batch=self.batch, clients=self.clients)
+
+    def _check_texts(self, run: AuditedRun, clients: int) -> None:
+        if len(run.texts) < self.batch * clients:
+            raise NotApplicable(
+                f"a round of {clients} clients with {self.batch} examples each needs "
+                f"{self.batch * clients} texts; there are {len(run.texts)}"
+            )
+
+    def settings(self) -> dict[str, JsonValue]:
+        """What a stored result must have been made with to stand for this cell."""
+        return {
+            "batch": self.batch,
+            "clients": self.clients,
+            "wanted_seeds": list(self.seeds),
+        }

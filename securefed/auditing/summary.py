@@ -1,0 +1,102 @@
+"""An audit in one table: ``summary.json``, and the figures that pictures are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from securefed.auditing.cells import Cell
+from securefed.engines.run_folder import write_whole
+from securefed.evidence.results import AttackDocument
+from securefed.reports.attack_plots import MatrixCell, SweepPoint
+
+
+def write_summary(
+    folder: Path, cells: Sequence[Cell], documents: Sequence[AttackDocument], *, title: str
+) -> Path:
+    """One row a cell: verdict, figures, and the digest of the measurement that they are from.
+
+    Args:
+        folder: of the results.
+        cells: in their order.
+        documents: one a cell.
+        title: what was audited.
+
+    Returns:
+        The file.
+    """
+    rows = []
+    for cell, document in zip(cells, documents, strict=True):
+        found, main = document.measurement, document.measurement.main
+        rows.append(
+            {
+                "file": f"{cell.name}.json",
+                "measurement_sha256": found.digest(),
+                "attack": found.attack,
+                "exposure": found.exposure,
+                "defence": found.defence,
+                "batch": cell.batch,
+                "clients": cell.clients,
+                "n": found.n,
+                "verdict": found.verdict,
+                "reason": found.reason,
+                "metric": found.headline,
+                "figures": None if main is None else main.model_dump(mode="json"),
+                "seconds": document.about.seconds,
+            }
+        )
+    path = folder / "summary.json"
+    whole = {"format": "securefed/audit-summary/1", "audited": title, "cells": rows}
+    write_whole(path, json.dumps(whole, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def matrix_cells(cells: Sequence[Cell], documents: Sequence[AttackDocument]) -> list[MatrixCell]:
+    """The heat map's cells: those that are no part of a sweep."""
+    found = []
+    for cell, document in zip(cells, documents, strict=True):
+        if _of_sweep(cell):
+            continue
+        measurement = document.measurement
+        main = measurement.main
+        found.append(
+            MatrixCell(
+                row=cell.attack if cell.batch == 1 else f"{cell.attack}, {cell.batch} texts",
+                column=f"{cell.exposure}\n{cell.defence}",
+                verdict=measurement.verdict,
+                lift=None if main is None else main.lift,
+                interval=None if main is None else main.lift_interval,
+            )
+        )
+    return found
+
+
+def sweep(
+    cells: Sequence[Cell], documents: Sequence[AttackDocument], *, over: str
+) -> dict[str, list[SweepPoint]]:
+    """The curves of one sweep, by attack.
+
+    Args:
+        cells: of the audit.
+        documents: one a cell.
+        over: ``"noise"``: z of each client's noise; ``"clients"``: n of the sum.
+    """
+    curves: dict[str, list[SweepPoint]] = {}
+    for cell, document in zip(cells, documents, strict=True):
+        main = document.measurement.main
+        if not _of_sweep(cell) or main is None or main.interval is None:
+            continue
+        if document.measurement.verdict != "guessed" or cell.batch != 1:
+            continue
+        swept = cell.clients is not None
+        if swept != (over == "clients"):
+            continue
+        at = float(cell.clients or 0) if swept else float(cell.noise)
+        point = SweepPoint(at, main.value, main.interval, main.prior)
+        curves.setdefault(cell.attack, []).append(point)
+    return {name: sorted(points, key=lambda point: point.at) for name, points in curves.items()}
+
+
+def _of_sweep(cell: Cell) -> bool:
+    return cell.clients is not None or cell.defence.startswith("noise-")

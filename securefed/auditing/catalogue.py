@@ -90,6 +90,14 @@ class Entry:
     exposures: tuple[str, ...]
     measure: Measure = field(repr=False)
 
+    @property
+    def needs_baseline(self) -> bool:
+        """Whether its cells are void unless it is seen to work on ``plain`` with the defence off.
+
+        Games and audits of epsilon hold their own control inside the measurement.
+        """
+        return "plain" in self.exposures
+
 
 def texts(make: Callable[[], Attack]) -> Measure:
     """Trials of an attack on training texts, scored against the unigram prior.

@@ -77,6 +77,26 @@ class Cell:
         """Whether contributions are masked."""
         return self.defence in (MASKS, BOTH)
 
+    def check(self) -> None:
+        """Refuse a cell that says two things at once.
+
+        Raises:
+            ConfigError: the defence is unknown, or does not go with the exposure.
+        """
+        in_clear = self.exposure in ("control", "plain", "other")
+        if self.masks and in_clear:
+            raise ConfigError(
+                f"defence = {self.defence!r} with exposure = {self.exposure!r}: masks leave no "
+                "plain update to be seen; take 'masked'"
+            )
+        if self.exposure.startswith("masked") and not self.masks:
+            raise ConfigError(
+                f"defence = {self.defence!r} with exposure = {self.exposure!r}: nothing is masked "
+                "then; take 'masks' or 'noise and masks'"
+            )
+        if self.exposure == "control" and self.defence != OFF:
+            raise ConfigError(f"defence = {self.defence!r} with exposure = 'control': take 'off'")
+
     def bench(self, run: AuditedRun) -> Bench:
         """The rounds that this cell's views are captured from.
 

@@ -213,7 +213,7 @@ class Matrix:
 
         if clock.over:
             return none("out_of_time", "the audit's time was over before this cell")
-        if (cell.exposure, cell.defence) not in _FIRST:
+        if entry(cell.attack).needs_baseline and (cell.exposure, cell.defence) not in _FIRST:
             why = why_void(baseline)
             if why:
                 return none("void", why)

@@ -75,7 +75,9 @@ def matrix_cells(cells: Sequence[Cell], documents: Sequence[AttackDocument]) -> 
 def sweep(
     cells: Sequence[Cell], documents: Sequence[AttackDocument], *, over: str
 ) -> dict[str, list[SweepPoint]]:
-    """The curves of one sweep, by attack.
+    """The curves of one sweep, by attack: the prior and the lift over it.
+
+    A trial in which the attack says that it does not apply leaves the adversary with its prior.
 
     Args:
         cells: of the audit.
@@ -84,16 +86,23 @@ def sweep(
     """
     curves: dict[str, list[SweepPoint]] = {}
     for cell, document in zip(cells, documents, strict=True):
-        main = document.measurement.main
-        if not _of_sweep(cell) or main is None or main.interval is None:
+        measurement = document.measurement
+        main = measurement.main
+        if not _of_sweep(cell) or cell.batch != 1 or main is None:
             continue
-        if document.measurement.verdict != "guessed" or cell.batch != 1:
+        if main.prior is None or main.lift is None or main.lift_interval is None:
             continue
-        swept = cell.clients is not None
-        if swept != (over == "clients"):
+        if (cell.clients is not None) != (over == "clients"):
             continue
-        at = float(cell.clients or 0) if swept else float(cell.noise)
-        point = SweepPoint(at, main.value, main.interval, main.prior)
+        at = float(cell.noise if cell.clients is None else cell.clients)
+        low, high = main.lift_interval
+        point = SweepPoint(
+            at,
+            main.prior + main.lift,
+            (max(0.0, main.prior + low), min(1.0, main.prior + high)),
+            main.prior,
+            void=measurement.verdict == "void",
+        )
         curves.setdefault(cell.attack, []).append(point)
     return {name: sorted(points, key=lambda point: point.at) for name, points in curves.items()}
 

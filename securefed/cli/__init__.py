@@ -1,4 +1,7 @@
-"""The command line: ``securefed demo | fetch | run | plan | pilot | verify | schema``."""
+"""The command line.
+
+``securefed demo | fetch | run | plan | pilot | attack | audit | verify | schema``
+"""
 
 from securefed.cli.commands import main
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import securefed
+from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
@@ -180,6 +181,8 @@ def plan(
 
 
 app.command()(pilot)
+app.command()(attack)
+app.command()(audit)
 
 
 @app.command()

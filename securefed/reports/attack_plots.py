@@ -51,12 +51,14 @@ class SweepPoint:
         value: of the metric, in [0, 1].
         interval: of the value.
         prior: what the same figure is without seeing anything.
+        void: whether the attack says itself that it does not apply, so that this is the prior.
     """
 
     at: float
     value: float
     interval: tuple[float, float]
     prior: float | None = None
+    void: bool = False
 
 
 def draw_matrix(cells: Sequence[MatrixCell], paths: Sequence[Path], *, title: str) -> None:
@@ -279,6 +281,19 @@ def _draw_sweep(
                 markersize=3.5,
                 linewidth=1.5,
                 label=name,
+            )
+        void = [point for points in curves.values() for point in points if point.void]
+        if void:
+            axes.plot(
+                [point.at for point in void],
+                [point.value for point in void],
+                color=INK,
+                linestyle="none",
+                marker="o",
+                markersize=6.5,
+                markerfacecolor="none",
+                markeredgewidth=0.8,
+                label="the attack says it does not apply",
             )
         priors = sorted({(p.at, p.prior) for ps in curves.values() for p in ps
                          if p.prior is not None})  # fmt: skip

@@ -1,12 +1,11 @@
 """Rounds made from a run file are those of the run."""
 
-import random
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from tiny import WORDS, write_run
+from audited import load, run_file
 
 from securefed import Federation
 from securefed.attacks.base import Limits
@@ -14,28 +13,7 @@ from securefed.attacks.inversion.exact import SpanInversion
 from securefed.auditing.cells import Cell, NotApplicable
 from securefed.auditing.from_config import AuditedRun, audited_file
 from securefed.auditing.trials import attempt, capture
-from securefed.config import load_config
 from securefed.errors import ConfigError, LedgerTampered
-
-
-def write_texts(folder, clients=6):
-    folder.mkdir(parents=True, exist_ok=True)
-    for client in range(clients):
-        rng = random.Random(client)
-        words = [" ".join(rng.choice(WORDS) for _ in range(200)) for _ in range(2)]
-        (folder / f"site-{client}.txt").write_text("\n\n".join(words) + "\n")
-    return folder
-
-
-def run_file(folder, **sections):
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = write_texts(folder / "texts")
-    sections["data"] = {"source": str(texts)} | sections.get("data", {})
-    return write_run(folder, **sections)
-
-
-def load(folder, **sections):
-    return AuditedRun.load(load_config(run_file(folder, **sections)))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,161 @@
+"""What ``securefed attack`` and ``securefed audit`` show: bars, a line a cell, tables, pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from securefed.cli.watching import Count, console, say
+from securefed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from securefed.auditing.cells import Cell
+    from securefed.evidence.results import AttackDocument, Measurement
+
+
+def listing() -> Table:
+    """Every attack in the catalogue."""
+    from securefed.auditing.catalogue import CATALOGUE
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for heading in ("attack", "goes for", "what", "profile", "views"):
+        table.add_column(heading, no_wrap=heading in ("attack", "goes for", "profile"))
+    for each in CATALOGUE.values():
+        table.add_row(each.name, each.kind, each.what, each.cost, ", ".join(each.exposures))
+    return table
+
+
+class AuditWatching:
+    """A bar over cells, one over the present cell's trials, and a line a cell."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._cells = progress.add_task("cells", total=None)
+        self._trials = progress.add_task("trials", total=None)
+
+    def begins(self, cell: Cell, done: int, total: int) -> None:
+        """The bars."""
+        self._progress.update(self._cells, completed=done, total=total)
+        self._progress.reset(self._trials, total=len(cell.seeds))
+
+    def trial(self, done: int, total: int) -> None:
+        """The inner bar."""
+        self._progress.update(self._trials, completed=done, total=total)
+
+    def ended(self, cell: Cell, document: AttackDocument, *, kept: bool) -> None:
+        """The line."""
+        self._progress.console.print(_line(cell, document, kept=kept), markup=False)
+
+
+@contextmanager
+def audit_watching() -> Iterator[AuditWatching]:
+    """Bars for the length of a block."""
+    columns = (TextColumn("{task.description:<11}"), BarColumn(), Count(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield AuditWatching(progress)
+
+
+def _line(cell: Cell, document: AttackDocument, *, kept: bool) -> str:
+    found, main = document.measurement, document.measurement.main
+    size = f", {cell.batch} texts" if cell.batch > 1 else ""
+    size += f", {cell.clients} clients" if cell.clients is not None else ""
+    parts = [f"{cell.attack} on {cell.exposure}, {cell.defence}{size}"]
+    if main is not None and found.verdict == "guessed":
+        parts.append(
+            f"{(found.headline or '').replace('_', ' ')} {main.value:.2f}{_range(main.interval)}"
+        )
+        if main.lift is not None:
+            parts.append(f"lift {main.lift:+.2f}{_range(main.lift_interval)}")
+        parts.append(f"n {found.n}")
+    else:
+        parts.append(f"{found.verdict.replace('_', ' ').upper()}: {found.reason}")
+    if found.n and found.n < len(cell.seeds):
+        parts.append(f"TIME OVER after {found.n} of {len(cell.seeds)} trials")
+    parts.append("kept" if kept else f"{document.about.seconds:.0f} s")
+    return " | ".join(parts)
+
+
+def _range(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def figures(cell: Cell, found: Measurement) -> Table:
+    """All metrics of one cell."""
+    title = f"{cell.attack} on {cell.exposure}, defence {cell.defence}: n = {found.n}"
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False)
+    for heading in ("metric", "value", "prior", "lift over the prior"):
+        table.add_column(heading, no_wrap=True)
+    for name, each in found.metrics.items():
+        table.add_row(
+            name.replace("_", " "),
+            f"{each.value:.3f}{_range(each.interval)}",
+            "" if each.prior is None else f"{each.prior:.3f}",
+            "" if each.lift is None else f"{each.lift:+.3f}{_range(each.lift_interval)}",
+        )
+    return table
+
+
+def matrix(cells: Sequence[Cell], documents: Sequence[AttackDocument], title: str) -> Table:
+    """One line a cell."""
+    table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for heading in ("attack", "sees", "defence", "value", "prior", "lift [95 %]", "n", "verdict"):
+        table.add_column(heading)
+    before = ""
+    for cell, document in zip(cells, documents, strict=True):
+        found, main = document.measurement, document.measurement.main
+        if before and before != cell.attack:
+            table.add_section()
+        before = cell.attack
+        shown = main is not None and found.verdict == "guessed"
+        table.add_row(
+            cell.attack,
+            cell.exposure + (f", n {cell.clients}" if cell.clients is not None else ""),
+            cell.defence,
+            f"{main.value:.2f}" if shown and main else "",
+            f"{main.prior:.2f}" if shown and main and main.prior is not None else "",
+            f"{main.lift:+.2f}{_range(main.lift_interval)}"
+            if shown and main and main.lift is not None
+            else "",
+            str(found.n),
+            found.verdict.replace("_", " "),
+        )
+    return table
+
+
+def draw(
+    folder: Path, cells: Sequence[Cell], documents: Sequence[AttackDocument], title: str
+) -> None:
+    """The pictures that there are figures for; where none can be made, why."""
+    from securefed.auditing.summary import matrix_cells, sweep
+    from securefed.reports.attack_plots import draw_cohort, draw_matrix, draw_noise, draw_roc
+
+    def paths(name: str) -> list[Path]:
+        return [folder / f"{name}.svg", folder / f"{name}.png"]
+
+    try:
+        draw_matrix(matrix_cells(cells, documents), paths("matrix"), title=title)
+        say(f"picture: {folder / 'matrix.svg'}")
+        for name, over, drawn in (
+            ("noise", "noise", draw_noise),
+            ("cohort", "clients", draw_cohort),
+        ):
+            curves = sweep(cells, documents, over=over)
+            if curves:
+                drawn(curves, paths(name), title=title)
+                say(f"picture: {folder / name}.svg")
+        rocs = {
+            f"{d.measurement.attack}, {d.measurement.exposure}": d.measurement.curve
+            for d in documents
+            if d.measurement.curve
+        }
+        if rocs:
+            draw_roc(rocs, paths("roc"), title=title)
+            say(f"picture: {folder / 'roc.svg'}")
+    except ConfigError as error:
+        say(f"no picture: {error}")

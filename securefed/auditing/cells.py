@@ -83,6 +83,7 @@ class Cell:
         Raises:
             ConfigError: the defence is unknown, or does not go with the exposure.
         """
+        _ = self.noise  # refuses an unknown one
         in_clear = self.exposure in ("control", "plain", "other")
         if self.masks and in_clear:
             raise ConfigError(

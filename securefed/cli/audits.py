@@ -6,6 +6,7 @@ import secrets
 import shlex
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,11 +115,12 @@ def attack(
     if (view, chosen) not in (BASELINE, ("control", OFF)) and known.needs_baseline:
         # No failure counts before the same attack was seen to work with the defence off.
         cells = [Cell(name, *BASELINE, batch, None, seeds), wanted]
-    signer = _key(key, key_password)
     read, folder = _config(config, model, texts, changes)
+    limits = Limits(seconds=seconds)
+    signer = _key(key, key_password)
     quiet_libraries()
     run = _loaded(read, folder, offline)
-    limits = Limits(seconds=seconds, max_tokens=_longest(run))
+    limits = replace(limits, max_tokens=_longest(run))
     target = out or _new_folder(f"{name}-{view}")
     try:
         with audit_watching() as shown:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from audited import run_file, write_texts
+from run_audits import run_file, write_texts
 
 from securefed.auditing.matrix import Matrix
 from securefed.crypto.identity import IdentityPublicKey

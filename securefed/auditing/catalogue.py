@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from securefed.attacks.base import Attack, Limits
 from securefed.attacks.inversion.exact import SpanInversion
-from securefed.attacks.results import Trial, summarise
+from securefed.attacks.results import AttackResult, Trial, summarise
 from securefed.attacks.scoring import METRICS
 from securefed.auditing.cells import Cell
 from securefed.auditing.from_config import AuditedRun
@@ -128,17 +128,7 @@ def texts(make: Callable[[], Attack]) -> Measure:
         results = {name: summarise(attack.name, name, found) for name in METRICS}
         recall = results["token_recall"]
         return Finding(
-            metrics={
-                name: Metric(
-                    value=each.value,
-                    interval=each.interval,
-                    prior=each.prior,
-                    lift=each.lift,
-                    lift_interval=each.lift_interval,
-                    method=each.method,
-                )
-                for name, each in results.items()
-            },
+            metrics={name: _metric(each) for name, each in results.items()},
             headline="token_recall",
             seeds=recall.seeds,
             n=recall.n,
@@ -151,6 +141,20 @@ def texts(make: Callable[[], Attack]) -> Measure:
         )
 
     return measure
+
+
+def _metric(result: AttackResult) -> Metric:
+    # Trials that are resampled from a single one are all alike: that is no interval.
+    shown = result.n > 1 or result.method == "exact"
+    paired = result.n > 1
+    return Metric(
+        value=result.value,
+        interval=result.interval if shown else None,
+        prior=result.prior,
+        lift=result.lift,
+        lift_interval=result.lift_interval if paired else None,
+        method=result.method if shown else None,
+    )
 
 
 CATALOGUE: dict[str, Entry] = {

@@ -254,6 +254,8 @@ def why_void(baseline: Measurement | None) -> str:
     if baseline.verdict != "guessed":
         return f"with the defence off: {baseline.verdict.replace('_', ' ')} ({baseline.reason})"
     main = baseline.main
+    if main is not None and main.lift is not None and main.lift_interval is None:
+        return f"with the defence off: {baseline.n} trial, which is too few to show anything"
     if main is None or not main.shows_lift:
         return "with the defence off it reaches no more than the prior either"
     return ""

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from audited import load, run_file
+from run_audits import load, run_file
 
 from securefed import Federation
 from securefed.attacks.base import Limits

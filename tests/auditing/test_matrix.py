@@ -5,7 +5,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from audited import load
+from run_audits import load
 
 from securefed.attacks.base import Guess, Limits
 from securefed.auditing import catalogue

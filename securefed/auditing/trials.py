@@ -13,7 +13,7 @@ from securefed.attacks.base import Attack, Limits
 from securefed.attacks.inversion.capacity import Prediction, predict
 from securefed.attacks.results import Trial
 from securefed.attacks.scoring import UnigramPrior, score
-from securefed.auditing.exposures import expose
+from securefed.auditing.exposures import companions, expose
 from securefed.auditing.rounds import Bench
 from securefed.errors import ConfigError
 
@@ -42,13 +42,17 @@ def trials(
         limits: of one trial.
         done: told of each trial as it ends.
 
+    A trial's seconds are those of the processor, and the prior guesses as many tokens as the attack
+    where that is more than the texts have.
+
     Returns:
         The trials, and what the capacity predictor expects of the exact family.
 
     Raises:
         ConfigError: there are too few texts, or no seed.
     """
-    size, need = bench.setup.batch, bench.setup.batch * bench.setup.clients
+    size = bench.setup.batch
+    need = size * (1 + companions(exposure, bench.setup.clients))
     if len(texts) < need or not seeds:
         raise ConfigError(
             f"texts: {len(texts)}, seeds: {len(seeds)}; a round needs {need} texts, and a "
@@ -65,19 +69,19 @@ def trials(
         public = bench.public(session)
         if view.contributions > 1:
             public = replace(public, batch_size=size * view.contributions)
-        inside = own if view.contributions == 1 else dealt
+        inside = dealt[: size * view.contributions]
         prediction = predict(public, [len(text) for text in inside])
-        started = time.perf_counter()
+        started = time.process_time()
         guess = attack.run(
             view, public, generator=torch.Generator().manual_seed(seed), limits=limits
         )
-        spent = time.perf_counter() - started
+        spent = time.process_time() - started
         special = public.special_tokens
         # A language model's last token is a target only; it is asked for all the same.
         found.append(
             Trial(
                 score(guess, own, special),
-                score(prior.guess(own, special), own, special),
+                score(prior.guess(own, special, least=len(guess.tokens)), own, special),
                 guess.verdict,
                 seed,
                 spent,

@@ -113,7 +113,7 @@ class RowSpace:
         basis = self.basis.to(vectors.dtype)
         projected = vectors @ basis
         inside = projected.square()
-        size = vectors.square().sum(dim=-1).clamp(min=_LEAST)
+        size = torch.linalg.vector_norm(vectors, dim=-1).square_().clamp(min=_LEAST)
         expected = ((inside @ self.tilt.square().to(vectors.dtype)) / size).sqrt()
         if vectors.dtype == torch.float64:
             outside = (vectors - projected @ basis.T).square().sum(dim=-1)

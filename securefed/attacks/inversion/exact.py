@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -34,19 +33,6 @@ _TOP = 80
 _COMPLETED = 3
 _COLUMN = 28  # candidates of a place that texts are made of
 _GAP = 3  # so many shorter lengths in a row explain nothing: none will
-
-
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    """Every token looked at, at every place.
-
-    Attributes:
-        accepted: by place, tokens in the span, best first.
-        likely: by place, int64[k] and float32[k]: tokens that fit best, and how well.
-    """
-
-    accepted: list[list[int]]
-    likely: list[tuple[torch.Tensor, torch.Tensor]]
 
 
 class SpanInversion:
@@ -104,9 +90,9 @@ class SpanInversion:
         noise = entry_noise(view, public)
         spans = {
             n: Spans.meet([Spans.of(each[n], noise, moving=moving) for each in rounds])
-            for n in rounds[0]
+            for n in {0, 1} & rounds[0].keys()
         }
-        modules = {n: each[0].module for n, each in rounds[0].items()}
+        modules = {n: rounds[0][n][0].module for n in spans}
         reader = InputReader(public.model, modules, self._kept)
         nearest = Nearest([each for blocks in rounds for each in blocks[0]], noise)
         given = reader, spans, public, limits, deadline, generator
@@ -162,28 +148,28 @@ class _Session:
                 return self.unable(
                     "saturated: with what is known of every text the whole space is spanned", {}
                 )
-        scan = self._scan(first, known)
+        accepted = self._scan(first, known)
         figures = figures_of(self._spans[0], self._noise)
-        left = self._left(first, scan.accepted)
+        left = self._left(first, accepted)
         figures["unexplained"] = left
-        figures["accepted"] = float(sum(map(len, scan.accepted)))
+        figures["accepted"] = float(sum(map(len, accepted)))
         if left <= EXPLAINED:
-            texts = self._texts(scan.accepted)
+            texts = self._texts(accepted)
             if texts:
-                loose = self._loose(texts, scan.accepted)
+                loose = self._loose(texts, accepted)
                 return guessed(self._stripped(texts), "span test", figures, loose)
         saturated = first.whole is not None and first.whole.saturated
         if self._sparse and first.whole is not None and self._public.batch_size == 1:
-            decoded, length = self._decoded(first, scan, known)
+            decoded, length = self._decoded(known)
             if decoded is not None:
                 figures |= {"left": decoded.left, "length": float(length)}
                 text = tuple(decoded.tokens[place] for place in range(length))
                 how = "sparse decoding" + ("" if decoded.solved else ", not exact")
                 return guessed(self._stripped([text]), how, figures)
-        if saturated and left > EXPLAINED and not any(map(len, scan.accepted[len(self._head) :])):
+        if saturated and left > EXPLAINED and not any(map(len, accepted[len(self._head) :])):
             return self.unable("saturated: more different inputs than dimensions", figures)
-        texts = self._texts(scan.accepted)
-        loose = self._loose(texts, scan.accepted)
+        texts = self._texts(accepted)
+        loose = self._loose(texts, accepted)
         if not texts and not loose and self._nearest is not None:
             return self.unable("no token lies in the span", figures)
         how = "span test, not all explained"
@@ -201,27 +187,29 @@ class _Session:
             if token not in self._barred and (place, token) not in placed
         )
 
-    def _scan(self, spans: Spans, known: Mapping[int, int]) -> _Scan:
-        given = [self._reader.first([token], place)[0] for place, token in known.items()]
-        fit = None if spans.whole is None else fits(self._spans[0].whole or spans.whole, given)
-        accepted, likely = [], []
+    def _scan(self, spans: Spans, known: Mapping[int, int]) -> list[list[int]]:
+        """By place, tokens in the span, best first."""
+        accepted = []
         for place in range(self._limits.max_tokens):
             if place in known:
                 accepted.append([known[place]])
-                likely.append((torch.empty(0, dtype=torch.int64), torch.empty(0)))
                 continue
             inputs = self._reader.every(place)
             near = spans.accept(inputs)
             order = spans.misfit(inputs[near].double()).argsort()
             accepted.append(near[order].tolist())
-            if fit is None:
-                likely.append((torch.empty(0, dtype=torch.int64), torch.empty(0)))
-                continue
-            scores = fit(inputs)
+        return accepted
+
+    def _likely(self, space: RowSpace, known: Mapping[int, int]) -> torch.Tensor:
+        """float32[places, vocabulary]: how well tokens fit, 0 unless among a place's best."""
+        fit = fits(space, [self._reader.first([t], p)[0] for p, t in known.items()])
+        likely = torch.zeros(self._limits.max_tokens, self._reader.vocabulary)
+        for place in range(len(self._head), self._limits.max_tokens):
+            scores = fit(self._reader.every(place))
             scores[self._barred] = 0.0
             top = scores.topk(min(_TOP, len(scores)))
-            likely.append((top.indices, top.values))
-        return _Scan(accepted, likely)
+            likely[place, top.indices] = top.values
+        return likely
 
     def _left(self, spans: Spans, accepted: list[list[int]]) -> float:
         """What accepted inputs leave unexplained; 1 where nothing was accepted."""
@@ -265,32 +253,36 @@ class _Session:
                 break
         return found[:wanted]
 
-    def _decoded(
-        self, spans: Spans, scan: _Scan, known: Mapping[int, int]
-    ) -> tuple[Decoded | None, int]:
+    def _decoded(self, known: Mapping[int, int]) -> tuple[Decoded | None, int]:
         """Sparse decoding for the likeliest lengths."""
         space = self._spans[0].whole
         if space is None or space.rank == 0:
             return None, 0
+        lengths = self._likely_lengths(space.rank, known)
+        likely = self._likely(space, known) if lengths else torch.empty(0)
         tried: list[tuple[Decoded, int, Pursuit]] = []
-        for length in self._likely_lengths(space.rank, known):
-            pursuit = self._pursuit(space, scan, known, length)
+        for length in lengths:
+            pursuit = self._pursuit(space, likely, known, length)
             tried.append((pursuit.run(), length, pursuit))
             if tried[-1][0].solved or time.monotonic() >= self._deadline:
                 break
         if tried and tried[-1][0].solved:
-            return self._shortest(space, scan, known, tried[-1][:2])
+            return self._shortest(space, likely, known, tried[-1][:2])
         tried.sort(key=lambda each: each[0].left)
         for decoded, length, pursuit in tried[:_COMPLETED]:
             decoded = pursuit.completed(decoded)
             if decoded.left <= tried[0][0].left:
                 tried[0] = decoded, length, pursuit
             if decoded.solved:
-                return self._shortest(space, scan, known, (decoded, length))
+                return self._shortest(space, likely, known, (decoded, length))
         return (tried[0][0], tried[0][1]) if tried else (None, 0)
 
     def _shortest(
-        self, space: RowSpace, scan: _Scan, known: Mapping[int, int], found: tuple[Decoded, int]
+        self,
+        space: RowSpace,
+        likely: torch.Tensor,
+        known: Mapping[int, int],
+        found: tuple[Decoded, int],
     ) -> tuple[Decoded, int]:
         """The shortest text that explains all: any longer one with it inside does so too."""
         best = found
@@ -298,7 +290,7 @@ class _Session:
             if time.monotonic() >= self._deadline or best[1] - length > _GAP:
                 break
             begin = {place: best[0].tokens[place] for place in range(length)}
-            pursuit = self._pursuit(space, scan, known, length, also=list(begin.values()))
+            pursuit = self._pursuit(space, likely, known, length, also=list(begin.values()))
             decoded = pursuit.run(begin=begin)
             if decoded.solved:
                 best = decoded, length
@@ -310,15 +302,13 @@ class _Session:
     def _pursuit(
         self,
         space: RowSpace,
-        scan: _Scan,
+        likely: torch.Tensor,
         known: Mapping[int, int],
         length: int,
         also: Sequence[int] = (),
     ) -> Pursuit:
         tail = dict(enumerate(self._tail, start=length - len(self._tail)))
-        scores = torch.zeros(self._reader.vocabulary)
-        for tokens, values in scan.likely[len(self._head) : length - len(self._tail)]:
-            scores[tokens] = torch.maximum(scores[tokens], values)
+        scores = likely[len(self._head) : length - len(self._tail)].amax(dim=0)
         return Pursuit(
             space,
             self._inputs,

@@ -44,7 +44,7 @@ class Nearest:
         for each in self._matrices:
             seen = inputs if each.lift is None else inputs @ each.lift.T
             own = (seen @ (each.rows / each.rows.norm()).T).square().sum(dim=1)
-            total += own / seen.square().sum(dim=1).clamp(min=1e-12)
+            total += own / torch.linalg.vector_norm(seen, dim=1).square_().clamp(min=1e-12)
         return total
 
     def guess(

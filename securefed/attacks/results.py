@@ -38,7 +38,7 @@ class AttackResult:
         confidence: of each interval by itself.
         n: trials.
         seeds: of the trials.
-        seconds: mean of a trial.
+        seconds: mean of a trial, of the processor.
         verdict: ``"void"`` if the attack said of every trial that it does not apply: then the value
             shows nothing about a defence.
         void: how many trials it said so of.
@@ -78,7 +78,7 @@ class Trial:
         prior: of the prior's guess on the same texts.
         verdict: what the attack said of itself.
         seed: of the attack's random choices.
-        seconds: that it took.
+        seconds: of the processor that it took.
     """
 
     score: Score

@@ -143,14 +143,28 @@ class UnigramPrior:
             raise ConfigError("background: no token; the prior needs public texts")
         self._ranked = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
 
-    def guess(self, truth: Sequence[Sequence[int]], special: Iterable[int]) -> Guess:
+    def guess(
+        self, truth: Sequence[Sequence[int]], special: Iterable[int], *, least: int = 0
+    ) -> Guess:
         """As many tokens as the texts have, in the order of their frequency.
 
         That the prior is told the number of tokens makes it better, and the lift over it smaller.
+
+        Args:
+            truth: the texts, of which only the lengths count.
+            special: ids that do not count.
+            least: tokens that it guesses in all at least, those beyond the texts' loose: as many as
+                an attack names, so that naming many is no merit in recall.
         """
         left_out = frozenset(special)
         texts = []
         for text in truth:
             count = sum(token not in left_out for token in text)
             texts.append(tuple(token for token, _ in self._ranked[:count]))
-        return Guess(tuple(texts), reason="unigram prior")
+        more = least - sum(map(len, texts))
+        loose: tuple[int, ...] = ()
+        if more > 0:
+            left = Counter(token for token, _ in self._ranked[:least])
+            left -= Counter(token for text in texts for token in text)
+            loose = tuple(left.elements())[:more]
+        return Guess(tuple(texts), loose, reason="unigram prior")

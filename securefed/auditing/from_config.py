@@ -271,7 +271,7 @@ class AuditedRun:
 
     def contribution(self, texts: Sequence[Text], policy: PrivacyPolicy) -> NDArray[np.floating]:
         """What a client with these texts makes, before it is encoded; the same for the same."""
-        key = (self.number, policy.clip_norm, *texts)
+        key = (self.workbench.adapter_hash(), self.number, policy.clip_norm, *texts)
         if key not in self._known:
             if len(self._known) >= _KEPT_UPDATES:
                 self._known.pop(next(iter(self._known)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ from securefed.lora.sharing import divide, sharing_mode
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PlaintextAggregation
 from securefed.secagg.aggregator import SESSION_BYTES, AggregationClient
+from securefed.secagg.decryptor import Decryptor
+from securefed.secagg.encryption import DECRYPTOR
 from securefed.training.data import Examples
 from securefed.training.steps import AdamWTrainer, SgdTrainer
 
@@ -108,17 +111,18 @@ class Bench:
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.layout = AdapterLayout({n: tuple(p.shape) for n, p in self._trained.items()})
         self.names = tuple(f"site-{i:02d}" for i in range(setup.clients))
-        self._keys = {name: IdentityKey.generate() for name in self.names}
+        self._keys = {name: IdentityKey.generate() for name in (*self.names, DECRYPTOR)}
         self._aggregation = PlaintextAggregation() if aggregation is None else aggregation
         self._policy = PrivacyPolicy(clip_norm=1.0, mechanism="none") if policy is None else policy
 
     def session(self) -> RoundSession:
         """A new round."""
+        parties = [*self.names, *([DECRYPTOR] if self._aggregation.has_decryptor else [])]
         return RoundSession(
             session=secrets.token_bytes(SESSION_BYTES),
             round=1,
             cohort=self.names,
-            roster={name: key.public for name, key in self._keys.items()},
+            roster={name: self._keys[name].public for name in parties},
             dimension=self.layout.size,
             policy=self._policy,
             aggregation=self._aggregation,
@@ -166,6 +170,23 @@ class Bench:
         """How a client encodes what :meth:`update` gave it."""
         return lambda codec, noise: codec.encode_update(update, noise)
 
+    def move(self, by: NDArray[np.float64]) -> None:
+        """Add a mean update, float[layout.size], to the model."""
+        with torch.no_grad():
+            for name, moved in self.layout.unflatten(by.astype(np.float32)).items():
+                self._trained[name].add_(moved)
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """The model is as it was, after the block."""
+        before = {name: p.detach().clone() for name, p in self._trained.items()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self._trained.items():
+                    parameter.copy_(before[name])
+
     def colluding(
         self, session: RoundSession, updates: Mapping[str, NDArray[np.floating]]
     ) -> dict[str, ColludingClient]:
@@ -203,6 +224,8 @@ class Bench:
             )
             for name in self.names
         }
+        if self._aggregation.has_decryptor:
+            parties[DECRYPTOR] = Decryptor(session.context, self._keys[DECRYPTOR])
         carried = carry(server, parties | dict(clients or {}))
         return server, carried.transcript
 

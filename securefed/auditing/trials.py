@@ -13,7 +13,7 @@ from securefed.attacks.base import AdversaryView, Attack, Limits, PublicKnowledg
 from securefed.attacks.inversion.capacity import Prediction, predict
 from securefed.attacks.results import Trial
 from securefed.attacks.scoring import UnigramPrior, score
-from securefed.auditing.exposures import expose
+from securefed.auditing.exposures import companions, expose
 from securefed.auditing.rounds import Bench
 from securefed.errors import ConfigError
 
@@ -49,7 +49,8 @@ def capture(bench: Bench, texts: Sequence[Sequence[int]], *, exposure: str, seed
     Raises:
         ConfigError: there are too few texts, or the exposure is none of this round.
     """
-    size, need = bench.setup.batch, bench.setup.batch * bench.setup.clients
+    size = bench.setup.batch
+    need = size * (1 + companions(exposure, bench.setup.clients))
     if len(texts) < need:
         raise ConfigError(f"texts: {len(texts)}; a round needs {need}")
     chosen = np.random.default_rng([seed, 1]).permutation(len(texts))[:need]
@@ -60,26 +61,30 @@ def capture(bench: Bench, texts: Sequence[Sequence[int]], *, exposure: str, seed
     public = bench.public(session)
     if view.contributions > 1:
         public = replace(public, batch_size=size * view.contributions)
-    inside = own if view.contributions == 1 else dealt
+    inside = dealt[: size * view.contributions]
     prediction = predict(public, [len(text) for text in inside])
     return Capture(view, public, tuple(own), prediction, seed)
 
 
 def attempt(attack: Attack, captured: Capture, prior: UnigramPrior, *, limits: Limits) -> Trial:
-    """Try an attack on a captured view; the seed of the capture is that of its random choices."""
-    started = time.perf_counter()
+    """Try an attack on a captured view; the seed of the capture is that of its random choices.
+
+    A trial's seconds are those of the processor, and the prior guesses as many tokens as the attack
+    where that is more than the texts have.
+    """
+    started = time.process_time()
     guess = attack.run(
         captured.view,
         captured.public,
         generator=torch.Generator().manual_seed(captured.seed),
         limits=limits,
     )
-    spent = time.perf_counter() - started
+    spent = time.process_time() - started
     special = captured.public.special_tokens
     # A language model's last token is a target only; it is asked for all the same.
     return Trial(
         score(guess, captured.own, special),
-        score(prior.guess(captured.own, special), captured.own, special),
+        score(prior.guess(captured.own, special, least=len(guess.tokens)), captured.own, special),
         guess.verdict,
         captured.seed,
         spent,

@@ -26,11 +26,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from securefed.attacks.base import AdversaryView, PublicKnowledge
 
 RANK_MARGIN = 1.2
 """A singular value counts above this many times the largest that noise alone would have."""
+
+FOREIGN = 2.0
+"""From how many times the longest possible length on a reading is no sum of contributions."""
 
 _FLOAT32 = 3e-7  # relative error of a gradient computed in float32, against its Frobenius norm
 _DISTINCT = 0.02  # sine from which on a known input is taken for a direction of its own
@@ -109,7 +113,7 @@ class RowSpace:
         basis = self.basis.to(vectors.dtype)
         projected = vectors @ basis
         inside = projected.square()
-        size = vectors.square().sum(dim=-1).clamp(min=_LEAST)
+        size = torch.linalg.vector_norm(vectors, dim=-1).square_().clamp(min=_LEAST)
         expected = ((inside @ self.tilt.square().to(vectors.dtype)) / size).sqrt()
         if vectors.dtype == torch.float64:
             outside = (vectors - projected @ basis.T).square().sum(dim=-1)
@@ -141,6 +145,26 @@ def row_space(matrices: Sequence[torch.Tensor], noise: float) -> RowSpace:
     kept = values[:rank]
     tilt = (sigma * math.sqrt(columns) / kept).clamp(max=1.0)
     return RowSpace(right[:rank].T.contiguous(), tilt, values, sigma, rows)
+
+
+def excess(reading: NDArray[np.float64], contributions: int, public: PublicKnowledge) -> float:
+    """Length of a reading, over the longest that a sum of so many honest contributions has.
+
+    A contribution is clipped and rounded, and its noise is Gaussian or close to it: of std sigma in
+    p values it is longer than sigma (sqrt(p) + 7) with probability below 1e-10.  A value that is
+    uniform on the ring, as masks and ciphertexts make it, is of the ring's size, which has room for
+    sum and noise: over all p values it is then many times too long, however it was planned.
+
+    Args:
+        reading: float64[d] of one round.
+        contributions: how many clients are inside.
+        public: the round.
+    """
+    plan = public.session.plan
+    each = plan.clip_units * plan.max_examples + math.sqrt(plan.padded)
+    noise = math.sqrt(contributions * plan.local_std**2 + plan.server_std**2)
+    longest = contributions * each + noise * (math.sqrt(plan.padded) + 7.0)
+    return float(np.linalg.norm(reading)) / (plan.resolution * longest)
 
 
 def entry_noise(view: AdversaryView, public: PublicKnowledge) -> float:

@@ -184,3 +184,12 @@ class Assembler:
             if cost >= before - 1e-6:
                 break
         return text, cost
+
+
+def longest(texts: list[tuple[int, ...]], wanted: int) -> list[tuple[int, ...]]:
+    """The first texts that are no beginnings of others."""
+    kept: list[tuple[int, ...]] = []
+    for text in texts:
+        if len(kept) < wanted and not any(other[: len(text)] == text for other in kept):
+            kept.append(text)
+    return kept

@@ -4,25 +4,27 @@
         -> where there are more tokens than dimensions: sparse decoding
         -> texts, by the input of block 1
 
-Nothing is optimised and no prior of language is used.
+Nothing is optimised and no prior of language is used.  Over several rounds the spans of all rounds
+that say anything must agree.  A reading that is too long to be a contribution, as that of a masked
+or encrypted share is, is not searched, unless the attack is forced: it then guesses what fits best.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 
 from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
-from securefed.attacks.inversion.algebra import RowSpace, entry_noise
-from securefed.attacks.inversion.assembly import Assembler
-from securefed.attacks.inversion.inputs import InputReader, observed
+from securefed.attacks.inversion.algebra import FOREIGN, RowSpace, entry_noise, excess
+from securefed.attacks.inversion.answers import figures_of, guessed, void
+from securefed.attacks.inversion.assembly import Assembler, longest
+from securefed.attacks.inversion.inputs import InputReader, around, observed
+from securefed.attacks.inversion.nearest import Nearest
 from securefed.attacks.inversion.pursuit import Decoded, Pursuit, fits
 from securefed.attacks.inversion.span import Spans
+from securefed.attacks.views import ReleasedAdapter, SumsOverRounds
 
 EXPLAINED = 0.05
 """Sine up to which accepted inputs count as explaining a direction of the span."""
@@ -33,33 +35,29 @@ _COLUMN = 28  # candidates of a place that texts are made of
 _GAP = 3  # so many shorter lengths in a row explain nothing: none will
 
 
-@dataclass(frozen=True, eq=False)
-class _Scan:
-    """Every token looked at, at every place.
-
-    Attributes:
-        accepted: by place, tokens in the span, best first.
-        likely: by place, int64[k] and float32[k]: tokens that fit best, and how well.
-    """
-
-    accepted: list[list[int]]
-    likely: list[tuple[torch.Tensor, torch.Tensor]]
-
-
 class SpanInversion:
     """Span test, sparse decoding and assembly.
 
     Args:
         sparse: whether to decode texts of more tokens than the update has dimensions; without it
             the attack is the span test alone, and void where that is at its capacity.
+        forced: guess what fits best where the attack would be void, unless an update is zero or
+            AdamW's; so that its failure shows something.
         keep: keep the first inputs of the whole vocabulary from run to run, for attacks on one and
-            the same base model: 4 bytes times vocabulary, width and places.
+            the same base model, here or in a dict that is given: 4 bytes times vocabulary, width
+            and places.
     """
 
-    def __init__(self, *, sparse: bool = True, keep: bool = False) -> None:
-        self._sparse = sparse
-        self._kept: dict[int, torch.Tensor] | None = {} if keep else None
-        self.name = "span-inversion" if sparse else "span-test"
+    def __init__(
+        self,
+        *,
+        sparse: bool = True,
+        forced: bool = False,
+        keep: bool | dict[int, torch.Tensor] = False,
+    ) -> None:
+        self._sparse, self._forced = sparse, forced
+        self._kept = keep if isinstance(keep, dict) else {} if keep else None
+        self.name = ("span-inversion" if sparse else "span-test") + ("-forced" if forced else "")
 
     def run(
         self,
@@ -72,24 +70,40 @@ class SpanInversion:
         """See :class:`~securefed.attacks.base.Attack`."""
         deadline = time.monotonic() + limits.seconds
         if public.optimizer == "adamw":
-            return _void("AdamW divides every value by its own size: its steps leave the span")
-        blocks = observed(public, public.layout.unflatten(view.reading(public)))
-        if 0 not in blocks:
-            return _void("no layer that reads the embeddings is in the update")
-        moving = public.local_steps > 1 and any(each.factor == "A" for each in blocks[0])
-        noise = entry_noise(view, public)
-        spans = {n: Spans.of(each, noise, moving=moving) for n, each in blocks.items()}
-        if spans[0].void:
-            silent = spans[0].silent and not any(spans[0].ranks)
-            return _void(
-                "no signal: the update is zero, as that of A is while B = 0"
-                if silent
-                else "saturated: every input lies in a span that is the whole space",
-                _figures(spans[0], noise),
+            return void("AdamW divides every value by its own size: its steps leave the span")
+        seen = view.sums if isinstance(view, SumsOverRounds) else (view,)
+        readings = [each.reading(public) for each in seen]
+        rounds = [observed(public, public.layout.unflatten(reading)) for reading in readings]
+        if 0 not in rounds[0]:
+            return void("no layer that reads the embeddings is in the update")
+        if not isinstance(view, ReleasedAdapter):  # which may have moved for many rounds
+            far = max(
+                excess(r, v.contributions, public) for r, v in zip(readings, seen, strict=True)
             )
-        modules = {n: each[0].module for n, each in blocks.items()}
+            if far > FOREIGN and not self._forced:
+                return void(
+                    "no contribution: longer than clip and noise allow, as a masked or encrypted "
+                    "one is",
+                    {"excess": far},
+                )
+        moving = public.local_steps > 1 and any(each.factor == "A" for each in rounds[0][0])
+        noise = entry_noise(view, public)
+        spans = {
+            n: Spans.meet([Spans.of(each[n], noise, moving=moving) for each in rounds])
+            for n in {0, 1} & rounds[0].keys()
+        }
+        modules = {n: rounds[0][n][0].module for n in spans}
         reader = InputReader(public.model, modules, self._kept)
-        session = _Session(reader, spans, public, limits, deadline, generator, self._sparse, noise)
+        nearest = Nearest([each for blocks in rounds for each in blocks[0]], noise)
+        given = reader, spans, public, limits, deadline, generator
+        session = _Session(*given, self._sparse, noise, nearest if self._forced else None)
+        if spans[0].void:
+            figures = figures_of(spans[0], noise)
+            if spans[0].silent and not any(spans[0].ranks):
+                return void("no signal: the update is zero, as that of A is while B = 0", figures)
+            return session.unable(
+                "saturated: every input lies in a span that is the whole space", figures
+            )
         return session.decoder() if not reader.absolute else session.encoder()
 
 
@@ -106,14 +120,20 @@ class _Session:
         generator: torch.Generator,
         sparse: bool,
         noise: float,
+        nearest: Nearest | None,
     ) -> None:
         self._reader, self._spans, self._public = reader, spans, public
         self._limits, self._deadline, self._generator = limits, deadline, generator
-        self._sparse, self._noise = sparse, noise
-        # What stands around every text, such as [CLS] and [SEP].
-        around = [int(token) for token in public.tokenizer("")["input_ids"]]
-        self._head, self._tail = around[: len(around) // 2], around[len(around) // 2 :]
+        self._sparse, self._noise, self._nearest = sparse, noise, nearest
+        self._head, self._tail = around(public)
         self._barred = sorted(public.special_tokens)
+
+    def unable(self, reason: str, figures: Mapping[str, float]) -> Guess:
+        """Void; or, if forced, the tokens that fit best."""
+        if self._nearest is None:
+            return void(reason, figures)
+        texts, loose = self._nearest.guess(self._reader, self._public, self._limits)
+        return guessed(texts, f"forced to guess: {reason}", figures, loose)
 
     # -- encoders and all others with absolute positions -------------------------------------
 
@@ -125,52 +145,71 @@ class _Session:
             inputs = torch.cat([self._reader.first([t], p) for p, t in known.items()])
             first = first.with_known(inputs)
             if first.void:
-                return _void(
-                    "saturated: with what is known of every text the whole space is spanned"
+                return self.unable(
+                    "saturated: with what is known of every text the whole space is spanned", {}
                 )
-        scan = self._scan(first, known)
-        figures = _figures(self._spans[0], self._noise)
-        left = self._left(first, scan.accepted)
+        accepted = self._scan(first, known)
+        figures = figures_of(self._spans[0], self._noise)
+        left = self._left(first, accepted)
         figures["unexplained"] = left
-        figures["accepted"] = float(sum(map(len, scan.accepted)))
+        figures["accepted"] = float(sum(map(len, accepted)))
         if left <= EXPLAINED:
-            texts = self._texts(scan.accepted)
+            texts = self._texts(accepted)
             if texts:
-                return _guess(self._stripped(texts), "span test", figures)
+                loose = self._loose(texts, accepted)
+                return guessed(self._stripped(texts), "span test", figures, loose)
         saturated = first.whole is not None and first.whole.saturated
         if self._sparse and first.whole is not None and self._public.batch_size == 1:
-            decoded, length = self._decoded(first, scan, known)
+            decoded, length = self._decoded(known)
             if decoded is not None:
                 figures |= {"left": decoded.left, "length": float(length)}
                 text = tuple(decoded.tokens[place] for place in range(length))
                 how = "sparse decoding" + ("" if decoded.solved else ", not exact")
-                return _guess(self._stripped([text]), how, figures)
-        if saturated and left > EXPLAINED and not any(map(len, scan.accepted[len(self._head) :])):
-            return _void("saturated: more different inputs than dimensions", figures)
-        texts = self._texts(scan.accepted)
-        return _guess(self._stripped(texts), "span test, not all explained", figures)
+                return guessed(self._stripped([text]), how, figures)
+        if saturated and left > EXPLAINED and not any(map(len, accepted[len(self._head) :])):
+            return self.unable("saturated: more different inputs than dimensions", figures)
+        texts = self._texts(accepted)
+        loose = self._loose(texts, accepted)
+        if not texts and not loose and self._nearest is not None:
+            return self.unable("no token lies in the span", figures)
+        how = "span test, not all explained"
+        return guessed(self._stripped(texts), how, figures, loose)
 
-    def _scan(self, spans: Spans, known: Mapping[int, int]) -> _Scan:
-        given = [self._reader.first([token], place)[0] for place, token in known.items()]
-        fit = None if spans.whole is None else fits(self._spans[0].whole or spans.whole, given)
-        accepted, likely = [], []
+    def _loose(self, texts: list[tuple[int, ...]], accepted: list[list[int]]) -> tuple[int, ...]:
+        """Accepted tokens that stand in no text, where texts are missing."""
+        if len(texts) >= self._public.batch_size:
+            return ()
+        placed = {(place, token) for text in texts for place, token in enumerate(text)}
+        return tuple(
+            token
+            for place, tokens in enumerate(accepted)
+            for token in tokens
+            if token not in self._barred and (place, token) not in placed
+        )
+
+    def _scan(self, spans: Spans, known: Mapping[int, int]) -> list[list[int]]:
+        """By place, tokens in the span, best first."""
+        accepted = []
         for place in range(self._limits.max_tokens):
             if place in known:
                 accepted.append([known[place]])
-                likely.append((torch.empty(0, dtype=torch.int64), torch.empty(0)))
                 continue
             inputs = self._reader.every(place)
             near = spans.accept(inputs)
             order = spans.misfit(inputs[near].double()).argsort()
             accepted.append(near[order].tolist())
-            if fit is None:
-                likely.append((torch.empty(0, dtype=torch.int64), torch.empty(0)))
-                continue
-            scores = fit(inputs)
+        return accepted
+
+    def _likely(self, space: RowSpace, known: Mapping[int, int]) -> torch.Tensor:
+        """float32[places, vocabulary]: how well tokens fit, 0 unless among a place's best."""
+        fit = fits(space, [self._reader.first([t], p)[0] for p, t in known.items()])
+        likely = torch.zeros(self._limits.max_tokens, self._reader.vocabulary)
+        for place in range(len(self._head), self._limits.max_tokens):
+            scores = fit(self._reader.every(place))
             scores[self._barred] = 0.0
             top = scores.topk(min(_TOP, len(scores)))
-            likely.append((top.indices, top.values))
-        return _Scan(accepted, likely)
+            likely[place, top.indices] = top.values
+        return likely
 
     def _left(self, spans: Spans, accepted: list[list[int]]) -> float:
         """What accepted inputs leave unexplained; 1 where nothing was accepted."""
@@ -214,32 +253,36 @@ class _Session:
                 break
         return found[:wanted]
 
-    def _decoded(
-        self, spans: Spans, scan: _Scan, known: Mapping[int, int]
-    ) -> tuple[Decoded | None, int]:
+    def _decoded(self, known: Mapping[int, int]) -> tuple[Decoded | None, int]:
         """Sparse decoding for the likeliest lengths."""
         space = self._spans[0].whole
         if space is None or space.rank == 0:
             return None, 0
+        lengths = self._likely_lengths(space.rank, known)
+        likely = self._likely(space, known) if lengths else torch.empty(0)
         tried: list[tuple[Decoded, int, Pursuit]] = []
-        for length in self._likely_lengths(space.rank, known):
-            pursuit = self._pursuit(space, scan, known, length)
+        for length in lengths:
+            pursuit = self._pursuit(space, likely, known, length)
             tried.append((pursuit.run(), length, pursuit))
             if tried[-1][0].solved or time.monotonic() >= self._deadline:
                 break
         if tried and tried[-1][0].solved:
-            return self._shortest(space, scan, known, tried[-1][:2])
+            return self._shortest(space, likely, known, tried[-1][:2])
         tried.sort(key=lambda each: each[0].left)
         for decoded, length, pursuit in tried[:_COMPLETED]:
             decoded = pursuit.completed(decoded)
             if decoded.left <= tried[0][0].left:
                 tried[0] = decoded, length, pursuit
             if decoded.solved:
-                return self._shortest(space, scan, known, (decoded, length))
+                return self._shortest(space, likely, known, (decoded, length))
         return (tried[0][0], tried[0][1]) if tried else (None, 0)
 
     def _shortest(
-        self, space: RowSpace, scan: _Scan, known: Mapping[int, int], found: tuple[Decoded, int]
+        self,
+        space: RowSpace,
+        likely: torch.Tensor,
+        known: Mapping[int, int],
+        found: tuple[Decoded, int],
     ) -> tuple[Decoded, int]:
         """The shortest text that explains all: any longer one with it inside does so too."""
         best = found
@@ -247,7 +290,7 @@ class _Session:
             if time.monotonic() >= self._deadline or best[1] - length > _GAP:
                 break
             begin = {place: best[0].tokens[place] for place in range(length)}
-            pursuit = self._pursuit(space, scan, known, length, also=list(begin.values()))
+            pursuit = self._pursuit(space, likely, known, length, also=list(begin.values()))
             decoded = pursuit.run(begin=begin)
             if decoded.solved:
                 best = decoded, length
@@ -259,15 +302,13 @@ class _Session:
     def _pursuit(
         self,
         space: RowSpace,
-        scan: _Scan,
+        likely: torch.Tensor,
         known: Mapping[int, int],
         length: int,
         also: Sequence[int] = (),
     ) -> Pursuit:
         tail = dict(enumerate(self._tail, start=length - len(self._tail)))
-        scores = torch.zeros(self._reader.vocabulary)
-        for tokens, values in scan.likely[len(self._head) : length - len(self._tail)]:
-            scores[tokens] = torch.maximum(scores[tokens], values)
+        scores = likely[len(self._head) : length - len(self._tail)].amax(dim=0)
         return Pursuit(
             space,
             self._inputs,
@@ -305,7 +346,7 @@ class _Session:
 
     def decoder(self) -> Guess:
         """At block 0 a token looks the same at every place; block 1 tells what came before."""
-        first, figures = self._spans[0], _figures(self._spans[0], self._noise)
+        first, figures = self._spans[0], figures_of(self._spans[0], self._noise)
         inputs = self._reader.every(0)
         near = first.accept(inputs)
         tokens = [int(t) for t in near if int(t) not in self._public.special_tokens]
@@ -316,10 +357,10 @@ class _Session:
             decoded = self._unordered(whole, inputs)
             if decoded is not None:
                 figures["left"] = decoded.left
-                return _guess([], "sparse decoding", figures, tuple(decoded.tokens.values()))
+                return guessed([], "sparse decoding", figures, tuple(decoded.tokens.values()))
         if not tokens:
-            if whole is None or whole.saturated:
-                return _void("saturated: more different inputs than dimensions", figures)
+            if whole is None or whole.saturated or self._nearest is not None:
+                return self.unable("saturated: more different inputs than dimensions", figures)
             return Guess(reason="span test: no token lies in the span", figures=figures)
         block = self._spans.get(1)
         texts: list[tuple[int, ...]] = []
@@ -329,10 +370,10 @@ class _Session:
                 self._reader, block, deadline=self._deadline, generator=self._generator
             )
             found = assembler.prefixes(tokens, window)
-            texts = _longest(found, self._public.batch_size)
+            texts = longest(found, self._public.batch_size)
         placed = {token for text in texts for token in text}
         loose = tuple(token for token in tokens if token not in placed)
-        return _guess(texts, "span test, block 1", figures, loose)
+        return guessed(texts, "span test, block 1", figures, loose)
 
     def _unordered(self, space: RowSpace, inputs: torch.Tensor) -> Decoded | None:
         """The smallest set of different tokens that explains the span; None if none does."""
@@ -356,30 +397,3 @@ class _Session:
             if decoded.solved:
                 return decoded
         return None
-
-
-def _longest(texts: list[tuple[int, ...]], wanted: int) -> list[tuple[int, ...]]:
-    """The first texts that are no beginnings of others."""
-    kept: list[tuple[int, ...]] = []
-    for text in texts:
-        if len(kept) < wanted and not any(other[: len(text)] == text for other in kept):
-            kept.append(text)
-    return kept
-
-
-def _figures(spans: Spans, noise: float) -> dict[str, float]:
-    return {"rank": float(spans.rank), "capacity": float(spans.capacity), "noise": noise}
-
-
-def _void(reason: str, figures: Mapping[str, float] | None = None) -> Guess:
-    return Guess(verdict="void", reason=reason, figures=MappingProxyType(dict(figures or {})))
-
-
-def _guess(
-    texts: list[tuple[int, ...]],
-    reason: str,
-    figures: Mapping[str, float],
-    loose: tuple[int, ...] = (),
-) -> Guess:
-    finite = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return Guess(tuple(texts), loose, "guessed", reason, MappingProxyType(finite))

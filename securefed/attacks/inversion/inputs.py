@@ -83,6 +83,12 @@ def observed(
     return found
 
 
+def around(public: PublicKnowledge) -> tuple[list[int], list[int]]:
+    """What stands before and after every text, such as [CLS] and [SEP]."""
+    tokens = [int(token) for token in public.tokenizer("")["input_ids"]]
+    return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
+
+
 class _Reached(Exception):  # the rest of the model is not run
     pass
 

@@ -77,8 +77,10 @@ def fits(space: RowSpace, chosen: Sequence[torch.Tensor]) -> Callable[[torch.Ten
 
     def fit(given: torch.Tensor) -> torch.Tensor:
         inside = (given @ single).square_()
-        outside = given.square().sum(dim=-1) - inside[..., :taken].sum(dim=-1)
-        return inside[..., taken:].sum(dim=-1) / outside.clamp(min=1e-6)
+        size = torch.linalg.vector_norm(given, dim=-1).square_()
+        outside = size - inside[..., :taken].sum(dim=-1)
+        found: torch.Tensor = inside[..., taken:].sum(dim=-1) / outside.clamp(min=1e-6)
+        return found
 
     return fit
 

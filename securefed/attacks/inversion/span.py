@@ -17,9 +17,14 @@ from securefed.attacks.inversion.inputs import Observed
 
 TOLERANCE = 2e-3
 """Sine of the angle to the span that float32 allows by itself."""
-SLACK = 2.0
-"""How many times what noise explains is allowed beside that."""
+SLACK = 1.25
+"""How many times what noise explains is allowed beside that.
 
+The noise outside of the span is a vector of d - rank values, whose length differs from what is
+expected by a few per cent; 2 in its place let three times as many tokens through that lie close.
+"""
+
+_BENT = 2.0  # the same for one direction of the span, of which the weakest are bent the most
 _EXACT = 1e-5  # the same as TOLERANCE, where the residual is computed in float64
 
 
@@ -31,14 +36,14 @@ class Spans:
         whole: row space in R^d of all matrices that see inputs as they are; None if there is none,
             or it is zero or all of R^d.
         lifted: with its lift, the row space of each matrix that sees them through a frozen A, where
-            that is not the whole of R^r.
+            that is not the whole of R^r; without a lift, the row space of a further round.
         capacity: most different inputs that the test can tell from any others.
         silent: factors whose update is zero.
         ranks: of each matrix through a lift, and of all others together.
     """
 
     whole: RowSpace | None
-    lifted: list[tuple[torch.Tensor, RowSpace]]
+    lifted: list[tuple[torch.Tensor | None, RowSpace]]
     capacity: int
     silent: frozenset[str] = field(default_factory=frozenset)
     ranks: tuple[int, ...] = ()
@@ -56,7 +61,8 @@ class Spans:
         direct = [each for each in matrices if each.lift is None]
         whole = row_space([each.rows for each in direct], noise) if direct else None
         silent = {"A"} if whole is not None and whole.rank == 0 else set()
-        lifted, ranks = [], []
+        lifted: list[tuple[torch.Tensor | None, RowSpace]] = []
+        ranks: list[int] = []
         if whole is not None:
             ranks.append(whole.rank)
             if whole.rank == 0 or whole.full:
@@ -74,6 +80,20 @@ class Spans:
         capacity = max([capacity, *(space.dimension - 1 for _, space in lifted)])
         return cls(whole, lifted, capacity, frozenset(silent), tuple(ranks))
 
+    @classmethod
+    def meet(cls, rounds: Sequence[Spans]) -> Spans:
+        """What lies in the spans of all rounds that say anything: texts that come back."""
+        (first, *others) = rounds
+        direct = [each.whole for each in rounds if each.whole is not None]
+        lifted = [pair for each in rounds for pair in each.lifted]
+        return cls(
+            direct[0] if direct else None,
+            [*((None, space) for space in direct[1:]), *lifted],
+            min([first.capacity, *(each.capacity for each in others)]),
+            first.silent.intersection(*(each.silent for each in others)),
+            first.ranks,
+        )
+
     @property
     def void(self) -> bool:
         """Whether there is nothing that a token could fail."""
@@ -89,9 +109,10 @@ class Spans:
         """The same, knowing inputs float32[k, d] of tokens that are surely there."""
         known = inputs.double()
         whole = None if self.whole is None else self.whole.with_known(known.T)
-        lifted = []
+        lifted: list[tuple[torch.Tensor | None, RowSpace]] = []
         for lift, space in self.lifted:
-            extended = space.with_known((known @ lift.double().T).T)
+            seen = known if lift is None else known @ lift.double().T
+            extended = space.with_known(seen.T)
             if not extended.full:
                 lifted.append((lift, extended))
         if whole is not None and whole.full:
@@ -144,6 +165,6 @@ class Spans:
             seen = inputs.double() if lift is None else inputs.double() @ lift.double().T
             basis = torch.linalg.qr(seen.T).Q
             left = space.basis - basis @ (basis.T @ space.basis)
-            excess = left.norm(dim=0) - SLACK * space.tilt
+            excess = left.norm(dim=0) - _BENT * space.tilt
             worst = max(worst, float(excess.max()))
         return max(worst, 0.0)

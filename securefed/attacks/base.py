@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -23,6 +23,9 @@ from securefed.errors import ConfigError
 from securefed.federation.session import RoundSession
 from securefed.lora.layout import AdapterLayout
 from securefed.training.evaluate import check_task
+
+Transform = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""What every client does to its update float32[d] before it is encoded; public."""
 
 Verdict = Literal["guessed", "void"]
 """``void``: the attack says itself that it does not apply here; its failure then shows nothing."""
@@ -46,6 +49,8 @@ class PublicKnowledge:
         batch_size: examples in a local step, >= 1.
         window_tokens: length of every example of a language model, special tokens included; None
             where lengths differ.
+        dropout: probability of the model's dropout in the local steps, in [0, 1); 0: it is off.
+        transform: what every client does to its update before it is encoded; None for nothing.
 
     Raises:
         ConfigError: an argument is outside that, or layout and session differ in dimension.
@@ -62,9 +67,13 @@ class PublicKnowledge:
     learning_rate: float = 1.0
     batch_size: int = 1
     window_tokens: int | None = None
+    dropout: float = 0.0
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         check_task(self.task)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout = {self.dropout}; it must be in [0, 1)")
         if self.optimizer not in ("sgd", "adamw"):
             raise ConfigError(f"optimizer = {self.optimizer!r}; allowed: 'sgd', 'adamw'")
         for name in ("local_steps", "batch_size"):

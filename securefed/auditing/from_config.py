@@ -104,11 +104,11 @@ class ConfiguredBench(Bench):
         self.layout: AdapterLayout = workbench.parts.layout
         self._audited = audited
 
-    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.floating]:
+    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
         """What a client that has these texts would have encoded; ``label`` is that of the texts."""
         return self._audited.contribution([tuple(text) for text in texts], self._policy)
 
-    def encoding(self, update: NDArray[np.floating]) -> Encode:
+    def encoding(self, update: NDArray[np.float32]) -> Encode:
         """As a run encodes it."""
         if self._audited.settings.one_step:
             return lambda codec, noise: codec.encode_clipped_sum(
@@ -141,7 +141,7 @@ class AuditedRun:
     _rows: Mapping[Text, Examples] = field(repr=False)
     _offline: bool = False
     _whole: nn.Module | None = field(default=None, repr=False)
-    _known: dict[tuple[object, ...], NDArray[np.floating]] = field(default_factory=dict, repr=False)
+    _known: dict[tuple[object, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
@@ -269,7 +269,7 @@ class AuditedRun:
             self, policy=policy, aggregation=aggregation, batch=batch, clients=clients
         )
 
-    def contribution(self, texts: Sequence[Text], policy: PrivacyPolicy) -> NDArray[np.floating]:
+    def contribution(self, texts: Sequence[Text], policy: PrivacyPolicy) -> NDArray[np.float32]:
         """What a client with these texts makes, before it is encoded; the same for the same."""
         key = (self.workbench.adapter_hash(), self.number, policy.clip_norm, *texts)
         if key not in self._known:
@@ -278,7 +278,8 @@ class AuditedRun:
             name = next(iter(self.workbench.clients))
             self.workbench.begin_round(self.number)
             encode = self.workbench.encoder(self.settings, self.number, name)
-            self._known[key] = encode(self._examples(texts), _Unencoded(policy), NoiseGenerator())
+            made = encode(self._examples(texts), _Unencoded(policy), NoiseGenerator())
+            self._known[key] = made.astype(np.float32)
             self.workbench.close_gradients()  # an attack's own backward pass must not meet hooks
         return self._known[key]
 

@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from securefed.attacks.base import PublicKnowledge
+from securefed.attacks.base import PublicKnowledge, Transform
 from securefed.attacks.collusion import ColludingClient
 from securefed.attacks.views import Transcript
 from securefed.config import LoraSection
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
+from securefed.errors import ConfigError
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
@@ -48,6 +49,7 @@ class Setup:
         warm: std of B's values; 0: the first round, where B = 0.
         turn: number of the round, which decides what travels where factors alternate.
         clients: n of each round.
+        dropout: probability of all of the model's dropout in the local steps; 0: it is off.
     """
 
     task: str
@@ -62,6 +64,7 @@ class Setup:
     optimizer: str = "sgd"
     clients: int = 4
     window_tokens: int | None = None
+    dropout: float = 0.0
 
 
 def adapted(model: nn.Module, setup: Setup, seed: int) -> nn.Module:
@@ -96,6 +99,7 @@ class Bench:
         setup: what trains and how.
         aggregation: of the rounds; without protection by default.
         policy: clip 1 and no noise by default.
+        transform: what every client does to its update before it is encoded.
     """
 
     def __init__(
@@ -106,8 +110,10 @@ class Bench:
         *,
         aggregation: Aggregation | None = None,
         policy: PrivacyPolicy | None = None,
+        transform: Transform | None = None,
     ) -> None:
         self.model, self.tokenizer, self.setup = model, tokenizer, setup
+        self._transform = transform
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.layout = AdapterLayout({n: tuple(p.shape) for n, p in self._trained.items()})
         self.names = tuple(f"site-{i:02d}" for i in range(setup.clients))
@@ -144,9 +150,11 @@ class Bench:
             learning_rate=setup.learning_rate,
             batch_size=setup.batch,
             window_tokens=setup.window_tokens,
+            dropout=setup.dropout,
+            transform=self._transform,
         )
 
-    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.floating]:
+    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
         """How far local steps on these texts move what travels; the model is left as it was."""
         before = {name: p.detach().clone() for name, p in self._trained.items()}
         kind = SgdTrainer if self.setup.optimizer == "sgd" else AdamWTrainer
@@ -158,15 +166,16 @@ class Bench:
             device=CPU,
             seed=0,
         )
-        trainer.train(self.model, examples(texts, self.setup.task, label), 1)
+        with dropping(self.model, self.setup.dropout, texts):
+            trainer.train(self.model, examples(texts, self.setup.task, label), 1)
         moved = {name: p.detach() - before[name] for name, p in self._trained.items()}
         flat = self.layout.flatten(moved)
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 parameter.copy_(before[name])
-        return flat
+        return flat if self._transform is None else self._transform(flat)
 
-    def encoding(self, update: NDArray[np.floating]) -> Encode:
+    def encoding(self, update: NDArray[np.float32]) -> Encode:
         """How a client encodes what :meth:`update` gave it."""
         return lambda codec, noise: codec.encode_update(update, noise)
 
@@ -188,7 +197,7 @@ class Bench:
                     parameter.copy_(before[name])
 
     def colluding(
-        self, session: RoundSession, updates: Mapping[str, NDArray[np.floating]]
+        self, session: RoundSession, updates: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, ColludingClient]:
         """All clients but the first, as ones that tell the server what they learn."""
         return {
@@ -204,7 +213,7 @@ class Bench:
     def run(
         self,
         session: RoundSession,
-        updates: Mapping[str, NDArray[np.floating]],
+        updates: Mapping[str, NDArray[np.float32]],
         clients: Mapping[str, AggregationClient] | None = None,
     ) -> tuple[ServerRound, Transcript]:
         """Carry the round; the server, and all that it received.
@@ -228,6 +237,47 @@ class Bench:
             parties[DECRYPTOR] = Decryptor(session.context, self._keys[DECRYPTOR])
         carried = carry(server, parties | dict(clients or {}))
         return server, carried.transcript
+
+
+@contextmanager
+def dropping(
+    model: nn.Module, probability: float, texts: Sequence[Sequence[int]]
+) -> Iterator[None]:
+    """With the model's dropout on in every forward pass, though its trainer puts it off.
+
+    Masks are drawn from a generator of their own, seeded by the texts: no attacker knows it.
+
+    Raises:
+        ConfigError: the model has no dropout.
+    """
+    if probability == 0.0:
+        yield
+        return
+    layers = [module for module in model.modules() if isinstance(module, nn.Dropout)]
+    if not layers:
+        raise ConfigError(f"dropout = {probability}: the model has no layer of dropout")
+    before = [layer.p for layer in layers]
+    hooks = [
+        model.register_forward_pre_hook(lambda module, _: _mode(module, True)),
+        model.register_forward_hook(lambda module, *_: _mode(module, False)),
+    ]
+    seed = hashlib.sha256(repr([tuple(text) for text in texts]).encode()).digest()
+    try:
+        for layer in layers:
+            layer.p = probability
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int.from_bytes(seed[:8], "little") >> 1)
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, p in zip(layers, before, strict=True):
+            layer.p = p
+        model.eval()
+
+
+def _mode(module: nn.Module, training: bool) -> None:
+    module.train(training)
 
 
 def examples(texts: Sequence[Sequence[int]], task: str, label: int) -> Examples:

@@ -1,0 +1,1 @@
+"""Gradient inversion that is adapted to a defence, for the defence to be judged by."""

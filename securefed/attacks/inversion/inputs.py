@@ -89,6 +89,16 @@ def around(public: PublicKnowledge) -> tuple[list[int], list[int]]:
     return tokens[: len(tokens) // 2], tokens[len(tokens) // 2 :]
 
 
+def reading_layers(model: nn.Module) -> dict[int, str]:
+    """By block, the name of a linear layer that reads its input, whether it trains or not."""
+    found: dict[int, str] = {}
+    for name, _ in model.named_modules():
+        number = _NUMBER.search(name)
+        if number is not None and name.rpartition(".")[2] in _ATTENTION:
+            found.setdefault(int(number[1]), name)
+    return found
+
+
 class _Reached(Exception):  # the rest of the model is not run
     pass
 
@@ -141,6 +151,16 @@ class InputReader:
         self, block: int, ids: Sequence[Sequence[int]] | torch.Tensor, **options: Any
     ) -> torch.Tensor:
         """float32[n, w, d]: the input of a block for texts of one length."""
+        given = torch.as_tensor(ids, dtype=torch.int64, device=self._device)
+        return self._reached(block, input_ids=given, attention_mask=torch.ones_like(given), **options)
+
+    def embedded(self, block: int, embeddings: torch.Tensor) -> torch.Tensor:
+        """float32[n, w, d]: the same for token embeddings float32[n, w, d], positions not added."""
+        given = embeddings.to(self._device)
+        mask = torch.ones(given.shape[:2], dtype=torch.int64, device=self._device)
+        return self._reached(block, inputs_embeds=given, attention_mask=mask)
+
+    def _reached(self, block: int, **given: Any) -> torch.Tensor:
         seen: list[torch.Tensor] = []
 
         def stop(_: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
@@ -148,10 +168,9 @@ class InputReader:
             raise _Reached
 
         hook = self._modules[block].register_forward_pre_hook(stop)
-        given = torch.as_tensor(ids, dtype=torch.int64, device=self._device)
         try:
             with torch.no_grad():
-                self._model(input_ids=given, attention_mask=torch.ones_like(given), **options)
+                self._model(**given)
         except _Reached:
             pass
         finally:

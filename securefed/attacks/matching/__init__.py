@@ -1,0 +1,1 @@
+"""Gradient inversion by optimisation: texts whose gradient matches the observed one."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import beta, norm
 
 from securefed.attacks.results import Interval, clopper_pearson
 from securefed.errors import ConfigError
@@ -152,19 +152,17 @@ def auc_interval(
     order = np.argsort(scores, kind="stable")
     rising, truth, owner = scores[order], member[order], owner[order]
     starts = np.flatnonzero(np.concatenate([[True], rising[1:] != rising[:-1]]))
-    generator = np.random.default_rng(seed)
-    found = []
-    for _ in range(_RESAMPLES):
-        counts = np.bincount(generator.integers(len(names), size=len(names)), minlength=len(names))
-        weights = counts[owner]
-        positive = np.add.reduceat(weights * truth, starts)
-        negative = np.add.reduceat(weights * ~truth, starts)
-        if positive.sum() and negative.sum():
-            below = np.cumsum(negative) - negative
-            won = float((positive * (below + 0.5 * negative)).sum())
-            found.append(won / float(positive.sum() * negative.sum()))
-    if not found:
+    even = np.full(len(names), 1.0 / len(names))
+    drawn = np.random.default_rng(seed).multinomial(len(names), even, size=_RESAMPLES)
+    weights = drawn[:, owner]
+    positive = np.add.reduceat(weights * truth, starts, axis=1)
+    negative = np.add.reduceat(weights * ~truth, starts, axis=1)
+    below = np.cumsum(negative, axis=1) - negative
+    won = (positive * (below + 0.5 * negative)).sum(axis=1)
+    pairs = positive.sum(axis=1) * negative.sum(axis=1)
+    if not pairs.any():
         raise ConfigError(f"records: {len(names)}; too few to resample")
+    found = won[pairs > 0] / pairs[pairs > 0]
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(found, [tail, 1.0 - tail])
     return float(low), float(high)
@@ -242,35 +240,27 @@ def epsilon_lower_bound(
     if any(not member[half].any() or member[half].all() for half in halves):
         return 0.0
     chosen = Roc.of(scores[first], member[first])
-    best, threshold, mirrored = 0.0, math.inf, False
-    for place, at in enumerate(chosen.thresholds):
-        hits, misses = int(chosen.true_positives[place]), int(chosen.false_positives[place])
-        for flip in (False, True):
-            found = _epsilon(hits, chosen.members, misses, chosen.others, flip, delta, confidence)
-            if found > best:
-                best, threshold, mirrored = found, float(at), flip
-    above = scores[~first] >= threshold
-    truth = member[~first]
-    return _epsilon(
-        int((above & truth).sum()),
-        int(truth.sum()),
-        int((above & ~truth).sum()),
-        int((~truth).sum()),
-        mirrored,
-        delta,
-        confidence,
-    )
+    tried = [_epsilons(chosen, flip, delta, confidence) for flip in (False, True)]
+    mirrored, place = np.unravel_index(int(np.argmax(tried)), (2, len(tried[0])))
+    above = scores[~first] >= chosen.thresholds[place]
+    judged = Roc.of(above.astype(np.float64), member[~first])
+    return float(_epsilons(judged, bool(mirrored), delta, confidence)[-2])
 
 
-def _epsilon(
-    hits: int, members: int, misses: int, others: int, flip: bool, delta: float, confidence: float
-) -> float:
+def _epsilons(curve: Roc, flip: bool, delta: float, confidence: float) -> NDArray[np.float64]:
+    """float64[k]: the bound at each threshold, for positives or (``flip``) for negatives."""
+    hits, members = curve.true_positives, curve.members
+    misses, others = curve.false_positives, curve.others
     if flip:  # true negatives against false ones
         hits, members, misses, others = others - misses, others, members - hits, members
-    # Of each two-sided interval one end counts: together they miss with 1 - confidence.
-    low = clopper_pearson(hits, members, confidence)[0]
-    high = clopper_pearson(misses, others, confidence)[1]
-    return max(0.0, math.log((low - delta) / high)) if low > delta else 0.0
+    # Of each two-sided interval (Clopper and Pearson) one end counts: they miss with 1 - confidence
+    # together.
+    tail = (1.0 - confidence) / 2.0
+    low = np.where(hits > 0, beta.ppf(tail, np.maximum(hits, 1), members - hits + 1), 0.0)
+    high = np.where(
+        misses < others, beta.ppf(1.0 - tail, misses + 1, np.maximum(others - misses, 1)), 1.0
+    )
+    return np.log(np.maximum((low - delta) / high, 1.0))
 
 
 def _check(scores: NDArray[np.float64], member: NDArray[np.bool_]) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.attacks.base import AdversaryView, PublicKnowledge
-from securefed.attacks.membership.base import MembershipAttack, MembershipQuestion
+from securefed.attacks.membership.base import MembershipAttack, MembershipQuestion, Records
 from securefed.attacks.membership.shadows import Shadows
 from securefed.attacks.membership_results import MembershipTrial
 from securefed.attacks.views import released_adapter
@@ -67,6 +67,8 @@ class MembershipBench:
         candidates: n = 2 h times the number of clients.
         population: p records.
         pool: the rest.
+        public: what everybody knows of the runs.
+        records: candidates and population, as an attacker has them.
 
     Raises:
         ConfigError: a client has fewer than 2 h examples, too few are left over, or the run file
@@ -122,6 +124,9 @@ class MembershipBench:
         ).tokenizer
         self._bench.begin_round(1)
         self.public = self._public(tokenizer)
+        self.records = Records(
+            public=self.public, candidates=self.candidates, population=self.population
+        )
 
     def halves(self, runs: int, generator: torch.Generator) -> NDArray[np.bool_]:
         """bool[runs, n]: a random half of each client's candidates a run, in pairs of opposites.
@@ -192,13 +197,7 @@ class MembershipBench:
 
     def question(self, view: AdversaryView, shadows: Shadows | None) -> MembershipQuestion:
         """Which candidates were trained on, by a view."""
-        return MembershipQuestion(
-            view=view,
-            public=self.public,
-            candidates=self.candidates,
-            population=self.population,
-            shadows=shadows,
-        )
+        return MembershipQuestion(view, self.records, shadows)
 
     def _train(self, generator: torch.Generator) -> None:
         bench, settings, training = self._bench, self.settings, self.config.training

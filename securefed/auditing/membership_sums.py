@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.attacks.base import AdversaryView, PublicKnowledge
-from securefed.attacks.membership.base import MembershipAttack, MembershipQuestion
+from securefed.attacks.membership.base import MembershipAttack, MembershipQuestion, Records
 from securefed.attacks.membership_results import MembershipTrial
 from securefed.attacks.views import opened_sum, sums_over_rounds
 from securefed.auditing.membership import membership_trial
@@ -90,19 +90,20 @@ def sum_trials(
         raise ConfigError(
             f"texts: {len(texts)}, seeds: {len(seeds)}; allowed: {wanted}, and at least one seed"
         )
-    task = bench.setup.task
+    task, records = bench.setup.task, None
     found: dict[str, list[MembershipTrial]] = {attack.name: [] for attack in attacks}
     for seed in seeds:
         generator = torch.Generator().manual_seed(seed)
         inside = np.zeros(wanted, dtype=np.bool_)
         inside[torch.randperm(wanted, generator=generator).numpy()[: wanted // 2]] = True
         view, public = summed(bench, texts, inside, rounds=rounds, generator=generator)
-        question = MembershipQuestion(
-            view=view,
-            public=public,
-            candidates=examples(texts, task, 1),
-            population=examples(population, task, 1),
-        )
+        if records is None:  # the rounds differ in their session alone, which no attack reads
+            records = Records(
+                public=public,
+                candidates=examples(texts, task, 1),
+                population=examples(population, task, 1),
+            )
+        question = MembershipQuestion(view, records)
         for attack in attacks:
             found[attack.name].append(membership_trial(attack, question, inside, seed))
     return found

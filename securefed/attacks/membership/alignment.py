@@ -11,8 +11,6 @@ from numpy.typing import NDArray
 
 from securefed.attacks.membership.base import NO_SIGNAL, MembershipGuess, MembershipQuestion
 from securefed.errors import ConfigError
-from securefed.training.data import Examples
-from securefed.training.dp_sgd import PerExampleGradients
 
 
 @dataclass(frozen=True)
@@ -56,39 +54,22 @@ class GradientAlignment:
         """As :class:`~securefed.attacks.membership.base.MembershipAttack`; nothing is random."""
         if not question.moved:
             return MembershipGuess.void(question, NO_SIGNAL)
-        gradients = self._gradients(question, question.candidates)
-        sizes = np.linalg.norm(gradients, axis=1)
+        gradients = question.records.gradients
+        sizes = np.linalg.norm(gradients.astype(np.float64), axis=1)
         if not sizes.any():
             return MembershipGuess.void(question, "every candidate's gradient is zero")
         seen = question.view.reading(question.public)
         if self.whitened:
-            if len(question.population) == 0:
+            if len(question.records.population) == 0:
                 return MembershipGuess.void(question, "no records of the attacker's own")
-            others = self._gradients(question, question.population)
+            others = question.records.population_gradients.astype(np.float64)
             along = gradients @ _solved(others, seen, self.ridge)
-            sizes = _lengths(others, gradients, self.ridge)
+            sizes = _lengths(others, gradients.astype(np.float64), self.ridge)
         else:
             along = gradients @ seen
             sizes = sizes * float(np.linalg.norm(seen))
         scores = np.divide(-along, sizes, out=np.zeros_like(along), where=sizes > 0.0)
         return MembershipGuess(scores, figures=MappingProxyType({"spread": float(np.std(scores))}))
-
-    def _gradients(self, question: MembershipQuestion, examples: Examples) -> NDArray[np.float64]:
-        """float64[n, d]: gradient of each record's mean loss with respect to what travels."""
-        public = question.public
-        device = next(public.model.parameters()).device
-        found = PerExampleGradients(
-            public.model,
-            public.layout,
-            task=public.task,
-            micro_batch=question.micro_batch,
-            device=device,
-        )
-        try:
-            rows = [part.astype(np.float64) for part in found.flat_rows(examples)]
-        finally:
-            found.close()
-        return np.concatenate(rows)
 
 
 def _parts(others: NDArray[np.float64], ridge: float) -> tuple[NDArray[np.float64], float]:

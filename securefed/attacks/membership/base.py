@@ -17,45 +17,110 @@ from securefed.attacks.membership.seen import as_seen
 from securefed.attacks.membership.shadows import Shadows
 from securefed.errors import ConfigError
 from securefed.training.data import Examples
+from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.evaluate import check_task, example_losses
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class MembershipQuestion:
-    """Which of these records were trained on?  All that the attacker has to answer it with.
+class Records:
+    """Records in question and records of the attacker's own, whatever it sees of a training.
 
     Args:
-        view: what the attacker sees of the training.
-        public: what everybody knows; ``public.model`` holds the adapter that training began with.
+        public: what everybody knows; ``public.model`` holds, whenever these records are asked
+            about, the adapter that training began with.
         candidates: n records.  The attacker knows what they say, not which of them are members.
         population: p records of the same kind that the attacker owns and knows to be no members.
-        shadows: runs of the attacker's own, judged on the same candidates and population; None
-            where it made none.
         micro_batch: records at a time, >= 1.
 
     Raises:
-        ConfigError: there are no candidates, the task is unknown, or the shadows were judged on
-            other numbers of records.
+        ConfigError: there are no candidates, or the task is unknown.
     """
 
-    view: AdversaryView
     public: PublicKnowledge
     candidates: Examples
     population: Examples
-    shadows: Shadows | None = None
     micro_batch: int = 32
 
     def __post_init__(self) -> None:
         check_task(self.public.task, self.candidates)
         if len(self.candidates) == 0:
             raise ConfigError("candidates: none; at least one record is needed")
+
+    @cached_property
+    def base_losses(self) -> NDArray[np.float64]:
+        """float64[n]: of each candidate in the model that training began with."""
+        return self.losses(self.candidates)
+
+    @cached_property
+    def gradients(self) -> NDArray[np.float32]:
+        """float32[n, d]: of each candidate's mean loss with respect to what travels, there."""
+        return self._gradients(self.candidates)
+
+    @cached_property
+    def population_gradients(self) -> NDArray[np.float32]:
+        """float32[p, d]: the same of the attacker's own records."""
+        return self._gradients(self.population)
+
+    def losses(self, examples: Examples) -> NDArray[np.float64]:
+        """float64[k]: mean negative log-likelihood of each, in ``public.model`` as it is now."""
+        return example_losses(
+            self.public.model,
+            examples,
+            task=self.public.task,
+            micro_batch=self.micro_batch,
+            device=self._device,
+        )
+
+    def _gradients(self, examples: Examples) -> NDArray[np.float32]:
+        found = PerExampleGradients(
+            self.public.model,
+            self.public.layout,
+            task=self.public.task,
+            micro_batch=self.micro_batch,
+            device=self._device,
+        )
+        try:
+            empty = np.empty((0, self.public.layout.size), dtype=np.float32)
+            return np.concatenate([empty, *found.flat_rows(examples)])
+        finally:
+            found.close()
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.public.model.parameters()).device
+
+
+@dataclass(frozen=True, eq=False)
+class MembershipQuestion:
+    """Which of these records were trained on?  All that the attacker has to answer it with.
+
+    Args:
+        view: what the attacker sees of the training.
+        records: in question, and of its own.
+        shadows: runs of the attacker's own, judged on the same records; None where it made none.
+
+    Raises:
+        ConfigError: the shadows were judged on other numbers of records.
+    """
+
+    view: AdversaryView
+    records: Records
+    shadows: Shadows | None = None
+
+    def __post_init__(self) -> None:
         if self.shadows is not None:
             found = (self.shadows.losses.shape[1], self.shadows.population.shape[1])
-            if found != (len(self.candidates), len(self.population)):
+            wanted = (len(self.records.candidates), len(self.records.population))
+            if found != wanted:
                 raise ConfigError(
                     f"shadows: judged on {found[0]} candidates and {found[1]} other records; the "
-                    f"question has {len(self.candidates)} and {len(self.population)}"
+                    f"question has {wanted[0]} and {wanted[1]}"
                 )
+
+    @property
+    def public(self) -> PublicKnowledge:
+        """What everybody knows."""
+        return self.records.public
 
     @cached_property
     def moved(self) -> bool:
@@ -66,25 +131,13 @@ class MembershipQuestion:
     def losses(self) -> NDArray[np.float64]:
         """float64[n]: mean negative log-likelihood of each candidate in the model of the view."""
         with as_seen(self.view, self.public):
-            return self._losses(self.candidates)
+            return self.records.losses(self.records.candidates)
 
     @cached_property
     def population_losses(self) -> NDArray[np.float64]:
         """float64[p]: the same of the attacker's own records."""
         with as_seen(self.view, self.public):
-            return self._losses(self.population)
-
-    @cached_property
-    def base_losses(self) -> NDArray[np.float64]:
-        """float64[n]: of each candidate in the model that training began with."""
-        return self._losses(self.candidates)
-
-    def _losses(self, examples: Examples) -> NDArray[np.float64]:
-        model = self.public.model
-        device = next(model.parameters()).device
-        return example_losses(
-            model, examples, task=self.public.task, micro_batch=self.micro_batch, device=device
-        )
+            return self.records.losses(self.records.population)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +165,7 @@ class MembershipGuess:
     @classmethod
     def void(cls, question: MembershipQuestion, reason: str) -> MembershipGuess:
         """No guess, and why."""
-        return cls(np.zeros(len(question.candidates)), "void", reason)
+        return cls(np.zeros(len(question.records.candidates)), "void", reason)
 
 
 class MembershipAttack(Protocol):

@@ -42,4 +42,4 @@ class ReferenceLoss:
         """As :class:`~securefed.attacks.membership.base.MembershipAttack`; nothing is random."""
         if not question.moved:
             return MembershipGuess.void(question, NO_SIGNAL)
-        return MembershipGuess(question.base_losses - question.losses)
+        return MembershipGuess(question.records.base_losses - question.losses)

@@ -32,7 +32,8 @@ class RobustMembership:
     Args:
         online: whether runs with the candidates are used.
         gamma: > 0.
-        offline_scale: a, in [0, 1].
+        offline_scale: a, in [0, 1].  Without it 0.3 for classification, as in the paper, and 1 for
+            language models: their p(x) is far below 1, and 1 - a would hide it.
 
     Raises:
         ConfigError: an argument is outside that.
@@ -43,10 +44,11 @@ class RobustMembership:
 
     online: bool = True
     gamma: float = 2.0
-    offline_scale: float = 0.3
+    offline_scale: float | None = None
 
     def __post_init__(self) -> None:
-        if not self.gamma > 0.0 or not 0.0 <= self.offline_scale <= 1.0:
+        scale = 1.0 if self.offline_scale is None else self.offline_scale
+        if not self.gamma > 0.0 or not 0.0 <= scale <= 1.0:
             raise ConfigError(
                 f"gamma = {self.gamma}, offline_scale = {self.offline_scale}; allowed: > 0, and in "
                 "[0, 1]"
@@ -69,26 +71,29 @@ class RobustMembership:
             return MembershipGuess.void(question, "no two shadow runs without each candidate")
         if self.online and not shadows.inside_enough:
             return MembershipGuess.void(question, "no two shadow runs with each candidate")
-        if len(question.population) == 0:
+        if len(question.records.population) == 0:
             return MembershipGuess.void(question, "no records of the attacker's own")
         own = np.exp(-shadows.population).mean(axis=0)
-        ratios = np.exp(-question.losses) / self._reference(shadows)
-        others = np.sort(np.exp(-question.population_losses) / self._lifted(own))
+        scale = self.offline_scale
+        if scale is None:
+            scale = 1.0 if question.public.task == "causal-lm" else 0.3
+        ratios = np.exp(-question.losses) / self._reference(shadows, scale)
+        others = np.sort(np.exp(-question.population_losses) / _lifted(own, scale))
         below = np.searchsorted(others, ratios / self.gamma, side="right") / len(others)
         order = rankdata(ratios) / (len(ratios) + 1)  # in (0, 1): less than one record z
         return MembershipGuess(below + order / len(others))
 
-    def _reference(self, shadows: Shadows) -> NDArray[np.float64]:
+    def _reference(self, shadows: Shadows, scale: float) -> NDArray[np.float64]:
         likelihoods = np.exp(-shadows.losses)
         outside = masked_mean(likelihoods, ~shadows.inside)
         if not self.online:
-            return self._lifted(outside)
+            return _lifted(outside, scale)
         found: NDArray[np.float64] = 0.5 * (outside + masked_mean(likelihoods, shadows.inside))
         return np.maximum(found, _LEAST)
 
-    def _lifted(self, outside: NDArray[np.float64]) -> NDArray[np.float64]:
-        scale = self.offline_scale
-        return np.maximum(0.5 * ((1.0 + scale) * outside + 1.0 - scale), _LEAST)
+
+def _lifted(outside: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
+    return np.maximum(0.5 * ((1.0 + scale) * outside + 1.0 - scale), _LEAST)
 
 
 _LEAST = 1e-300

@@ -8,10 +8,10 @@ from securefed.auditing.games.parties import BARE, NOISED, Parties, drive, encod
 from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
 from securefed.errors import LocalProtocolError
 from securefed.federation.floors import ClientFloors
+from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.privacy.pld import gaussian_epsilon
 from securefed.secagg.aggregator import AggregationClient
-from securefed.federation.server import ServerRound
 
 SYBILS = "Boenisch et al. 2023 (2301.04017)"
 SMALL = "Boenisch et al. 2023 (2301.04017)"

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from securefed.attacks.base import AdversaryView, Limits
+from securefed.attacks.base import AdversaryView, Attack, Guess, Limits
 from securefed.attacks.inversion.exact import SpanInversion
 from securefed.attacks.scoring import score
 from securefed.auditing.rounds import Bench
 from securefed.config import Stage
 from securefed.crypto.identity import IdentityKey
+from securefed.crypto.prg import system_random
 from securefed.errors import BudgetExceeded, ConfigError, ProtocolError, SecureFedError
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.floors import ClientFloors
@@ -33,7 +34,6 @@ from securefed.lora.adapter import state_hash
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import PairwiseAggregation
 from securefed.secagg.aggregator import SESSION_BYTES, AggregationClient, AggregationServer
-from securefed.crypto.prg import system_random
 
 BARE = PrivacyPolicy(clip_norm=1.0, mechanism="none", dropout_fraction=0.4)
 """No noise: what secure aggregation protects by itself."""
@@ -153,27 +153,25 @@ class Parties:
             raise course.ended
         return server
 
-    def read(self, view: AdversaryView, session: RoundSession) -> tuple[float, float]:
-        """What exact inversion reads from a view: the victim's share, and the control's.
-
-        The attack is told that what is in the view is one client's.
-        """
+    def guessed(self, view: AdversaryView, session: RoundSession, attack: Attack) -> Guess:
+        """What an attack makes of a view; it is told that what is in the view is one client's."""
         longest = max(map(len, self.texts.values()))
-        public = self.bench.public(session)
-        guess = SpanInversion().run(
+        return attack.run(
             view,
-            public,
+            self.bench.public(session),
             generator=torch.Generator().manual_seed(self._seed),
             limits=Limits(seconds=_SECONDS, max_tokens=longest + 2),
         )
-        special = public.special_tokens
+
+    def scored(self, guess: Guess) -> tuple[float, float]:
+        """The share of the victim's tokens that were guessed, and that of the unseen text's."""
+        special = [int(token) for token in self.bench.tokenizer.all_special_ids]
         own = score(guess, [self.texts[self.victim]], special)
         return own.token_recall, score(guess, [self._unseen], special).token_recall
 
-    @property
-    def unseen(self) -> Text:
-        """A text that nobody trains on."""
-        return self._unseen
+    def read(self, view: AdversaryView, session: RoundSession) -> tuple[float, float]:
+        """What exact inversion reads from a view, scored."""
+        return self.scored(self.guessed(view, session, SpanInversion()))
 
 
 def encoding(update: NDArray[np.float32]) -> Encode:

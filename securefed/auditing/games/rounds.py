@@ -3,7 +3,8 @@
 None of the sums is refused by itself: each is one that the protocol opens.  What clients have
 against several of them is noise that is drawn anew, and an account that charges every attempt, a
 retry too, before a masked input leaves, and ends at its owner's limit.  In the games updates do not
-change from round to round, as where a model has nearly converged.
+change from round to round, as where a model has nearly converged.  With the account removed a game
+is played with the policy ``without``: no noise by default.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from securefed.evidence.budget import ClientBudget
 from securefed.federation.account import open_account
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
+from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregator import AggregationClient
 
 SO = "So et al. 2023 (2106.03328)"
@@ -50,7 +52,9 @@ class Attempt:
         return tuple(name for name in self.cohort if name not in self.lost)
 
 
-def retry(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
+def retry(
+    parties: Parties, seed: int, *, weakened: bool, without: PrivacyPolicy = BARE
+) -> GameResult:
     """A round is opened, said to have failed, and tried again without the victim.
 
     As it is, every client's account has a limit of one round.  The checks removed: no account and
@@ -58,10 +62,12 @@ def retry(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     """
     others = parties.names[1:]
     attempts = [Attempt(parties.names), Attempt(parties.names, (parties.victim,))]
-    return _played("retry", parties, seed, attempts, others, 1, weakened)
+    return _played("retry", parties, seed, attempts, others, 1, weakened, without)
 
 
-def same_victim(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
+def same_victim(
+    parties: Parties, seed: int, *, weakened: bool, without: PrivacyPolicy = BARE
+) -> GameResult:
     """The victim is in every sum, and each time the server loses the input of another client.
 
     With n clients, n sums: s of all, and s_k without the k-th other client; the victim's update is
@@ -69,10 +75,14 @@ def same_victim(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     """
     others = parties.names[1:]
     attempts = [Attempt(parties.names), *(Attempt(parties.names, (name,)) for name in others)]
-    return _played("same-victim", parties, seed, attempts, [parties.victim], _ALLOWED, weakened)
+    return _played(
+        "same-victim", parties, seed, attempts, [parties.victim], _ALLOWED, weakened, without
+    )
 
 
-def random_cohorts(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
+def random_cohorts(
+    parties: Parties, seed: int, *, weakened: bool, without: PrivacyPolicy = BARE
+) -> GameResult:
     """Cohorts of all but one client, at random, until the victim's update follows from the sums."""
     rng = np.random.default_rng([seed, 3])
     attempts: list[Attempt] = []
@@ -81,7 +91,9 @@ def random_cohorts(parties: Parties, seed: int, *, weakened: bool) -> GameResult
             raise ConfigError(f"seed = {seed}: {_MOST_ROUNDS} random cohorts determine nothing")
         left_out = parties.names[int(rng.integers(len(parties.names)))]
         attempts.append(Attempt(tuple(name for name in parties.names if name != left_out)))
-    return _played("random-cohorts", parties, seed, attempts, [parties.victim], _ALLOWED, weakened)
+    return _played(
+        "random-cohorts", parties, seed, attempts, [parties.victim], _ALLOWED, weakened, without
+    )
 
 
 _Charges = Callable[[str, RoundSession], Callable[[], None] | None]
@@ -114,14 +126,15 @@ def _played(
     careful: Collection[str],
     allowed: int,
     weakened: bool,
+    without: PrivacyPolicy,
 ) -> GameResult:
     """Ask for these sums, and solve for the victim's update.
 
-    Args:
-        careful: clients with an account that allows this many rounds.
-        allowed: rounds.
+    ``careful`` clients have an account that allows ``allowed`` rounds.
     """
-    policy = BARE if weakened else NOISED
+    policy = without if weakened else NOISED
+    noised = policy.mechanism != "none"
+    removed = "check removed: account" if noised else "checks removed: account and noise"
     updates, opened = parties.updates(), list[views.OpenedSum]()
     refusal: SecureFedError | None = None
     session = parties.session(policy=policy)
@@ -129,9 +142,7 @@ def _played(
         for number, attempt in enumerate(attempts, start=1):
             session = parties.session(policy=policy, cohort=attempt.cohort, number=number)
             clients: dict[str, AggregationClient] = {
-                name: parties.client(
-                    name, session, updates[name], charge=charge_of(name, session)
-                )
+                name: parties.client(name, session, updates[name], charge=charge_of(name, session))
                 for name in attempt.cohort
             }
             server = ServerRound(session)
@@ -152,7 +163,7 @@ def _played(
         "sums_wanted": float(len(attempts)),
         "sums_opened": float(len(opened)),
     }
-    if not weakened:
+    if noised:
         weight = weights([attempt.survivors for attempt in attempts])[parties.victim]
         figures |= {
             "epsilon_allowed": session.guarantee(rounds=allowed).epsilon,
@@ -163,7 +174,7 @@ def _played(
     return GameResult(
         game=game,
         source=SO,
-        protocol="checks removed: account and noise" if weakened else AS_IT_IS,
+        protocol=removed if weakened else AS_IT_IS,
         refused_by=Refusal.of(refusal),
         refused=int(refusal is not None),
         recovered=recovered,

@@ -1,0 +1,163 @@
+"""Tokens from rows of B that a planted model lets only few tokens move, through any sum.
+
+The server chooses the base weights so that row j of the value layer's gradient G is delta_t x_t^T
+summed over places t whose token belongs to *bin* j, and nothing else
+(:mod:`~securefed.attacks.malicious.planting`).  With A frozen, row j of B's update is then
+s sum_{t in bin j} delta_{t,j} (A x_t)^T.  A sum over n clients adds rows; a row in which one token
+of one client stands is that token's direction A x_t in R^r, which is compared with that of each
+token of the bin.  How many clients are summed matters only through bins that two tokens share.
+
+Source: Fowl et al. 2022, "Robbing the Fed" (2110.13057), section 3, for bins that isolate inputs in
+a sum; Fowl et al. 2023, "Decepticons" (2201.12675), section 4, for tokens of a Transformer; Sami et
+al. 2025, "Gradient Inversion Attacks on Parameter-Efficient Fine-Tuning" (2506.04453), for frozen
+planted weights and gradients of an adapter.  That bins are of token codes in planted embeddings,
+and are read through A, is this module's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import chi2
+
+from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
+from securefed.attacks.inversion.algebra import entry_noise
+from securefed.attacks.inversion.inputs import InputReader
+
+_FALSE_ROWS = 0.01  # rows of noise alone that are taken for tokens, expected in one reading
+_FIT = 1e-3  # how well a fit must do where there is no noise, relative to the row
+_KEPT = 0.999  # of true tokens, by their misfit
+_APART = 1e-6  # squared sine from which on two directions are two
+
+
+@dataclass(frozen=True, eq=False)
+class Imprint:
+    """What the server must remember of what it planted.
+
+    Attributes:
+        modules: by block, the end of the name of the layer whose B is read.
+        rows: rows of each that are bins; bin b is row b % rows of block b // rows.
+        bins: int64[vocabulary], the bin of each token; -1 for those in none.
+    """
+
+    modules: tuple[str, ...]
+    rows: int
+    bins: torch.Tensor
+
+    def tokens(self, number: int) -> torch.Tensor:
+        """int64[k]: the tokens of a bin."""
+        return torch.nonzero(self.bins == number)[:, 0]
+
+
+class ImprintReader:
+    """Reads a planted model's imprint from an update, or from a sum of any number of them.
+
+    Args:
+        imprint: of the model that the clients were given.
+    """
+
+    name = "imprint"
+
+    def __init__(self, imprint: Imprint) -> None:
+        self._imprint = imprint
+
+    def run(
+        self,
+        view: AdversaryView,
+        public: PublicKnowledge,
+        *,
+        generator: torch.Generator,
+        limits: Limits,
+    ) -> Guess:
+        """See :class:`~securefed.attacks.base.Attack`; ``generator`` is not used."""
+        deadline = time.monotonic() + limits.seconds
+        tensors = public.layout.unflatten(view.reading(public))
+        parameters = dict(public.model.named_parameters(remove_duplicate=False))
+        noise = entry_noise(view, public)
+        found: list[int] = []
+        read = 0
+        for block, module in enumerate(self._imprint.modules):
+            names = [n for n in tensors if f"{module}.lora_B." in n]
+            if not names:
+                continue
+            down = parameters[names[0].replace(".lora_B.", ".lora_A.")].detach().double()
+            stem = names[0][: names[0].index(".lora_B.")]
+            first = stem.replace(module, self._imprint.modules[0])
+            reader = InputReader(public.model, {0: first, block: stem})
+            update = tensors[names[0]].double()[: self._imprint.rows]
+            hot = self._hot(update, noise)
+            read += len(hot)
+            for row in hot:
+                if time.monotonic() >= deadline:
+                    break
+                tokens = self._imprint.tokens(block * self._imprint.rows + row)
+                places = range(limits.max_tokens) if reader.absolute else (0,)
+                seen, owners = self._directions(reader, block, tokens, places, down)
+                chosen = fitting(update[row].numpy(), seen, noise)
+                found += sorted({int(owners[at]) for at in chosen})
+        if not any(f"{self._imprint.modules[0]}.lora_B." in name for name in tensors):
+            return Guess(verdict="void", reason="B of the planted layers is not in the update")
+        wanted = [token for token in found if token not in public.special_tokens]
+        figures = {"rows": float(read), "noise": noise}
+        return Guess(loose=tuple(wanted), reason="imprint", figures=figures)
+
+    def _hot(self, update: torch.Tensor, noise: float) -> list[int]:
+        """Rows that are more than noise."""
+        rows, rank = update.shape
+        every = rows * len(self._imprint.modules)
+        edge = noise**2 * chi2.isf(_FALSE_ROWS / every, rank)
+        energy = update.square().sum(dim=1)
+        # Without noise, float32 leaves a little of every other row in each.
+        edge = max(edge, float(energy.max()) * _FIT**2)
+        return [int(row) for row in torch.nonzero(energy > edge)[:, 0]]
+
+    def _directions(
+        self,
+        reader: InputReader,
+        block: int,
+        tokens: torch.Tensor,
+        places: Sequence[int],
+        down: torch.Tensor,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """A x of each token at each place, float64[k, r], and whose each row is."""
+        seen = []
+        for place in places:
+            where = torch.full((len(tokens), 1), place, dtype=torch.int64)
+            inputs = reader.at(block, tokens[:, None], position_ids=where)[:, 0]
+            seen.append(inputs.double() @ down.T)
+        return torch.cat(seen).numpy(), np.tile(tokens.numpy(), len(places))
+
+
+def fitting(row: NDArray[np.float64], seen: NDArray[np.float64], noise: float) -> tuple[int, ...]:
+    """The fewest directions that explain a row, at most two; the best single one if none do.
+
+    Args:
+        row: float64[r].
+        seen: float64[k, r].
+        noise: std in one value of the row.
+    """
+    rank, whole = len(row), float(row @ row)
+    floor = _FIT**2 * whole
+    size = np.square(seen).sum(axis=1)
+    along = seen @ row
+    left = whole - along**2 / size
+    best = int(left.argmin())
+    if rank < 3 or left[best] <= max(noise**2 * chi2.ppf(_KEPT, rank - 1), floor):
+        return (best,)
+    # Of each pair what its span leaves, by Cramer's rule on the 2 x 2 normal equations.
+    inner = seen @ seen.T
+    determinant = np.outer(size, size) - inner**2
+    np.fill_diagonal(determinant, 0.0)
+    square = along**2
+    gained = np.outer(square, size) + np.outer(size, square) - 2 * np.outer(along, along) * inner
+    apart = determinant > _APART * np.outer(size, size)
+    after = np.where(apart, whole - gained / np.where(apart, determinant, 1.0), np.inf)
+    pair = np.unravel_index(int(after.argmin()), after.shape)
+    if after[pair] <= max(noise**2 * chi2.ppf(_KEPT, rank - 2), floor):
+        return int(pair[0]), int(pair[1])
+    return (best,)

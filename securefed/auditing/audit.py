@@ -205,16 +205,20 @@ def audit_policy(
     )
 
 
-def audit_settings(settings: Settings, **options: Any) -> tuple[AuditResult, ...]:
+def audit_settings(
+    settings: Settings, *, adversaries: Sequence[Adversary] = ADVERSARIES, **options: Any
+) -> tuple[AuditResult, ...]:
     """Audit what a run file means for its cohort.
 
-    One audit for each adversary that is promised anything, of one round.  Where each client draws a
-    secret sample there are two for each: one of the noise as who knows the sample sees it, which is
-    the sharp one; and one with the sample, over all rounds of the run, against what is promised of
-    the run.
+    One audit for each adversary that something is promised against, of one round.  Where each
+    client draws a secret sample there are two for each: one of the noise as who knows the sample
+    sees it, which is the sharp one; and one with the sample, over all rounds of the run, against
+    what is promised of the run.
 
     Args:
         settings: of a run; its cohort size and policy are audited, not its data or model.
+        adversaries: those among them that nothing is promised against are left out; if that leaves
+            none, the one that the policy's budget speaks of is audited.
         options: further arguments of :func:`audit_policy`.
 
     Raises:
@@ -228,7 +232,8 @@ def audit_settings(settings: Settings, **options: Any) -> tuple[AuditResult, ...
     cases = [(replace(policy, sampling_probability=1.0), 1)]
     if policy.unit != "client" and policy.sampling_probability < 1.0:
         cases.append((policy, 1 if policy.adaptive_clip else policy.rounds))
-    audited = [who for who in ADVERSARIES if settings.guarantee(who, 1).protected]
+    # Of no round at all: whether there is a promise, without the work of its number.
+    audited = [who for who in adversaries if settings.guarantee(who, 0).protected]
     return tuple(
         audit_policy(
             case,

@@ -44,6 +44,7 @@ Counts = NDArray[np.int64] | int
 
 _SHARES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 """Shares of all canaries that ``one_run`` guesses; each is one look."""
+_FAR = 1e4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +167,8 @@ def gaussian_mu(inside: Scores, outside: Scores, confidence: float) -> tuple[flo
     def exceeded(noncentrality: float) -> float:
         return float(stats.nct.sf(seen, freedom, noncentrality)) - (1.0 - confidence)
 
+    if seen > _FAR:  # there S alone matters, and the series for the noncentral t do not converge
+        return likely, likely * math.sqrt(stats.chi2.ppf(1.0 - confidence, freedom) / freedom)
     # T lies within a few of its own standard deviations, which are at most these, of its centre.
     reach = 12.0 * (1.0 + abs(seen) / math.sqrt(freedom))
     if exceeded(0.0) >= 0.0:

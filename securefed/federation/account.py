@@ -11,6 +11,7 @@ from pathlib import Path
 from securefed.errors import ConfigError
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
+from securefed.federation.group_sums import GroupedSession
 from securefed.federation.session import RoundSession
 from securefed.federation.slices import SlicedSession
 from securefed.privacy.accounting import Adversary
@@ -23,7 +24,7 @@ def _utc_minute() -> str:
 
 def open_account(
     path: Path,
-    session: RoundSession | SlicedSession,
+    session: RoundSession | SlicedSession | GroupedSession,
     client_id: str,
     *,
     limit: float | None = None,
@@ -36,7 +37,8 @@ def open_account(
 
     Args:
         path: the account's ledger, kept by the client; its folder must be there.
-        session: any round of the kind that the account prices; a sliced one costs one charge.
+        session: any round of the kind that the account prices; a sliced or grouped one costs one
+            charge.
         client_id: whose account it is.
         limit: largest epsilon that this client will spend; None for no limit.
         against: whom epsilon speaks of, the owner's choice and never a round's.  Against the server

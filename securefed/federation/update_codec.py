@@ -215,6 +215,13 @@ class UpdateCodec:
         """From float64[plan.padded] in grid units to float64[plan.summed]."""
         return self._rotation.inverse(values * self.plan.resolution)
 
+    def to_grid(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From float64[plan.summed] to float64[plan.padded] in grid units, not rounded or noised.
+
+        The inverse of :meth:`decode_grid`.  What it gives stays with the client.
+        """
+        return self._rotation.forward(values) / self.plan.resolution
+
     def _round_and_noise(
         self, clipped: NDArray[np.float64], generator: NoiseGenerator
     ) -> NDArray[np.uint32]:
@@ -224,7 +231,7 @@ class UpdateCodec:
                 "(with_layers)"
             )
         with self.phase("encode"):
-            scaled = self._rotation.forward(clipped) / self.plan.resolution
+            scaled = self.to_grid(clipped)
             integers = (
                 conditional_round(scaled, self.plan.sensitivity, generator)
                 if self.plan.rounding_failure == 0.0  # a bound that holds always is ours to keep

@@ -1,0 +1,1 @@
+"""Clients that contribute what makes the model do as they wish."""

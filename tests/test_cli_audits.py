@@ -109,7 +109,7 @@ def test_an_audit_leaves_results_summary_and_pictures_and_keeps_them(cli, config
     code, out, err = cli("audit", config, *options)
     assert code == 0, err
     summary = json.loads(Path("out/summary.json").read_text())
-    assert len(summary["cells"]) == 7
+    assert len(summary["cells"]) == 8
     for row in summary["cells"]:
         found = read_result(Path("out") / row["file"], trusted("out"))
         assert found.measurement.digest() == row["measurement_sha256"]
@@ -118,7 +118,7 @@ def test_an_audit_leaves_results_summary_and_pictures_and_keeps_them(cli, config
     before = Path("out/summary.json").read_bytes()
     code, out, err = cli("audit", config, *options)
     assert code == 0, err
-    assert out.count("| kept") == 7
+    assert out.count("| kept") == 8
     assert Path("out/summary.json").read_bytes() == before
 
 
@@ -126,7 +126,7 @@ def test_another_rank_and_texts_of_ones_own(cli, config, tmp_path):
     texts = write_texts(tmp_path / "own", clients=6)
     code, out, err = cli(
         "audit", config, "--trials", "1", "--set", "lora.rank=2", "--texts", texts,
-        "--out", "out", *KEY,
+        "--attack", "span-inversion", "--out", "out", *KEY,
     )  # fmt: skip
     assert code == 0, err
     found = read_result(Path("out/span-inversion--plain--off--b1.json"), trusted("out"))
@@ -138,15 +138,16 @@ def test_another_rank_and_texts_of_ones_own(cli, config, tmp_path):
 
 
 def test_time_that_is_over_is_said_and_an_interrupt_ends_in_a_line(cli, config, monkeypatch):
-    code, out, err = cli("audit", config, "--seconds", "1e-6", "--out", "out", *KEY)
+    options = ("--attack", "span-inversion", "--out", "out", *KEY)
+    code, out, err = cli("audit", config, "--seconds", "1e-6", *options)
     assert code == 0, err
-    assert out.count("OUT OF TIME") == 7
+    assert out.count("OUT OF TIME") == 8
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Matrix, "measure", interrupted)
-    code, _, err = cli("audit", config, "--out", "out", *KEY)
+    code, _, err = cli("audit", config, *options)
     assert (code, err) == (130, "stopped; finished cells are in out\n")
 
 

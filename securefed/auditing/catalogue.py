@@ -2,180 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Callable
 
-from pydantic import JsonValue
-
-from securefed.attacks.base import Attack, Limits
+from securefed.attacks.adaptive.background import Background
+from securefed.attacks.adaptive.likelihood import SparseBayes
+from securefed.attacks.base import Attack
 from securefed.attacks.inversion.exact import SpanInversion
-from securefed.attacks.results import AttackResult, Trial, summarise
-from securefed.attacks.scoring import METRICS
-from securefed.auditing.cells import Cell
+from securefed.attacks.matching.attack import cosine, dlg, lamp, tag
+from securefed.attacks.matching.priors import NGramPrior
+from securefed.attacks.membership.alignment import GradientAlignment
+from securefed.attacks.membership.base import MembershipAttack
+from securefed.attacks.membership.lira import LikelihoodRatio
+from securefed.attacks.membership.loss import LossThreshold, ReferenceLoss
+from securefed.attacks.membership.rmia import RobustMembership
+from securefed.auditing.cells import BOTH, MASKS, NOISE, OFF
+from securefed.auditing.entries import Column, Cost, Entry
 from securefed.auditing.from_config import AuditedRun
-from securefed.auditing.trials import attempt, capture
+from securefed.auditing.games import GAMES
+from securefed.auditing.measuring_epsilon import FAULT, PROMISE, canaries
+from securefed.auditing.measuring_games import AS_IT_IS, WEAKENED, game
+from securefed.auditing.measuring_membership import on_releases, on_sums
+from securefed.auditing.measuring_texts import on_texts
 from securefed.errors import ConfigError
-from securefed.evidence.results import Kind, Metric, Verdict
-
-Cost = Literal["quick", "full"]
-
-ROUND_EXPOSURES = (
-    "control",
-    "plain",
-    "other",
-    "masked",
-    "sum",
-    "masked with all others",
-    "sum with all others",
-)
-"""What attacks on the texts of one round are tried on."""
 
 
-class Clock(Protocol):
-    """How much of a cell's time is left, and who hears of its trials."""
-
-    @property
-    def over(self) -> bool:
-        """Whether no further trial may begin."""
-        ...
-
-    @property
-    def left(self) -> float:
-        """Seconds until then."""
-        ...
-
-    def trial(self, done: int, total: int) -> None:
-        """One more trial is done."""
-        ...
+def _sparse_bayes(run: AuditedRun) -> Attack:
+    return SparseBayes(Background(run.background, run.vocabulary, run.special))
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a cell's trials showed; the fields of a ``Measurement``, and seconds beside them."""
-
-    metrics: Mapping[str, Metric]
-    headline: str
-    seeds: tuple[int, ...]
-    n: int
-    verdict: Verdict
-    reason: str = ""
-    void: int = 0
-    predicted: Mapping[str, JsonValue] | None = None
-    curve: tuple[tuple[float, float], ...] = ()
-    seconds_per_trial: float | None = None
-    ended_by_time: int = 0
+def _lamp(run: AuditedRun) -> Attack:
+    return lamp(NGramPrior(run.background, vocabulary=run.vocabulary, special=run.special))
 
 
-Measure = Callable[[AuditedRun, Cell, Limits, Clock], Finding]
+def _texts(
+    name: str, what: str, make: Callable[[AuditedRun], Attack], cost: Cost = "full"
+) -> Entry:
+    return Entry(name, "texts", what, cost, on_texts(make))
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One attack.
-
-    Attributes:
-        name: results are filed under it.
-        kind: what it goes for.
-        what: in words.
-        cost: ``"quick"`` ones are in every audit, ``"full"`` ones in thorough ones alone.
-        exposures: what it can be tried on.
-        measure: runs the trials of one cell.
-    """
-
-    name: str
-    kind: Kind
-    what: str
-    cost: Cost
-    exposures: tuple[str, ...]
-    measure: Measure = field(repr=False)
-
-    @property
-    def needs_baseline(self) -> bool:
-        """Whether its cells are void unless it is seen to work on ``plain`` with the defence off.
-
-        Games and audits of epsilon hold their own control inside the measurement.
-        """
-        return "plain" in self.exposures
+_SUMS: tuple[Column, ...] = (("sum", OFF), ("sum", MASKS), ("sum", BOTH))
+_RELEASES: tuple[Column, ...] = (("released", OFF), ("released", NOISE))
 
 
-def texts(make: Callable[[], Attack]) -> Measure:
-    """Trials of an attack on training texts, scored against the unigram prior.
-
-    Args:
-        make: a new attack for each cell.
-    """
-
-    def measure(run: AuditedRun, cell: Cell, limits: Limits, clock: Clock) -> Finding:
-        attack = make()
-        bench = cell.bench(run)
-        prior, found = run.prior(), list[Trial]()
-        predicted: dict[str, JsonValue] | None = None
-        at_limit = 0
-        for seed in cell.seeds:
-            if clock.over:
-                break
-            captured = capture(bench, run.texts, exposure=cell.captured, seed=seed)
-            within = Limits(
-                seconds=max(1.0, min(limits.seconds, clock.left)), max_tokens=limits.max_tokens
-            )
-            found.append(attempt(attack, captured, prior, limits=within))
-            at_limit += found[-1].seconds >= within.seconds
-            predicted = dict(asdict(captured.prediction))
-            clock.trial(len(found), len(cell.seeds))
-        if not found:
-            return Finding({}, "token_recall", (), 0, "out_of_time", "no trial fitted the time")
-        results = {name: summarise(attack.name, name, found) for name in METRICS}
-        recall = results["token_recall"]
-        return Finding(
-            metrics={name: _metric(each) for name, each in results.items()},
-            headline="token_recall",
-            seeds=recall.seeds,
-            n=recall.n,
-            verdict=recall.verdict,
-            reason="the attack says itself that it does not apply" if recall.void else "",
-            void=recall.void,
-            predicted=predicted,
-            seconds_per_trial=recall.seconds,
-            ended_by_time=at_limit,
-        )
-
-    return measure
+def _of_sums(make: Callable[[], MembershipAttack], what: str, cost: Cost = "full") -> Entry:
+    baseline = {"sum": ("sum", OFF)}
+    name = f"{make().name}-on-sum"
+    return Entry(name, "membership", what, cost, on_sums(make), _SUMS, _SUMS, baseline)
 
 
-def _metric(result: AttackResult) -> Metric:
-    # Trials that are resampled from a single one are all alike: that is no interval.
-    shown = result.n > 1 or result.method == "exact"
-    paired = result.n > 1
-    return Metric(
-        value=result.value,
-        interval=result.interval if shown else None,
-        prior=result.prior,
-        lift=result.lift,
-        lift_interval=result.lift_interval if paired else None,
-        method=result.method if shown else None,
+def _of_releases(
+    make: Callable[[], MembershipAttack], what: str, *, shadows: bool = False
+) -> Entry:
+    measure = on_releases(make, shadows=shadows)
+    baseline = {"released": ("released", OFF)}
+    return Entry(
+        make().name, "membership", what, "full", measure, (), _RELEASES, baseline, sized=False
+    )
+
+
+def _game(name: str) -> Entry:
+    what = "a hostile server's game; see securefed.auditing.games"
+    columns = (WEAKENED, AS_IT_IS)
+    return Entry(
+        name, "game", what, "full", game(name), columns, columns, {"game": WEAKENED}, sized=False
     )
 
 
 CATALOGUE: dict[str, Entry] = {
-    entry.name: entry
-    for entry in (
-        Entry(
+    each.name: each
+    for each in (
+        _texts(
             "span-inversion",
-            "texts",
             "exact inversion: span test, sparse decoding and assembly",
+            lambda run: SpanInversion(),
             "quick",
-            ROUND_EXPOSURES,
-            texts(SpanInversion),
         ),
-        Entry(
+        _texts(
             "span-test",
-            "texts",
             "exact inversion by the span test alone",
-            "full",
-            ROUND_EXPOSURES,
-            texts(lambda: SpanInversion(sparse=False)),
+            lambda run: SpanInversion(sparse=False),
         ),
+        _texts("sparse-bayes", "likeliest tokens under estimated noise", _sparse_bayes, "quick"),
+        _texts("dlg", "gradient matching by L2 distance", lambda run: dlg()),
+        _texts("cosine", "gradient matching by cosine", lambda run: cosine(), "quick"),
+        _texts("tag", "gradient matching by L2 and L1 distance", lambda run: tag()),
+        _texts(
+            "lamp",
+            "gradient matching with a prior of language and discrete moves",
+            _lamp,
+        ),
+        _of_sums(GradientAlignment, "does a sum point the way a record does?", "quick"),
+        _of_sums(
+            lambda: GradientAlignment(whitened=True), "the same, by the likelihood ratio of a sum"
+        ),
+        _of_releases(LossThreshold, "loss under the released adapter"),
+        _of_releases(ReferenceLoss, "loss less that before training"),
+        _of_releases(LikelihoodRatio, "LiRA with shadow runs", shadows=True),
+        _of_releases(RobustMembership, "RMIA with shadow runs", shadows=True),
+        Entry(
+            "canary-epsilon",
+            "epsilon",
+            "lower bounds on epsilon by canaries, against what is promised",
+            "quick",
+            canaries,
+            (FAULT, PROMISE),
+            (FAULT, PROMISE),
+            {"canaries": FAULT},
+            sized=False,
+        ),
+        *(_game(name) for name in GAMES),
     )
 }
 

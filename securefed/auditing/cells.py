@@ -8,14 +8,17 @@ from typing import get_args
 
 from pydantic import JsonValue
 
+from securefed.auditing.exposures import ALL_COLLUDE, companions
 from securefed.auditing.from_config import AuditedRun
 from securefed.auditing.rounds import Bench
 from securefed.config import Scheme
 from securefed.errors import ConfigError
 
 OFF, NOISE, MASKS, BOTH = "off", "noise", "masks", "noise and masks"
+PROTOCOL = "protocol"
 """Which of the run's protections are on.  ``noise`` alone is what a client sends before it masks:
-what is left where masks fail."""
+what is left where masks fail.  ``protocol`` is of games with a hostile server: all checks are in
+force, and ``off`` is without the one that a game is about."""
 
 
 class NotApplicable(ConfigError):
@@ -65,7 +68,7 @@ class Cell:
         swept = _SWEPT.fullmatch(self.defence)
         if swept and float(swept[1]) > 0.0:
             return float(swept[1])
-        if self.defence not in (OFF, NOISE, MASKS, BOTH):
+        if self.defence not in (OFF, NOISE, MASKS, BOTH, PROTOCOL):
             raise ConfigError(
                 f"defence = {self.defence!r}; allowed: {OFF!r}, {NOISE!r}, {MASKS!r}, {BOTH!r} or "
                 "'noise-Z' with Z > 0"
@@ -90,7 +93,7 @@ class Cell:
                 f"defence = {self.defence!r} with exposure = {self.exposure!r}: masks leave no "
                 "plain update to be seen; take 'masked'"
             )
-        if self.exposure.startswith("masked") and not self.masks:
+        if self.exposure.startswith(("masked", "encrypted")) and not self.masks:
             raise ConfigError(
                 f"defence = {self.defence!r} with exposure = {self.exposure!r}: nothing is masked "
                 "then; take 'masks' or 'noise and masks'"
@@ -115,15 +118,21 @@ class Cell:
             raise NotApplicable(f"clients of this run add no noise (mechanism = {mechanism!r})")
         if self.masks and kind == "plaintext":
             raise NotApplicable("this run masks nothing (aggregation.kind = 'plaintext')")
-        if self.masks and kind in get_args(Scheme):
-            raise NotApplicable(f"encrypted rounds ({kind}) of a run file are not captured yet")
-        self._check_texts(run, self.clients or len(run.workbench.clients))
+        encrypted = kind in get_args(Scheme)
+        if self.exposure.startswith("masked") and encrypted:
+            raise NotApplicable(f"contributions of this run are encrypted (kind = {kind!r})")
+        if self.exposure == "encrypted" and not encrypted:
+            raise NotApplicable(f"contributions of this run are not encrypted (kind = {kind!r})")
+        if self.exposure.endswith(ALL_COLLUDE) and (encrypted or run.removes_noise):
+            raise NotApplicable("colluding clients are there for plain pairwise rounds only")
+        own = self.clients or len(run.workbench.clients)
+        self._check_texts(run, 1 + companions(self.exposure, own))
         return run.bench(noise=self.noise, masks=self.masks, batch=self.batch, clients=self.clients)
 
     def _check_texts(self, run: AuditedRun, clients: int) -> None:
         if len(run.texts) < self.batch * clients:
             raise NotApplicable(
-                f"a round of {clients} clients with {self.batch} examples each needs "
+                f"{clients} clients with {self.batch} examples each need "
                 f"{self.batch * clients} texts; there are {len(run.texts)}"
             )
 

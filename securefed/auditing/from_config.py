@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -129,6 +129,7 @@ class AuditedRun:
         state: in words: the state of the adapter.
         texts: token ids of every training example, special ones included, padding left out.
         background: the same of held-out examples.
+        offline: fetch nothing.
     """
 
     config: RunConfig
@@ -139,8 +140,7 @@ class AuditedRun:
     texts: list[Text] = field(repr=False)
     background: list[Text] = field(repr=False)
     _rows: Mapping[Text, Examples] = field(repr=False)
-    _offline: bool = False
-    _whole: nn.Module | None = field(default=None, repr=False)
+    offline: bool = False
     _known: dict[tuple[object, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -198,7 +198,23 @@ class AuditedRun:
 
     def prior(self) -> UnigramPrior:
         """The best guess without an update, by held-out texts."""
-        return UnigramPrior(self.background, self.workbench.tokenizer.all_special_ids)
+        return UnigramPrior(self.background, self.special)
+
+    @property
+    def special(self) -> tuple[int, ...]:
+        """Ids that stand in every text, or in none."""
+        return tuple(int(token) for token in self.workbench.tokenizer.all_special_ids)
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model embeds."""
+        model = cast(Any, self.workbench.model)
+        return int(model.get_input_embeddings().weight.shape[0])
+
+    @property
+    def removes_noise(self) -> bool:
+        """Whether excess noise is removed from its sums."""
+        return self.settings.sum_policy.remove_excess_noise
 
     @property
     def share(self) -> int:
@@ -291,16 +307,24 @@ class AuditedRun:
         Raises:
             ConfigError: the base model is quantised, so that its weights have no gradient.
         """
-        section = self.config.model
-        if section.quantize != "none":
-            raise ConfigError(f"model.quantize = {section.quantize!r}: its weights do not train")
-        if self._whole is None:
-            loaded = load_model(section, cache=cache_dir(), offline=self._offline, device=CPU)
-            self._whole = loaded.model
-        setup = replace(
-            self.setup(batch, 2), sharing="full", local_steps=1, learning_rate=1.0, optimizer="sgd"
+        if self.config.model.quantize != "none":
+            raise ConfigError(
+                f"model.quantize = {self.config.model.quantize!r}: its weights do not train"
+            )
+        return self.fresh(
+            replace(
+                self.setup(batch, 2),
+                sharing="full",
+                local_steps=1,
+                learning_rate=1.0,
+                optimizer="sgd",
+            )
         )
-        return Bench(adapted(self._whole, setup, 0), self.workbench.tokenizer, setup)
+
+    def fresh(self, setup: Setup) -> Bench:
+        """Rounds of the run's base model, loaded anew, in another setup: no noise and no masks."""
+        loaded = load_model(self.config.model, cache=cache_dir(), offline=self.offline, device=CPU)
+        return Bench(adapted(loaded.model, setup, 0), loaded.tokenizer, setup)
 
     def released(self) -> dict[str, torch.Tensor]:
         """The adapter in the state that is audited, by name."""

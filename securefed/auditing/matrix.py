@@ -15,8 +15,9 @@ from pydantic import JsonValue
 
 import securefed
 from securefed.attacks.base import Limits
-from securefed.auditing.catalogue import Finding, entry
-from securefed.auditing.cells import OFF, Cell, NotApplicable
+from securefed.auditing.catalogue import entry
+from securefed.auditing.cells import Cell, NotApplicable
+from securefed.auditing.entries import CONTROL, Finding
 from securefed.auditing.from_config import AuditedRun
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.run_folder import write_whole
@@ -26,13 +27,9 @@ from securefed.evidence.results import (
     AttackDocument,
     Measurement,
     Subject,
-    Verdict,
     read_result,
 )
 from securefed.evidence.signing import key_id
-
-BASELINE = ("plain", OFF)
-_FIRST = (("control", OFF), BASELINE)
 
 
 class Watcher(Protocol):
@@ -135,19 +132,21 @@ class Matrix:
         self._write_signer()
         until = time.monotonic() + seconds
         found: list[AttackDocument] = []
-        baselines: dict[tuple[str, int], Measurement] = {}
+        baselines: dict[tuple[str, str, str, int], Measurement] = {}
         for place, cell in enumerate(cells):
             self.watcher.begins(cell, place, len(cells))
             settings = self.settings(cell)
             before = self._kept(cell, settings)
             document = before
             if document is None:
-                baseline = baselines.get((cell.attack, cell.batch))
+                column = entry(cell.attack).baseline_of(cell.exposure)
+                baseline = baselines.get((cell.attack, *column, cell.batch))
                 document = self._measured(cell, settings, baseline, until)
                 text = json.dumps(document.signed(self.key), sort_keys=True) + "\n"
                 write_whole(self._path(cell), text)
-            if (cell.exposure, cell.defence) == BASELINE:
-                baselines[cell.attack, cell.batch] = document.measurement
+            if cell.clients is None:
+                found_by = (cell.attack, cell.exposure, cell.defence, cell.batch)
+                baselines[found_by] = document.measurement
             found.append(document)
             self.watcher.ended(cell, document, kept=before is not None)
         return found
@@ -191,7 +190,7 @@ class Matrix:
             seeds=list(finding.seeds),
             n=finding.n,
             metrics=dict(finding.metrics),
-            headline=finding.headline if finding.metrics else None,
+            headline=finding.headline,
             verdict=finding.verdict,
             reason=finding.reason,
             void=finding.void,
@@ -208,19 +207,17 @@ class Matrix:
         return AttackDocument(measurement=measurement, about=about)
 
     def _finding(self, cell: Cell, baseline: Measurement | None, clock: _Clock) -> Finding:
-        def none(verdict: Verdict, reason: str) -> Finding:
-            return Finding({}, "", (), 0, verdict, reason)
-
         if clock.over:
-            return none("out_of_time", "the audit's time was over before this cell")
-        if entry(cell.attack).needs_baseline and (cell.exposure, cell.defence) not in _FIRST:
+            return Finding.none("out_of_time", "the audit's time was over before this cell")
+        own = (cell.exposure, cell.defence)
+        if own not in (CONTROL, entry(cell.attack).baseline_of(cell.exposure)):
             why = why_void(baseline)
             if why:
-                return none("void", why)
+                return Finding.none("void", why)
         try:
             return entry(cell.attack).measure(self.run, cell, self.limits, clock)
         except NotApplicable as error:
-            return none("not_applicable", str(error))
+            return Finding.none("not_applicable", str(error))
 
     def _kept(self, cell: Cell, settings: dict[str, JsonValue]) -> AttackDocument | None:
         path = self._path(cell)

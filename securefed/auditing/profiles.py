@@ -6,8 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from securefed.auditing.catalogue import CATALOGUE, Entry, entry
-from securefed.auditing.cells import BOTH, MASKS, NOISE, OFF, Cell
+from securefed.auditing.catalogue import CATALOGUE, entry
+from securefed.auditing.cells import MASKS, Cell
+from securefed.auditing.entries import Entry
 from securefed.auditing.from_config import AuditedRun
 from securefed.errors import ConfigError
 
@@ -40,24 +41,6 @@ AMOUNTS: dict[Profile, Amount] = {
     "quick": Amount(trials=8, control_trials=3, trial_seconds=30.0, seconds=1800.0),
     "full": Amount(trials=20, control_trials=5, trial_seconds=120.0, seconds=86400.0),
 }
-
-_QUICK = (
-    ("control", OFF),
-    ("plain", OFF),
-    ("other", OFF),
-    ("plain", NOISE),
-    ("masked", MASKS),
-    ("sum", MASKS),
-    ("sum", BOTH),
-)
-_FULL = (
-    *_QUICK,
-    ("masked", BOTH),
-    ("masked with all others", MASKS),
-    ("masked with all others", BOTH),
-    ("sum with all others", MASKS),
-    ("sum with all others", BOTH),
-)
 
 
 def cells(
@@ -93,7 +76,7 @@ def cells(
     batches = [1] if profile == "quick" or run.share == 1 else [1, run.share]
     found: list[Cell] = []
     for each in chosen:
-        for batch in batches:
+        for batch in batches if each.sized else [1]:
             found += _of(each, profile, batch, many, min(many, amount.control_trials), seed)
     return found
 
@@ -106,9 +89,9 @@ def _of(
         seeds = tuple(range(seed, seed + count))
         return Cell(each.name, exposure, defence, batch, clients, seeds)
 
-    columns = _QUICK if profile == "quick" else _FULL
+    columns = each.quick if profile == "quick" else each.full
     found = [cell(exposure, defence) for exposure, defence in columns]
-    if profile == "full" and each.kind == "texts":
+    if profile == "full" and each.kind == "texts" and batch == 1:
         found += [cell("plain", f"noise-{z:g}") for z in NOISES]
         found += [cell("sum", MASKS, n) for n in COHORTS]
-    return [one for one in found if one.exposure in each.exposures]
+    return found

@@ -102,29 +102,30 @@ def figures(cell: Cell, found: Measurement) -> Table:
 
 
 def matrix(cells: Sequence[Cell], documents: Sequence[AttackDocument], title: str) -> Table:
-    """One line a cell."""
+    """One line a cell, beneath the name of its attack."""
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("attack", "sees", "defence", "value", "prior", "lift [95 %]", "n", "verdict"):
-        table.add_column(heading)
+    for heading in ("sees", "defence", "value", "prior", "lift [95 %]", "n", "verdict"):
+        table.add_column(heading, no_wrap=heading != "defence")
     before = ""
     for cell, document in zip(cells, documents, strict=True):
         found, main = document.measurement, document.measurement.main
-        if before and before != cell.attack:
-            table.add_section()
-        before = cell.attack
-        shown = main is not None and found.verdict == "guessed"
-        table.add_row(
-            cell.attack,
-            cell.exposure + (f", n {cell.clients}" if cell.clients is not None else ""),
-            cell.defence,
-            f"{main.value:.2f}" if shown and main else "",
-            f"{main.prior:.2f}" if shown and main and main.prior is not None else "",
-            f"{main.lift:+.2f}{_range(main.lift_interval)}"
-            if shown and main and main.lift is not None
-            else "",
-            str(found.n),
-            found.verdict.replace("_", " "),
-        )
+        name = cell.attack if cell.batch == 1 else f"{cell.attack}, {cell.batch} texts"
+        if before != name:
+            if before:
+                table.add_section()
+            shown = "" if found.headline is None else found.headline.replace("_", " ")
+            table.add_row(f"[bold]{name}[/bold]", "", shown)
+            before = name
+        sees = cell.exposure + (f", n {cell.clients}" if cell.clients is not None else "")
+        figures = ["", "", ""]
+        if main is not None and found.verdict == "guessed":
+            figures = [
+                f"{main.value:.2f}",
+                "" if main.prior is None else f"{main.prior:.2f}",
+                "" if main.lift is None else f"{main.lift:+.2f}{_range(main.lift_interval)}",
+            ]
+        verdict = found.verdict.replace("_", " ")
+        table.add_row(f"  {sees}", cell.defence, *figures, str(found.n), verdict)
     return table
 
 

@@ -57,7 +57,13 @@ Offline = Annotated[bool, typer.Option("--offline", help="Fetch nothing; use the
 def attack(
     name: Annotated[str | None, typer.Argument(help="Which attack; see --list.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the attacks and leave.")] = False,
-    view: Annotated[str, typer.Option(help="What the adversary sees; see --list.")] = "plain",
+    view: Annotated[
+        str | None,
+        typer.Option(
+            help="What the adversary sees; see --list.  Default: plain, or the attack's own.",
+            show_default=False,
+        ),
+    ] = None,
     defence: Annotated[
         str | None,
         typer.Option(
@@ -97,24 +103,28 @@ def attack(
     from securefed.auditing.catalogue import entry
 
     known = entry(name)
+    view = known.full[0][0] if view is None and known.kind != "texts" else view or "plain"
     if view not in known.exposures:
         raise ConfigError(
             f"--view {view!r}: {name} can be tried on {', '.join(map(repr, known.exposures))}"
         )
     from securefed.attacks.base import Limits
-    from securefed.auditing.cells import MASKS, OFF, Cell
-    from securefed.auditing.matrix import BASELINE, Matrix
+    from securefed.auditing.cells import MASKS, Cell
+    from securefed.auditing.entries import CONTROL
+    from securefed.auditing.matrix import Matrix
     from securefed.auditing.profiles import AMOUNTS
 
-    chosen = defence or (OFF if view in ("control", "plain", "other") else MASKS)
+    usual = [shown for seen, shown in known.full if seen == view]
+    chosen = defence or (MASKS if MASKS in usual else usual[0 if known.kind == "texts" else -1])
     count = AMOUNTS["full"].trials if trials is None else trials
     seeds = tuple(range(seed, seed + count))
     wanted = Cell(name, view, chosen, batch, clients, seeds)
     wanted.check()
     cells = [wanted]
-    if (view, chosen) not in (BASELINE, ("control", OFF)) and known.needs_baseline:
+    baseline = known.baseline_of(view)
+    if (view, chosen) not in (baseline, CONTROL):
         # No failure counts before the same attack was seen to work with the defence off.
-        cells = [Cell(name, *BASELINE, batch, None, seeds), wanted]
+        cells = [Cell(name, *baseline, batch, None, seeds), wanted]
     read, folder = _config(config, model, texts, changes)
     limits = Limits(seconds=seconds)
     signer = _key(key, key_password)

@@ -127,7 +127,7 @@ def test_the_control_is_over_whole_weights_of_two_clients(audited):
     [
         (Cell("a", "plain", "noise"), {"privacy": {"mechanism": "none"}}, "add no noise"),
         (Cell("a", "masked", "masks"), {"aggregation": {"kind": "plaintext"}}, "masks nothing"),
-        (Cell("a", "plain", "off", batch=1000), {}, "needs 6000 texts"),
+        (Cell("a", "plain", "off", batch=1000), {}, "need 6000 texts"),
     ],
 )
 def test_what_a_run_does_not_have_is_not_applicable(tmp_path, cell, sections, words):

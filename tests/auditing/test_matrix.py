@@ -8,9 +8,9 @@ import pytest
 from run_audits import load
 
 from securefed.attacks.base import Guess, Limits
-from securefed.auditing import catalogue
-from securefed.auditing.catalogue import Entry, texts
+from securefed.auditing import catalogue, measuring_texts
 from securefed.auditing.cells import MASKS, OFF, Cell
+from securefed.auditing.entries import CONTROL, Entry
 from securefed.auditing.matrix import Matrix, Unwatched
 from securefed.auditing.profiles import cells
 from securefed.auditing.summary import matrix_cells, sweep, write_summary
@@ -39,7 +39,8 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def silent(monkeypatch):
-    made = Entry("silent", "texts", "finds nothing", "full", ("plain", "masked"), texts(Silent))
+    measure = measuring_texts.on_texts(lambda run: Silent())
+    made = Entry("silent", "texts", "finds nothing", "full", measure)
     monkeypatch.setitem(catalogue.CATALOGUE, "silent", made)
 
 
@@ -85,7 +86,7 @@ def test_the_same_view_and_seed_give_the_same_measurement_byte_for_byte(run, tmp
             views[key] = capture(bench, texts, exposure=exposure, seed=seed)
         return views[key]
 
-    monkeypatch.setattr(catalogue, "capture", kept)
+    monkeypatch.setattr(measuring_texts, "capture", kept)
     pair = [
         matrix(run, tmp_path / name).measure(wanted("span-inversion", PLAIN), seconds=600.0)[0]
         for name in ("one", "other")
@@ -191,14 +192,15 @@ def test_profiles_have_each_baseline_before_what_needs_it(run):
     assert {cell.batch for cell in full} == {1, run.share}
     for chosen in (quick, full):
         for place, cell in enumerate(chosen):
-            before = {
-                (c.attack, c.batch) for c in chosen[:place] if (c.exposure, c.defence) == PLAIN
-            }
-            assert (cell.exposure, cell.defence) in (PLAIN, ("control", OFF)) or (
-                cell.attack,
-                cell.batch,
-            ) in before
+            column = catalogue.entry(cell.attack).baseline_of(cell.exposure)
+            before = {(c.attack, (c.exposure, c.defence), c.batch) for c in chosen[:place]}
+            first = (cell.exposure, cell.defence) in (column, CONTROL)
+            assert first or (cell.attack, column, cell.batch) in before
             cell.check()
+    assert {cell.attack for cell in full} == set(catalogue.CATALOGUE)
+    assert {"texts", "membership", "epsilon"} <= {
+        catalogue.entry(cell.attack).kind for cell in quick
+    }
     assert len({cell.name for cell in full}) == len(full)
     with pytest.raises(ConfigError, match="profile"):
         cells(run, "slow")

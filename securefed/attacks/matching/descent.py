@@ -145,7 +145,12 @@ class Descent:
         return Candidates(embeddings, labels, soft, torch.full((count,), math.inf))
 
     def run(
-        self, candidates: Candidates, until: int, fixed: torch.Tensor, visit: Visit | None, period: int
+        self,
+        candidates: Candidates,
+        until: int,
+        fixed: torch.Tensor,
+        visit: Visit | None,
+        period: int,
     ) -> Candidates:
         """Take steps until so many have been taken or the time is over.
 

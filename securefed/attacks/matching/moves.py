@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 
 
-def moved(
-    places: Sequence[Sequence[int]], count: int, generator: torch.Generator
-) -> torch.Tensor:
+def moved(places: Sequence[Sequence[int]], count: int, generator: torch.Generator) -> torch.Tensor:
     """Random orders, each one move away from the present one.
 
     The moves are: two tokens change places; a token goes elsewhere; a run of tokens goes elsewhere;

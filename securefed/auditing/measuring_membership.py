@@ -50,7 +50,11 @@ def on_sums(make: Callable[[], MembershipAttack]) -> Measure:
                 break
             found += sum_trials([attack], bench, texts, own, seeds=[seed])[attack.name]
             clock.trial(len(found), len(cell.seeds))
-        return _finding(attack.name, "sum of one round", found)
+        # A record's promise in one round, given that it is in the sum or not.
+        promise = bench.session().guarantee("server", rounds=1)
+        known = cell.noise and promise.protected and np.isfinite(promise.epsilon)
+        epsilon, delta = (promise.epsilon, promise.delta) if known else (None, 0.0)
+        return _finding(attack.name, "sum of one round", found, epsilon, delta)
 
     return measure
 

@@ -11,6 +11,10 @@ from securefed.engines.run_folder import write_whole
 from securefed.evidence.results import AttackDocument
 from securefed.reports.attack_plots import MatrixCell, SweepPoint
 
+_PROMISED = {True: "exceeds", False: "of"}
+_EXPOSURES = ("control", "plain", "other", "masked", "encrypted", "sum", "rounds", "released")
+_DEFENCES = ("off", "noise", "masks", "noise and masks")
+
 
 def write_summary(
     folder: Path, cells: Sequence[Cell], documents: Sequence[AttackDocument], *, title: str
@@ -60,16 +64,36 @@ def matrix_cells(cells: Sequence[Cell], documents: Sequence[AttackDocument]) -> 
             continue
         measurement = document.measurement
         main = measurement.main
+        row = cell.attack if cell.batch == 1 else f"{cell.attack}, {cell.batch} texts"
+        lift, words = None if main is None else main.lift, ""
+        if measurement.attacks == "epsilon" and main is not None and main.prior is not None:
+            # Its lift is over a promise; what is shaded is how much of that was seen.
+            lift = min(1.0, main.value / max(main.prior, 1e-9))
+            words = f"\u03b5 \u2265 {main.value:.2f}\n{_PROMISED[main.shows_lift]} {main.prior:.2f}"
         found.append(
             MatrixCell(
-                row=cell.attack if cell.batch == 1 else f"{cell.attack}, {cell.batch} texts",
+                row=row,
                 column=f"{cell.exposure}\n{cell.defence}",
                 verdict=measurement.verdict,
-                lift=None if main is None else main.lift,
+                lift=lift,
                 interval=None if main is None else main.lift_interval,
+                words=words,
             )
         )
     return found
+
+
+def matrix_columns(cells: Sequence[MatrixCell]) -> list[str]:
+    """Columns in the order of exposures, and of defences for each."""
+
+    def order(column: str) -> tuple[int, str, int]:
+        exposure, _, defence = column.partition("\n")
+        place = exposure.partition(" ")[0]
+        first = _EXPOSURES.index(place) if place in _EXPOSURES else len(_EXPOSURES)
+        second = _DEFENCES.index(defence) if defence in _DEFENCES else len(_DEFENCES)
+        return first, exposure, second
+
+    return sorted({cell.column for cell in cells}, key=order)
 
 
 def sweep(
@@ -105,6 +129,30 @@ def sweep(
         )
         curves.setdefault(cell.attack, []).append(point)
     return {name: sorted(points, key=lambda point: point.at) for name, points in curves.items()}
+
+
+def roc_curves(
+    documents: Sequence[AttackDocument],
+) -> tuple[dict[str, list[tuple[float, float]]], float | None, float]:
+    """Every curve by name, and the epsilon and delta that those with noise are promised.
+
+    Returns:
+        The curves; epsilon, None where none is promised, or not the same for all; and delta.
+    """
+    curves, promises = {}, set()
+    for document in documents:
+        found = document.measurement
+        if not found.curve:
+            continue
+        curves[f"{found.attack}, {found.defence}"] = list(found.curve)
+        promised = found.predicted or {}
+        epsilon, delta = promised.get("epsilon"), promised.get("delta")
+        if isinstance(epsilon, (int, float)) and isinstance(delta, (int, float)):
+            promises.add((float(epsilon), float(delta)))
+    if len(promises) != 1:
+        return curves, None, 0.0
+    ((epsilon, delta),) = promises
+    return curves, epsilon, delta
 
 
 def _of_sweep(cell: Cell) -> bool:

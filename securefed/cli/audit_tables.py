@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from securefed.evidence.results import AttackDocument, Measurement
 
 
+_UNBOUNDED = 1e6  # as ``auditing.entries.UNBOUNDED``, which cannot be loaded here
+
+
 def listing() -> Table:
     """Every attack in the catalogue."""
     from securefed.auditing.catalogue import CATALOGUE
@@ -82,7 +85,10 @@ def _line(cell: Cell, document: AttackDocument, *, kept: bool) -> str:
 
 
 def _range(interval: tuple[float, float] | None) -> str:
-    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
+    if interval is None:
+        return ""
+    low, high = interval
+    return f" [{low:.2f}, {high:.2f}]" if high < _UNBOUNDED else f" [{low:.2f}, inf)"
 
 
 def figures(cell: Cell, found: Measurement) -> Table:
@@ -104,8 +110,8 @@ def figures(cell: Cell, found: Measurement) -> Table:
 def matrix(cells: Sequence[Cell], documents: Sequence[AttackDocument], title: str) -> Table:
     """One line a cell, beneath the name of its attack."""
     table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("sees", "defence", "value", "prior", "lift [95 %]", "n", "verdict"):
-        table.add_column(heading, no_wrap=heading != "defence")
+    for heading in ("sees, defence", "value", "prior", "lift [95 %]", "n", "verdict"):
+        table.add_column(heading, no_wrap=heading != "sees, defence")
     before = ""
     for cell, document in zip(cells, documents, strict=True):
         found, main = document.measurement, document.measurement.main
@@ -113,8 +119,8 @@ def matrix(cells: Sequence[Cell], documents: Sequence[AttackDocument], title: st
         if before != name:
             if before:
                 table.add_section()
-            shown = "" if found.headline is None else found.headline.replace("_", " ")
-            table.add_row(f"[bold]{name}[/bold]", "", shown)
+            shown = "" if found.headline is None else f": {found.headline.replace('_', ' ')}"
+            table.add_row(f"[bold]{name}[/bold]{shown}")
             before = name
         sees = cell.exposure + (f", n {cell.clients}" if cell.clients is not None else "")
         figures = ["", "", ""]
@@ -124,8 +130,9 @@ def matrix(cells: Sequence[Cell], documents: Sequence[AttackDocument], title: st
                 "" if main.prior is None else f"{main.prior:.2f}",
                 "" if main.lift is None else f"{main.lift:+.2f}{_range(main.lift_interval)}",
             ]
-        verdict = found.verdict.replace("_", " ")
-        table.add_row(f"  {sees}", cell.defence, *figures, str(found.n), verdict)
+        verdict = {"not_applicable": "n/a", "out_of_time": "no time"}.get(found.verdict)
+        row = f"  {sees}, {cell.defence}"
+        table.add_row(row, *figures, str(found.n), verdict or found.verdict)
     return table
 
 
@@ -133,14 +140,15 @@ def draw(
     folder: Path, cells: Sequence[Cell], documents: Sequence[AttackDocument], title: str
 ) -> None:
     """The pictures that there are figures for; where none can be made, why."""
-    from securefed.auditing.summary import matrix_cells, sweep
+    from securefed.auditing.summary import matrix_cells, matrix_columns, roc_curves, sweep
     from securefed.reports.attack_plots import draw_cohort, draw_matrix, draw_noise, draw_roc
 
     def paths(name: str) -> list[Path]:
         return [folder / f"{name}.svg", folder / f"{name}.png"]
 
     try:
-        draw_matrix(matrix_cells(cells, documents), paths("matrix"), title=title)
+        shown = matrix_cells(cells, documents)
+        draw_matrix(shown, paths("matrix"), title=title, columns=matrix_columns(shown))
         say(f"picture: {folder / 'matrix.svg'}")
         for name, over, drawn in (
             ("noise", "noise", draw_noise),
@@ -150,13 +158,9 @@ def draw(
             if curves:
                 drawn(curves, paths(name), title=title)
                 say(f"picture: {folder / name}.svg")
-        rocs = {
-            f"{d.measurement.attack}, {d.measurement.exposure}": d.measurement.curve
-            for d in documents
-            if d.measurement.curve
-        }
+        rocs, epsilon, delta = roc_curves(documents)
         if rocs:
-            draw_roc(rocs, paths("roc"), title=title)
+            draw_roc(rocs, paths("roc"), title=title, epsilon=epsilon, delta=delta)
             say(f"picture: {folder / 'roc.svg'}")
     except ConfigError as error:
         say(f"no picture: {error}")

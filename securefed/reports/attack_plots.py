@@ -33,6 +33,7 @@ class MatrixCell:
         verdict: of the measurement.
         lift: over the prior, in [-1, 1]; None where there is none.
         interval: of the lift.
+        words: what is written instead of these, on two lines at most; ``lift`` then is its shade.
     """
 
     row: str
@@ -40,6 +41,7 @@ class MatrixCell:
     verdict: str
     lift: float | None = None
     interval: tuple[float, float] | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,21 +63,31 @@ class SweepPoint:
     void: bool = False
 
 
-def draw_matrix(cells: Sequence[MatrixCell], paths: Sequence[Path], *, title: str) -> None:
+def draw_matrix(
+    cells: Sequence[MatrixCell],
+    paths: Sequence[Path],
+    *,
+    title: str,
+    columns: Sequence[str] = (),
+) -> None:
     """The lift over the prior of every cell; void ones are hatched, those without any blank.
 
     Args:
-        cells: in the order in which rows and columns are to appear.
+        cells: in the order in which rows are to appear.
         paths: files, ``.svg`` or ``.png``.
         title: above it.
+        columns: in their order; that of the cells without it.
 
     Raises:
-        ConfigError: there is no cell, one is there twice, or as :func:`draw_run`.
+        ConfigError: there is no cell, one is there twice or in no column, or a file cannot be
+            written.
     """
     if not cells:
         raise ConfigError("cells: none; there is nothing to draw")
     rows = list(dict.fromkeys(cell.row for cell in cells))
-    columns = list(dict.fromkeys(cell.column for cell in cells))
+    columns = list(columns or dict.fromkeys(cell.column for cell in cells))
+    if not {cell.column for cell in cells} <= set(columns):
+        raise ConfigError("columns: a cell is in none of them")
     if len({(cell.row, cell.column) for cell in cells}) < len(cells):
         raise ConfigError("cells: one of them is there twice")
     height = 1.9 + 0.46 * len(rows)
@@ -83,7 +95,7 @@ def draw_matrix(cells: Sequence[MatrixCell], paths: Sequence[Path], *, title: st
     with _figure(paths, (width, height)) as figure:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import LinearSegmentedColormap, Normalize
-        from matplotlib.patches import Patch, Rectangle
+        from matplotlib.patches import Patch
 
         left, bottom = 1.9 / width, 1.0 / height
         axes = figure.add_axes(
@@ -92,23 +104,7 @@ def draw_matrix(cells: Sequence[MatrixCell], paths: Sequence[Path], *, title: st
         colours = LinearSegmentedColormap.from_list("lift", ["#ffffff", "#f6c29a", VERMILION])
         scale = Normalize(0.0, 1.0)
         for cell in cells:
-            x, y = columns.index(cell.column), rows.index(cell.row)
-            shown = cell.verdict == "guessed" and cell.lift is not None
-            fill = colours(scale(max(cell.lift or 0.0, 0.0))) if shown else "white"
-            box = Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="#cccccc", linewidth=0.8)
-            if cell.verdict == "void":
-                box.set_hatch("////")
-            axes.add_patch(box)
-            if shown and cell.lift is not None:
-                low, high = cell.interval or (cell.lift, cell.lift)
-                dark = cell.lift > 0.75
-                axes.text(x + 0.5, y + 0.40, f"{cell.lift:+.2f}", ha="center", va="center",
-                          fontsize=9, color="white" if dark else INK)  # fmt: skip
-                axes.text(x + 0.5, y + 0.72, f"[{low:+.2f}, {high:+.2f}]", ha="center",
-                          va="center", fontsize=6, color="white" if dark else GREY)  # fmt: skip
-            elif cell.verdict in _NOT_THERE:
-                axes.text(x + 0.5, y + 0.5, _NOT_THERE[cell.verdict], ha="center", va="center",
-                          fontsize=7, color=GREY)  # fmt: skip
+            _draw_cell(axes, columns.index(cell.column), rows.index(cell.row), cell, colours)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)
         axes.set_xticks([x + 0.5 for x in range(len(columns))], [_wrapped(c) for c in columns],
@@ -135,6 +131,29 @@ def draw_matrix(cells: Sequence[MatrixCell], paths: Sequence[Path], *, title: st
         figure.text(0.01, 1.0 - 0.26 / height, title, fontsize=10, va="center")
 
 
+def _draw_cell(axes: Any, x: int, y: int, cell: MatrixCell, colours: Any) -> None:
+    from matplotlib.patches import Rectangle
+
+    shown, lift = cell.verdict == "guessed" and cell.lift is not None, cell.lift or 0.0
+    fill = colours(min(max(lift, 0.0), 1.0)) if shown else "white"
+    box = Rectangle((x, y), 1, 1, facecolor=fill, edgecolor="#cccccc", linewidth=0.8)
+    if cell.verdict == "void":
+        box.set_hatch("////")
+    axes.add_patch(box)
+
+    def write(down: float, text: str, size: float, colour: str) -> None:
+        axes.text(x + 0.5, y + down, text, ha="center", va="center", fontsize=size, color=colour)
+
+    if not shown:
+        write(0.5, _NOT_THERE.get(cell.verdict, ""), 7, GREY)
+        return
+    low, high = cell.interval or (lift, lift)
+    first, _, second = (cell.words or f"{lift:+.2f}\n[{low:+.2f}, {high:+.2f}]").partition("\n")
+    dark = lift > 0.75
+    write(0.40, first, 9, "white" if dark else INK)
+    write(0.72, second, 6, "white" if dark else GREY)
+
+
 def draw_roc(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     paths: Sequence[Path],
@@ -159,7 +178,7 @@ def draw_roc(
         mu: >= 0.
 
     Raises:
-        ConfigError: there is no curve, a point is outside, or as :func:`draw_run`.
+        ConfigError: there is no curve, a point is outside, or a file cannot be written.
 
     Source: Carlini et al. 2022, "Membership Inference Attacks From First Principles" (2112.03570),
     for the axes; Kairouz, Oh and Viswanath 2015 (1311.0776), theorem 2.1, and Dong, Roth and Su
@@ -245,7 +264,7 @@ def draw_cohort(
         title: above it.
 
     Raises:
-        ConfigError: there is no curve, a point is outside, or as :func:`draw_run`.
+        ConfigError: there is no curve, a point is outside, or a file cannot be written.
     """
     _draw_sweep(curves, paths, title, "clients in the sum")
 
@@ -295,16 +314,15 @@ def _draw_sweep(
                 markeredgewidth=0.8,
                 label="the attack says it does not apply",
             )
-        priors = sorted({(p.at, p.prior) for ps in curves.values() for p in ps
-                         if p.prior is not None})  # fmt: skip
-        if priors:
+        for place, points in enumerate(curves.values()):
+            known = [(point.at, point.prior) for point in points if point.prior is not None]
             axes.plot(
-                [at for at, _ in priors],
-                [value for _, value in priors],
-                color=GREY,
+                [at for at, _ in known],
+                [prior for _, prior in known],
+                color=_LINES[place % len(_LINES)],
                 linestyle=":",
-                linewidth=1.2,
-                label="prior (sees nothing)",
+                linewidth=1.0,
+                label="its prior (sees nothing)" if place == 0 else None,
             )
         axes.set_xscale("log")
         ticks = sorted({point.at for points in curves.values() for point in points})

@@ -365,7 +365,9 @@ class _Session:
         block = self._spans.get(1)
         texts: list[tuple[int, ...]] = []
         if block is not None and not block.void:
-            window = self._public.window_tokens or self._limits.max_tokens
+            # The last token of a language model's window is a target only.
+            unseen = self._public.task == "causal-lm" and self._public.window_tokens is not None
+            window = (self._public.window_tokens or self._limits.max_tokens) - unseen
             assembler = Assembler(
                 self._reader, block, deadline=self._deadline, generator=self._generator
             )

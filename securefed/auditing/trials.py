@@ -27,6 +27,7 @@ def trials(
     exposure: str,
     seeds: Sequence[int],
     limits: Limits,
+    everyone: bool = False,
     done: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[list[Trial], Prediction]:
     """Try an attack on one round a seed.
@@ -40,6 +41,8 @@ def trials(
         exposure: what the attacker sees (:data:`~securefed.auditing.exposures.EXPOSURES`).
         seeds: of the trials: each fixes which texts are dealt and the attack's random choices.
         limits: of one trial.
+        everyone: score a guess against every client that is inside, a trial each: those of one
+            round are not independent.
         done: told of each trial as it ends.
 
     A trial's seconds are those of the processor, and the prior guesses as many tokens as the attack
@@ -78,14 +81,16 @@ def trials(
         spent = time.process_time() - started
         special = public.special_tokens
         # A language model's last token is a target only; it is asked for all the same.
-        found.append(
-            Trial(
-                score(guess, own, special),
-                score(prior.guess(own, special, least=len(guess.tokens)), own, special),
-                guess.verdict,
-                seed,
-                spent,
+        for start in range(0, len(inside) if everyone else size, size):
+            truth = dealt[start : start + size]
+            found.append(
+                Trial(
+                    score(guess, truth, special),
+                    score(prior.guess(truth, special, least=len(guess.tokens)), truth, special),
+                    guess.verdict,
+                    seed,
+                    spent,
+                )
             )
-        )
-        done(found[-1])
+            done(found[-1])
     return found, prediction

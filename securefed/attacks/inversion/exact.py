@@ -81,11 +81,8 @@ class SpanInversion:
                 excess(r, v.contributions, public) for r, v in zip(readings, seen, strict=True)
             )
             if far > FOREIGN and not self._forced:
-                return void(
-                    "no contribution: longer than clip and noise allow, as a masked or encrypted "
-                    "one is",
-                    {"excess": far},
-                )
+                how = "no contribution: longer than clip and noise allow, as masks make it"
+                return void(how, {"excess": far})
         moving = public.local_steps > 1 and any(each.factor == "A" for each in rounds[0][0])
         noise = entry_noise(view, public)
         spans = {
@@ -166,11 +163,13 @@ class _Session:
                 text = tuple(decoded.tokens[place] for place in range(length))
                 how = "sparse decoding" + ("" if decoded.solved else ", not exact")
                 return guessed(self._stripped([text]), how, figures)
-        if saturated and left > EXPLAINED and not any(map(len, accepted[len(self._head) :])):
+        forced = self._nearest is not None
+        found = any(accepted[len(self._head) :])
+        if saturated and left > EXPLAINED and (forced or not found):
             return self.unable("saturated: more different inputs than dimensions", figures)
         texts = self._texts(accepted)
         loose = self._loose(texts, accepted)
-        if not texts and not loose and self._nearest is not None:
+        if not texts and not loose and forced:
             return self.unable("no token lies in the span", figures)
         how = "span test, not all explained"
         return guessed(self._stripped(texts), how, figures, loose)

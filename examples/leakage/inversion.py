@@ -201,7 +201,10 @@ def main() -> None:
             texts,
             prior,
             exposure=row.sees,
-            seeds=range(options.texts),
+            seeds=range(
+                max(2, options.texts // row.setup.clients) if options.sums else options.texts
+            ),
+            everyone=options.sums,
             limits=Limits(seconds=row.seconds, max_tokens=row.tokens + 4),
         )
         found = {metric: summarise(attack.name, metric, tried) for metric in SHOWN}

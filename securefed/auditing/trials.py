@@ -25,14 +25,15 @@ class Capture:
     Attributes:
         view: what the adversary sees.
         public: what everybody knows of the round.
-        own: token ids of the victim's texts, special ones included; no attack gets them.
+        inside: by client inside the view, the victim first, token ids of its texts, special ones
+            included; no attack gets them.
         prediction: of the exact family, on all that is inside the view.
         seed: which texts were dealt.
     """
 
     view: AdversaryView
     public: PublicKnowledge
-    own: tuple[tuple[int, ...], ...] = field(repr=False)
+    inside: tuple[tuple[tuple[int, ...], ...], ...] = field(repr=False)
     prediction: Prediction
     seed: int
 
@@ -63,15 +64,29 @@ def capture(bench: Bench, texts: Sequence[Sequence[int]], *, exposure: str, seed
         public = replace(public, batch_size=size * view.contributions)
     inside = dealt[: size * view.contributions]
     prediction = predict(public, [len(text) for text in inside])
-    return Capture(view, public, tuple(own), prediction, seed)
+    shared = tuple(tuple(inside[start : start + size]) for start in range(0, len(inside), size))
+    return Capture(view, public, shared, prediction, seed)
 
 
 def attempt(attack: Attack, captured: Capture, prior: UnigramPrior, *, limits: Limits) -> Trial:
-    """Try an attack on a captured view; the seed of the capture is that of its random choices.
+    """Try an attack on a captured view, and score it against the victim's texts.
 
-    A trial's seconds are those of the processor, and the prior guesses as many tokens as the attack
-    where that is more than the texts have.
+    The seed of the capture is that of the attack's random choices.  A trial's seconds are those of
+    the processor, and the prior guesses as many tokens as the attack where that is more than the
+    texts have.
     """
+    return attempts(attack, captured, prior, limits=limits)[0]
+
+
+def attempts(
+    attack: Attack,
+    captured: Capture,
+    prior: UnigramPrior,
+    *,
+    limits: Limits,
+    everyone: bool = False,
+) -> list[Trial]:
+    """As :func:`attempt`; with ``everyone`` a trial for each client that is inside the view."""
     started = time.process_time()
     guess = attack.run(
         captured.view,
@@ -82,13 +97,16 @@ def attempt(attack: Attack, captured: Capture, prior: UnigramPrior, *, limits: L
     spent = time.process_time() - started
     special = captured.public.special_tokens
     # A language model's last token is a target only; it is asked for all the same.
-    return Trial(
-        score(guess, captured.own, special),
-        score(prior.guess(captured.own, special, least=len(guess.tokens)), captured.own, special),
-        guess.verdict,
-        captured.seed,
-        spent,
-    )
+    return [
+        Trial(
+            score(guess, truth, special),
+            score(prior.guess(truth, special, least=len(guess.tokens)), truth, special),
+            guess.verdict,
+            captured.seed,
+            spent,
+        )
+        for truth in (captured.inside if everyone else captured.inside[:1])
+    ]
 
 
 def trials(
@@ -100,6 +118,7 @@ def trials(
     exposure: str,
     seeds: Sequence[int],
     limits: Limits,
+    everyone: bool = False,
     done: Callable[[Trial], None] = lambda trial: None,
 ) -> tuple[list[Trial], Prediction]:
     """Try an attack on one round a seed.
@@ -113,6 +132,8 @@ def trials(
         exposure: what the attacker sees (:data:`~securefed.auditing.exposures.EXPOSURES`).
         seeds: of the trials: each fixes which texts are dealt and the attack's random choices.
         limits: of one trial.
+        everyone: score a guess against every client that is inside, a trial each: those of one
+            round are not independent.
         done: told of each trial as it ends.
 
     Returns:
@@ -128,6 +149,7 @@ def trials(
     for seed in seeds:
         captured = capture(bench, texts, exposure=exposure, seed=seed)
         prediction = captured.prediction
-        found.append(attempt(attack, captured, prior, limits=limits))
-        done(found[-1])
+        for trial in attempts(attack, captured, prior, limits=limits, everyone=everyone):
+            found.append(trial)
+            done(trial)
     return found, prediction

@@ -54,7 +54,7 @@ def test_what_the_server_reads_is_what_clients_sent(audited, masks, exposure):
     found = capture(bench, audited.texts, exposure=exposure, seed=0)
     order = np.random.default_rng([0, 1]).permutation(len(audited.texts))
     dealt = [audited.texts[i] for i in order[: 1 if exposure == "plain" else 6]]
-    assert list(found.own) == dealt[:1]
+    assert found.inside == tuple((text,) for text in dealt)
     expected = sum(bench.update([text]) for text in dealt)
     np.testing.assert_allclose(found.view.reading(found.public), expected, atol=1e-3)
 
@@ -65,7 +65,7 @@ def test_the_runs_own_noise_is_in_what_a_client_sends_before_it_masks(audited):
     share = noisy.session().plan.local_std * noisy.session().plan.resolution
     assert share > 0.0
     found = capture(noisy, audited.texts, exposure="plain", seed=0)
-    off = found.view.reading(found.public) - quiet.update(found.own)
+    off = found.view.reading(found.public) - quiet.update(found.inside[0])
     assert 0.9 * share < off.std() < 1.1 * share
     swept = audited.bench(noise=0.25, masks=False).session()
     z = swept.plan.local_std * swept.plan.resolution / audited.config.privacy.clip_norm

@@ -81,11 +81,8 @@ class SpanInversion:
                 excess(r, v.contributions, public) for r, v in zip(readings, seen, strict=True)
             )
             if far > FOREIGN and not self._forced:
-                return void(
-                    "no contribution: longer than clip and noise allow, as a masked or encrypted "
-                    "one is",
-                    {"excess": far},
-                )
+                how = "no contribution: longer than clip and noise allow, as masks make it"
+                return void(how, {"excess": far})
         moving = public.local_steps > 1 and any(each.factor == "A" for each in rounds[0][0])
         noise = entry_noise(view, public)
         spans = {
@@ -166,11 +163,13 @@ class _Session:
                 text = tuple(decoded.tokens[place] for place in range(length))
                 how = "sparse decoding" + ("" if decoded.solved else ", not exact")
                 return guessed(self._stripped([text]), how, figures)
-        if saturated and left > EXPLAINED and not any(map(len, accepted[len(self._head) :])):
+        forced = self._nearest is not None
+        found = any(accepted[len(self._head) :])
+        if saturated and left > EXPLAINED and (forced or not found):
             return self.unable("saturated: more different inputs than dimensions", figures)
         texts = self._texts(accepted)
         loose = self._loose(texts, accepted)
-        if not texts and not loose and self._nearest is not None:
+        if not texts and not loose and forced:
             return self.unable("no token lies in the span", figures)
         how = "span test, not all explained"
         return guessed(self._stripped(texts), how, figures, loose)
@@ -365,7 +364,9 @@ class _Session:
         block = self._spans.get(1)
         texts: list[tuple[int, ...]] = []
         if block is not None and not block.void:
-            window = self._public.window_tokens or self._limits.max_tokens
+            # The last token of a language model's window is a target only.
+            unseen = self._public.task == "causal-lm" and self._public.window_tokens is not None
+            window = (self._public.window_tokens or self._limits.max_tokens) - unseen
             assembler = Assembler(
                 self._reader, block, deadline=self._deadline, generator=self._generator
             )

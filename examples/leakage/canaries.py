@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=int, default=4, help="public tokens of a canary")
     parser.add_argument("--reference", type=int, default=400, help="other secrets that are rated")
     parser.add_argument("--per-client", type=int, default=32, help="it trains on half of them")
+    parser.add_argument("--expected-batch", type=float, default=16.0, help="of dp8")
     parser.add_argument("--delta", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("canaries.jsonl"))
@@ -60,7 +61,7 @@ def measure(name: str, base: dict[str, Any], options: argparse.Namespace, table:
             "server_learning_rate": base["training"]["local_learning_rate"],
             "rounds": base["training"]["rounds"] * base["training"]["local_steps"]}  # fmt: skip
         values["privacy"] = {"unit": "example", "mechanism": "distributed", "clip_norm": 1.0,
-            "expected_batch": 16.0, "target_epsilon": 8.0, "delta": options.delta,
+            "expected_batch": options.expected_batch, "target_epsilon": 8.0, "delta": options.delta,
             "corrupt_fraction": 0.0, "dropout_fraction": 0.0}  # fmt: skip
     bench = MembershipBench(
         parse_config(values),

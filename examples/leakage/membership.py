@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 import tomllib
@@ -34,6 +35,7 @@ from securefed.attacks.membership.rmia import RobustMembership
 from securefed.attacks.membership_results import MembershipTrial, summarise_membership
 from securefed.auditing.membership import MembershipBench, attack_runs
 from securefed.config import RunConfig, parse_config
+from securefed.privacy.accounting import PrivacyGuarantee
 from securefed.training.assets import cache_dir
 
 RUN_FILE = Path(__file__).with_name("membership.toml")
@@ -118,75 +120,87 @@ def main() -> None:
 
 def measure(name: str, config: RunConfig, options: argparse.Namespace, table: Table) -> None:
     """One row: train, attack, write."""
-    console = Console()
-    generator = torch.Generator().manual_seed(options.seed)
+    console, seed = Console(), options.seed
+    generator = torch.Generator().manual_seed(seed)
     bench = MembershipBench(
         config,
         per_client=options.per_client,
         population=options.population,
-        seed=options.seed,
+        seed=seed,
         cache=cache_dir(),
         offline=options.offline,
     )
+    promise = bench.settings.guarantee("release", config.training.rounds)
+    facts = {
+        "run_file": options.run.name,
+        "row": name,
+        "candidates": len(bench.candidates),
+        "trained_on": len(bench.candidates) // 2,
+        "clients": len(bench.names),
+        "training_rounds": config.training.rounds,
+        "noise_multiplier": bench.settings.stated.noise_multiplier,
+    }
     begun = time.perf_counter()
     targets = []
     for inside in bench.halves(options.runs, generator):
         targets.append(bench.trained(inside, generator))
         console.print(f"{name}: {len(targets)} runs in {time.perf_counter() - begun:.0f} s")
     shadows = bench.shadows(targets)
-    promise = bench.settings.guarantee("release", config.training.rounds)
-    epsilon = promise.epsilon if promise.epsilon < 1e6 else None
-
-    def write(
-        what: str, found: dict[str, list[MembershipTrial]], shadow_runs: int, kind: str
-    ) -> None:
-        for attack, trials in found.items():
-            result = summarise_membership(
-                attack,
-                "released adapter",
-                trials,
-                epsilon=epsilon,
-                delta=promise.delta if epsilon is not None else 0.0,
-                shadow_runs=shadow_runs,
-                seed=options.seed,
-            )
-            line = {"run_file": options.run.name, "row": name, "runs_of": what, "shadows": kind,
-                    "candidates": len(bench.candidates),
-                    "trained_on": len(bench.candidates) // 2,
-                    "clients": len(bench.names),
-                    "training_rounds": config.training.rounds,
-                    "noise_multiplier": bench.settings.stated.noise_multiplier,
-                    **result.as_json()}  # fmt: skip
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line, sort_keys=True) + "\n")
-            low, high = result.auc_interval
-            rates = [f"{r.value:.3f} [{r.interval[0]:.3f}, {r.interval[1]:.3f}]"
-                     for r in result.rates]  # fmt: skip
-            worst = result.worst
-            table.add_row(
-                name, f"{len(trials)} {what}", attack, "none" if epsilon is None else f"{epsilon:.2f}",
-                f"{result.auc:.3f} [{low:.3f}, {high:.3f}]", *rates,
-                "-" if worst is None else f"{worst.advantage:+.2f} [{worst.interval[0]:+.2f}, "
-                f"{worst.interval[1]:+.2f}]",
-                f"{result.epsilon_lower:.2f}", result.verdict,
-            )  # fmt: skip
-
-    own = attack_runs(
-        [*BY_LOSS, *ONLINE], bench, targets, shadows, seed=options.seed, leave_one_out=True
-    )
-    write("without protocol", own, options.runs - 1, "online")
+    online = [*BY_LOSS, *ONLINE]
+    found = attack_runs(online, bench, targets, shadows, seed=seed, leave_one_out=True)
+    write(facts | {"target": "at home"}, promise, found, options.runs - 1, options, table)
     if options.offline_runs:
         apart = bench.shadows([bench.offline(generator) for _ in range(options.offline_runs)])
-        away = attack_runs(OFFLINE, bench, targets, apart, seed=options.seed)
-        write("without protocol", away, options.offline_runs, "offline")
+        found = attack_runs(OFFLINE, bench, targets, apart, seed=seed)
+        write(facts | {"target": "at home"}, promise, found, options.offline_runs, options, table)
     real = []
     with tempfile.TemporaryDirectory(prefix="securefed-membership-") as folder:
         for number, inside in enumerate(bench.halves(options.real, generator)):
-            target, _ = bench.federated(inside, Path(folder) / str(number))
-            real.append(target)
+            real.append(bench.federated(inside, Path(folder) / str(number))[0])
     if real:
-        found = attack_runs([*BY_LOSS, *ONLINE], bench, real, shadows, seed=options.seed)
-        write("real", found, options.runs, "online")
+        found = attack_runs(online, bench, real, shadows, seed=seed)
+        write(facts | {"target": "real"}, promise, found, options.runs, options, table)
+
+
+def write(
+    facts: dict[str, object],
+    promise: PrivacyGuarantee,
+    found: dict[str, list[MembershipTrial]],
+    shadow_runs: int,
+    options: argparse.Namespace,
+    table: Table,
+) -> None:
+    """Results of some attacks, into the file and the table."""
+    epsilon = promise.epsilon if math.isfinite(promise.epsilon) else None
+    for attack, trials in found.items():
+        result = summarise_membership(
+            attack,
+            "released adapter",
+            trials,
+            epsilon=epsilon,
+            delta=promise.delta if epsilon is not None else 0.0,
+            shadow_runs=shadow_runs,
+            seed=options.seed,
+        )
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts | result.as_json(), sort_keys=True) + "\n")
+        worst = result.worst
+        table.add_row(
+            str(facts["row"]),
+            f"{len(trials)} {facts['target']}",
+            attack,
+            "none" if epsilon is None else f"{epsilon:.2f}",
+            shown(result.auc, result.auc_interval),
+            *(shown(rate.value, rate.interval) for rate in result.rates),
+            "-" if worst is None else shown(worst.advantage, worst.interval),
+            f"{result.epsilon_lower:.2f}",
+            result.verdict,
+        )
+
+
+def shown(value: float, interval: tuple[float, float]) -> str:
+    """A value with its interval."""
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_each_attack_tells_members_where_there_is_something_to_tell_and_not_othe
     assert abs(auc(attack, *world(effect=0.0)) - 0.5) < 0.1
 
 
-@pytest.mark.parametrize("attack", (ReferenceLoss(), *SHADOWED), ids=lambda attack: attack.name)
+@pytest.mark.parametrize("attack", [ReferenceLoss(), *SHADOWED], ids=lambda attack: attack.name)
 def test_what_takes_out_difficulty_beats_the_plain_loss(attack):
     question, member = world()
     assert auc(LossThreshold(), question, member) < 0.75

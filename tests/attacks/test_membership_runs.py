@@ -92,7 +92,7 @@ def tried(off):
 
 
 def test_halves_are_of_each_client_and_hold_each_record_equally_often(off):
-    bench, targets, _ = off
+    _, targets, _ = off
     inside = np.stack([target.inside for target in targets])
     assert (inside.sum(axis=0) == RUNS // 2).all()
     assert (inside.reshape(RUNS, 3, 16).sum(axis=2) == 8).all()
@@ -286,5 +286,5 @@ def test_formats_and_figures_that_make_no_sense_are_refused(off, tmp_path):
         made(tmp_path / "odd", OFF, LOCAL, per_client=7)
     with pytest.raises(ConfigError, match="per_client"):
         made(tmp_path / "many", OFF, LOCAL, per_client=400)
-    with pytest.raises(ConfigError, match="privacy.unit"):
+    with pytest.raises(ConfigError, match=r"privacy\.unit"):
         made(tmp_path / "user", NOISED | {"unit": "user"}, {"rounds": 2})

@@ -86,7 +86,7 @@ def test_without_an_account_noise_alone_is_left_and_the_epsilon_says_how_much(be
     assert result.refused_by is None
     assert result.figures["sums_opened"] == 4
     assert result.recovered == 0.0
-    assert result.figures["epsilon_of_all"] > 1.4 * result.figures["epsilon_allowed"]
+    assert result.figures["epsilon_of_all"] > 2 * result.figures["epsilon_of_one"]
 
 
 def test_the_same_planted_model_for_everybody_is_refused_by_nobody_and_noise_bounds_it(benches):
@@ -101,12 +101,12 @@ def test_the_same_planted_model_for_everybody_is_refused_by_nobody_and_noise_bou
 
 def test_noise_leaves_of_a_planted_question_what_the_epsilon_is_computed_from(benches):
     bench = benches["watched-token"]
-    result = together([play("watched-token", bench, seed, weakened=False) for seed in range(8)])
+    result = together([play("watched-token", bench, seed, weakened=False) for seed in range(4)])
     assert result.refused_by is None
     expected = result.figures["deviations_expected"]
     # Noise of four clients, three of whom have noise_multiplier 1 together.
     assert expected == pytest.approx(math.sqrt(3 / 4), rel=0.01)
-    assert result.figures["deviations"] < expected + 4 / math.sqrt(8)
+    assert result.figures["deviations"] < expected + 4 / math.sqrt(4)
     assert result.recovered <= 0.25
 
 

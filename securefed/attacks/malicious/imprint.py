@@ -7,11 +7,11 @@ s sum_{t in bin j} delta_{t,j} (A x_t)^T.  A sum over n clients adds rows; a row
 of one client stands is that token's direction A x_t in R^r, which is compared with that of each
 token of the bin.  How many clients are summed matters only through bins that two tokens share.
 
-Source: Fowl et al. 2022, "Robbing the Fed" (2110.13057), section 3, for bins that isolate inputs in
-a sum; Fowl et al. 2023, "Decepticons" (2201.12675), section 4, for tokens of a Transformer; Sami et
-al. 2025, "Gradient Inversion Attacks on Parameter-Efficient Fine-Tuning" (2506.04453), for frozen
-planted weights and gradients of an adapter.  That bins are of token codes in planted embeddings,
-and are read through A, is this module's.
+Source: Fowl et al. 2022, "Robbing the Fed" (2110.13057), for bins that isolate inputs in a sum;
+Fowl et al. 2023, "Decepticons" (2201.12675), for tokens of a Transformer; Sami et al. 2025,
+"Gradient Inversion Attacks on Parameter-Efficient Fine-Tuning" (2506.04453), for a frozen base
+whose blocks let embeddings through and an adapter's gradients.  That bins are of token codes in
+planted embeddings, gate the value layer's gradient and are read through A, is this module's.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from securefed.auditing.games import GAMES, GameResult, play, together
+from securefed.auditing.games import GAMES, PLANTED, GameResult, play, together
 from securefed.auditing.games.parties import BARE, NOISED, Parties
 from securefed.auditing.games.planted import planted_model
 from securefed.auditing.rounds import CPU, Bench, Setup, adapted
@@ -36,7 +36,8 @@ MODELS = {
     "minilm": ("builtin:minilm-l6-v2", "sequence-classification", ("query", "value")),
     "smollm2": ("builtin:smollm2-135m-instruct", "causal-lm", ("q_proj", "v_proj")),
 }
-PLANTED = {"minilm": ("query", "value"), "smollm2": ("v_proj",)}
+VALUES = {"minilm": ("query", "value"), "smollm2": ("v_proj",)}
+"""What has LoRA where a model is planted."""
 
 
 def setups(model: str, clients: int, tokens: int) -> tuple[Setup, Setup]:
@@ -50,7 +51,7 @@ def setups(model: str, clients: int, tokens: int) -> tuple[Setup, Setup]:
         task, targets, 16, "rolora", turn=2, clients=clients, window_tokens=window
     )
     planted = replace(
-        open_to_inversion, targets=PLANTED[model], rank=4, sharing="ffa", turn=1, warm=0.0
+        open_to_inversion, targets=VALUES[model], rank=4, sharing="ffa", turn=1, warm=0.0
     )
     return open_to_inversion, planted
 
@@ -121,7 +122,7 @@ def main() -> None:
     for clients in options.clients or [4]:
         made: dict[bool, Bench] = {}
         for name in ["planted-model"] if options.planted else options.only or list(GAMES):
-            planted = name == "planted-model"
+            planted = name in PLANTED
             if planted not in made:
                 made = {planted: bench(clients, planted=planted)}
             texts = sentences(corpus, made[planted].tokenizer, options.tokens)
@@ -149,7 +150,7 @@ def main() -> None:
     console.print(table)
 
 
-NOISY = ("sybils", "same-victim", "random-cohorts", "retry")
+NOISY = ("watched-token", "sybils", "same-victim", "random-cohorts", "retry")
 """Games whose rounds carry noise as they are."""
 
 

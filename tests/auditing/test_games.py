@@ -7,7 +7,7 @@ import attacked
 import pytest
 
 from securefed.attacks import views
-from securefed.auditing.games import AS_IT_IS, GAMES, play, together
+from securefed.auditing.games import AS_IT_IS, GAMES, PLANTED, play, together
 from securefed.auditing.games.parties import BARE, NOISED, Parties, given
 from securefed.auditing.games.planted import planted_model
 from securefed.auditing.games.rounds import same_victim
@@ -27,7 +27,7 @@ def benches():
             "llama", clients=4, targets=("v_proj",), sharing="ffa", turn=1, rank=4, warm=0.0
         ),
     )
-    return {name: decoder if name == "planted-model" else encoder for name in GAMES}
+    return {name: decoder if name in PLANTED else encoder for name in GAMES}
 
 
 @pytest.mark.parametrize("name", GAMES)
@@ -86,7 +86,7 @@ def test_without_an_account_noise_alone_is_left_and_the_epsilon_says_how_much(be
     assert result.refused_by is None
     assert result.figures["sums_opened"] == 4
     assert result.recovered == 0.0
-    assert result.figures["epsilon_of_all"] > 1.4 * result.figures["epsilon_allowed"]
+    assert result.figures["epsilon_of_all"] > 2 * result.figures["epsilon_of_one"]
 
 
 def test_the_same_planted_model_for_everybody_is_refused_by_nobody_and_noise_bounds_it(benches):
@@ -97,6 +97,17 @@ def test_the_same_planted_model_for_everybody_is_refused_by_nobody_and_noise_bou
     assert bare.figures["precision"] > 0.9
     assert bare.refused_by is noised.refused_by is None
     assert noised.recovered == 0.0
+
+
+def test_noise_leaves_of_a_planted_question_what_the_epsilon_is_computed_from(benches):
+    bench = benches["watched-token"]
+    result = together([play("watched-token", bench, seed, weakened=False) for seed in range(4)])
+    assert result.refused_by is None
+    expected = result.figures["deviations_expected"]
+    # Noise of four clients, three of whom have noise_multiplier 1 together.
+    assert expected == pytest.approx(math.sqrt(3 / 4), rel=0.01)
+    assert result.figures["deviations"] < expected + 4 / math.sqrt(4)
+    assert result.recovered <= 0.25
 
 
 @pytest.mark.parametrize("name", ["pasquini", "planted-model"])

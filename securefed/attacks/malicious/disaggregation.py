@@ -9,7 +9,7 @@ With independent noise of std sigma in each coordinate of a sum, the estimate of
 sigma |w_i|, where w_i is row i of the pseudo-inverse of P.
 
 Source: So et al. 2023, "Securing Secure Aggregation: Mitigating Multi-Round Privacy Leakage in
-Federated Learning" (2106.03328), sections 3 and 4.
+Federated Learning" (2106.03328), the part on random selection.
 """
 
 from __future__ import annotations

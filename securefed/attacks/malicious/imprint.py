@@ -7,11 +7,11 @@ s sum_{t in bin j} delta_{t,j} (A x_t)^T.  A sum over n clients adds rows; a row
 of one client stands is that token's direction A x_t in R^r, which is compared with that of each
 token of the bin.  How many clients are summed matters only through bins that two tokens share.
 
-Source: Fowl et al. 2022, "Robbing the Fed" (2110.13057), section 3, for bins that isolate inputs in
-a sum; Fowl et al. 2023, "Decepticons" (2201.12675), section 4, for tokens of a Transformer; Sami et
-al. 2025, "Gradient Inversion Attacks on Parameter-Efficient Fine-Tuning" (2506.04453), for frozen
-planted weights and gradients of an adapter.  That bins are of token codes in planted embeddings,
-and are read through A, is this module's.
+Source: Fowl et al. 2022, "Robbing the Fed" (2110.13057), for bins that isolate inputs in a sum;
+Fowl et al. 2023, "Decepticons" (2201.12675), for tokens of a Transformer; Sami et al. 2025,
+"Gradient Inversion Attacks on Parameter-Efficient Fine-Tuning" (2506.04453), for a frozen base
+whose blocks let embeddings through and an adapter's gradients.  That bins are of token codes in
+planted embeddings, gate the value layer's gradient and are read through A, is this module's.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from scipy.stats import chi2
 from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
 from securefed.attacks.inversion.algebra import entry_noise
 from securefed.attacks.inversion.inputs import InputReader
+from securefed.errors import ConfigError
 
 _FALSE_ROWS = 0.01  # rows of noise alone that are taken for tokens, expected in one reading
 _FIT = 1e-3  # how well a fit must do where there is no noise, relative to the row
@@ -77,7 +78,6 @@ class ImprintReader:
         """See :class:`~securefed.attacks.base.Attack`; ``generator`` is not used."""
         deadline = time.monotonic() + limits.seconds
         tensors = public.layout.unflatten(view.reading(public))
-        parameters = dict(public.model.named_parameters(remove_duplicate=False))
         noise = entry_noise(view, public)
         found: list[int] = []
         read = 0
@@ -85,10 +85,6 @@ class ImprintReader:
             names = [n for n in tensors if f"{module}.lora_B." in n]
             if not names:
                 continue
-            down = parameters[names[0].replace(".lora_B.", ".lora_A.")].detach().double()
-            stem = names[0][: names[0].index(".lora_B.")]
-            first = stem.replace(module, self._imprint.modules[0])
-            reader = InputReader(public.model, {0: first, block: stem})
             update = tensors[names[0]].double()[: self._imprint.rows]
             hot = self._hot(update, noise)
             read += len(hot)
@@ -96,8 +92,8 @@ class ImprintReader:
                 if time.monotonic() >= deadline:
                     break
                 tokens = self._imprint.tokens(block * self._imprint.rows + row)
-                places = range(limits.max_tokens) if reader.absolute else (0,)
-                seen, owners = self._directions(reader, block, tokens, places, down)
+                places = range(limits.max_tokens)
+                seen, owners = _seen(public, self._imprint, block, tokens, places)
                 chosen = fitting(update[row].numpy(), seen, noise)
                 found += sorted({int(owners[at]) for at in chosen})
         if not any(f"{self._imprint.modules[0]}.lora_B." in name for name in tensors):
@@ -116,21 +112,57 @@ class ImprintReader:
         edge = max(edge, float(energy.max()) * _FIT**2)
         return [int(row) for row in torch.nonzero(energy > edge)[:, 0]]
 
-    def _directions(
-        self,
-        reader: InputReader,
-        block: int,
-        tokens: torch.Tensor,
-        places: Sequence[int],
-        down: torch.Tensor,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """A x of each token at each place, float64[k, r], and whose each row is."""
-        seen = []
-        for place in places:
-            where = torch.full((len(tokens), 1), place, dtype=torch.int64)
-            inputs = reader.at(block, tokens[:, None], position_ids=where)[:, 0]
-            seen.append(inputs.double() @ down.T)
-        return torch.cat(seen).numpy(), np.tile(tokens.numpy(), len(places))
+
+def _seen(
+    public: PublicKnowledge,
+    imprint: Imprint,
+    block: int,
+    tokens: torch.Tensor,
+    places: Sequence[int],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """A x of each token at each place, float64[k, r], and whose each row is."""
+    parameters = dict(public.model.named_parameters(remove_duplicate=False))
+    (name,) = (n for n in parameters if f"{imprint.modules[block]}.lora_A." in n)
+    down = parameters[name].detach().double()
+    stem = name[: name.index(".lora_A.")]
+    first = stem.replace(imprint.modules[block], imprint.modules[0])
+    reader = InputReader(public.model, {0: first, block: stem})
+    seen = []
+    for place in places if reader.absolute else places[:1]:
+        where = torch.full((len(tokens), 1), place, dtype=torch.int64)
+        inputs = reader.at(block, tokens[:, None], position_ids=where)[:, 0]
+        seen.append(inputs.double() @ down.T)
+    return torch.cat(seen).numpy(), np.tile(tokens.numpy(), len(seen))
+
+
+def deviations(
+    view: AdversaryView, public: PublicKnowledge, imprint: Imprint, token: int, places: int
+) -> float:
+    """How far the sum's row of one token stands out of the noise, in its standard deviations.
+
+    With a planting in which this token alone is in a bin (all others ``special``), a client that
+    has the token sends its whole clip in that row, and one that has not sends nothing.
+
+    Args:
+        view: of a round with the planted model.
+        public: of that round.
+        imprint: of the model.
+        token: that is watched for.
+        places: how many places of a text it may stand at; one is enough without absolute ones.
+
+    Raises:
+        ConfigError: the token is in no bin, or B of the planted layers does not travel.
+    """
+    number = int(imprint.bins[token])
+    block, row = divmod(number, imprint.rows)
+    tensors = public.layout.unflatten(view.reading(public))
+    names = [name for name in tensors if f"{imprint.modules[block]}.lora_B." in name]
+    if number < 0 or not names:
+        raise ConfigError(f"token = {token}: it is in no bin, or its row does not travel")
+    seen, _ = _seen(public, imprint, block, torch.tensor([token]), range(places))
+    directions = seen / np.linalg.norm(seen, axis=1, keepdims=True)
+    found = np.abs(directions @ tensors[names[0]][row].double().numpy()).max()
+    return float(found) / entry_noise(view, public)
 
 
 def fitting(row: NDArray[np.float64], seen: NDArray[np.float64], noise: float) -> tuple[int, ...]:

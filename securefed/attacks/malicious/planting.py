@@ -24,7 +24,8 @@ Embeddings have norm sqrt(d), so normalisation changes nothing.  In every block:
 
 The last norm is small, so that predictions are about uniform and the loss's gradient at ``out`` is
 about the next token's own number: never 0.  How large gradients are is the server's choice, too
-(``gain``): clients then send updates that fill the clip.
+(``gain``): clients then send updates that fill the clip.  It is made for one local step: after a
+step of that size the model is no longer what was planted.
 
 Source: see :mod:`~securefed.attacks.malicious.imprint`.
 """

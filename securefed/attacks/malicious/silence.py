@@ -7,7 +7,7 @@ that hold it add zeros to the sum, whose LoRA part is then the victim's alone, f
 clients.  What is trained whole beside it, such as a classifier's head, moves all the same.
 
 Source: Pasquini, Francati and Ateniese 2022, "Eluding Secure Aggregation in Federated Learning via
-Model Inconsistency" (2111.07380), sections 4 and 5, where dead ReLUs do this to a whole network.
+Model Inconsistency" (2111.07380), its gradient suppression, where dead ReLUs do this to a network.
 """
 
 from __future__ import annotations

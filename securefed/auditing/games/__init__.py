@@ -9,6 +9,7 @@ victim's text.  A game whose second half fails shows nothing about the first.
 game                the server                                      the check
 ==================  ==============================================  ============================
 ``planted-model``   hands out weights that imprint tokens           ``model.fingerprint``
+``watched-token``   plants a question about one token               none; noise is left
 ``pasquini``        gives all but the victim an adapter of zeros    the model's hash in the
                                                                     context
 ``small-cohort``    invites the victim with one client of its own   ``min_clients``
@@ -33,13 +34,18 @@ from securefed.auditing.games.cohorts import small_cohort, sybils
 from securefed.auditing.games.lists import two_lists
 from securefed.auditing.games.models import pasquini
 from securefed.auditing.games.parties import Parties, Text
-from securefed.auditing.games.planted import planted_model
+from securefed.auditing.games.planted import planted_model, watched_token
 from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal, together
 from securefed.auditing.games.rounds import random_cohorts, retry, same_victim
 from securefed.auditing.rounds import Bench
 from securefed.errors import ConfigError
 
-__all__ = ["AS_IT_IS", "GAMES", "GameResult", "Refusal", "play", "together"]
+__all__ = ["AS_IT_IS", "GAMES", "PLANTED", "GameResult", "Refusal", "play", "together"]
+
+
+PLANTED = frozenset({"planted-model", "watched-token"})
+"""Games that plant a base model."""
+_LEAST = 4
 
 
 class Game(Protocol):
@@ -53,6 +59,7 @@ class Game(Protocol):
 GAMES: Mapping[str, Game] = MappingProxyType(
     {
         "planted-model": planted_model,
+        "watched-token": watched_token,
         "pasquini": pasquini,
         "small-cohort": small_cohort,
         "sybils": sybils,
@@ -76,10 +83,10 @@ def play(
 
     Args:
         name: one of ``GAMES``.
-        bench: a model in a state in which one client's update tells its text
-            (:func:`~securefed.attacks.inversion.capacity.predict` says ``"all"``); for
-            ``planted-model`` a decoder whose value layers have LoRA, B travelling.  Its policy and
-            aggregation are not used: games bring their own.
+        bench: of four clients or more, and a model in a state in which one client's update tells
+            its text (:func:`~securefed.attacks.inversion.capacity.predict` says ``"all"``), and the
+            sum does not; for those in ``PLANTED`` one whose value layers have LoRA, B travelling
+            and 0.  Its policy and aggregation are not used: games bring their own.
         seed: of texts, cohorts and planting.
         weakened: whether the game's check is removed.
         texts: public texts to deal, special tokens included, one a client and one more; random
@@ -93,6 +100,3 @@ def play(
     if len(bench.names) < _LEAST:
         raise ConfigError(f"bench: {len(bench.names)} clients; games need at least {_LEAST}")
     return GAMES[name](Parties(bench, seed, texts), seed, weakened=weakened)
-
-
-_LEAST = 4

@@ -13,8 +13,7 @@ from securefed.federation.session import RoundSession
 from securefed.privacy.pld import gaussian_epsilon
 from securefed.secagg.aggregator import AggregationClient
 
-SYBILS = "Boenisch et al. 2023 (2301.04017)"
-SMALL = "Boenisch et al. 2023 (2301.04017)"
+BOENISCH = "Boenisch et al. 2023 (2301.04017)"
 
 
 def small_cohort(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
@@ -34,7 +33,7 @@ def small_cohort(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
         refusal = error
     return GameResult(
         game="small-cohort",
-        source=SMALL,
+        source=BOENISCH,
         protocol="check removed: min_clients" if weakened else AS_IT_IS,
         refused_by=Refusal.of(refusal),
         refused=int(refusal is not None),
@@ -70,7 +69,7 @@ def sybils(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
         }
     return GameResult(
         game="sybils",
-        source=SYBILS,
+        source=BOENISCH,
         protocol="check removed: noise" if weakened else AS_IT_IS,
         refused_by=None,
         refused=0,

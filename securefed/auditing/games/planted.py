@@ -7,6 +7,7 @@ cancel.  What it makes the sum tell is then bounded by noise alone.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +18,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from securefed.attacks import views
-from securefed.attacks.malicious.imprint import ImprintReader
+from securefed.attacks.malicious.imprint import ImprintReader, deviations
 from securefed.attacks.malicious.planting import planted
 from securefed.attacks.scoring import score
-from securefed.auditing.games.parties import BARE, Parties, given, holding
+from securefed.auditing.games.parties import BARE, NOISED, Parties, given, holding
 from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
 from securefed.auditing.rounds import CPU
 from securefed.config import ModelSection
@@ -29,6 +30,7 @@ from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.models import load_model, weights_fingerprint
 
 PLANTED = "Fowl et al. 2022 (2110.13057), 2023 (2201.12675); Sami et al. 2025 (2506.04453)"
+_STANDS_OUT = 3.0
 
 
 def planted_model(
@@ -82,6 +84,58 @@ def planted_model(
         seeds=(seed,),
         figures=figures,
     )
+
+
+def watched_token(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
+    """The server asks one thing of the sum: whether the victim's text holds one token.
+
+    Planted so that no other token moves anything, the victim's update is all of its clip in one
+    row if it has the token, and nothing if not: the strongest question that a sum can be asked.
+    Nobody refuses; the answer is the clip over the noise, which is what the epsilon is computed
+    from.  The check removed: no noise.  ``recovered`` and ``control`` are whether the row stands
+    out by three standard deviations with the token of the victim, and with one that nobody has.
+    """
+    policy = BARE if weakened else NOISED
+    special = {int(token) for token in parties.bench.tokenizer.all_special_ids}
+    taken = {token for text in parties.texts.values() for token in text} | special
+    asked = next(token for token in parties.texts[parties.victim] if token not in special)
+    absent = next(token for token in range(len(parties.bench.tokenizer)) if token not in taken)
+    session = parties.session(policy=policy)
+    found = [_deviations(parties, seed, policy, token) for token in (asked, absent)]
+    figures = {"clients": float(len(parties.names)), "deviations": found[0]}
+    if not weakened:
+        noise = math.sqrt(len(parties.names)) * session.plan.local_std * session.plan.resolution
+        figures |= {
+            "deviations_expected": policy.clip_norm / noise,
+            "epsilon": session.guarantee().epsilon,
+        }
+    recovered, control = (float(each > _STANDS_OUT) for each in found)
+    return GameResult(
+        game="watched-token",
+        source=PLANTED,
+        protocol="check removed: noise" if weakened else AS_IT_IS,
+        refused_by=None,
+        refused=0,
+        recovered=recovered,
+        interval=(recovered, recovered),
+        control=control,
+        trials=1,
+        seeds=(seed,),
+        figures=figures,
+    )
+
+
+def _deviations(parties: Parties, seed: int, policy: PrivacyPolicy, token: int) -> float:
+    """How far the row of one token stands out of a real round's sum."""
+    model = parties.bench.model
+    others = set(range(len(parties.bench.tokenizer))) - {token}
+    generator = torch.Generator().manual_seed(seed)
+    values, imprint = planted(model, special=others, generator=generator)
+    with holding(model, values):
+        session = parties.session(policy=policy, model=given(model))
+        view = views.opened_sum(parties.opened(session, parties.updates()))
+        longest = max(map(len, parties.texts.values()))
+        return deviations(view, parties.bench.public(session), imprint, token, longest)
 
 
 def _refusal(parties: Parties, values: Mapping[str, torch.Tensor]) -> ConfigError | None:

@@ -30,7 +30,6 @@ from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregator import AggregationClient
 
 SO = "So et al. 2023 (2106.03328)"
-_ALLOWED = 2
 _MOST_ROUNDS = 60
 
 
@@ -62,7 +61,7 @@ def retry(
     """
     others = parties.names[1:]
     attempts = [Attempt(parties.names), Attempt(parties.names, (parties.victim,))]
-    return _played("retry", parties, seed, attempts, others, 1, weakened, without)
+    return _played("retry", parties, seed, attempts, others, weakened, without)
 
 
 def same_victim(
@@ -71,19 +70,20 @@ def same_victim(
     """The victim is in every sum, and each time the server loses the input of another client.
 
     With n clients, n sums: s of all, and s_k without the k-th other client; the victim's update is
-    sum_k s_k - (n - 2) s.  As it is, the victim's account has a limit of two rounds.
+    sum_k s_k - (n - 2) s.  As it is, the victim's account has a limit of one round.
     """
     others = parties.names[1:]
     attempts = [Attempt(parties.names), *(Attempt(parties.names, (name,)) for name in others)]
-    return _played(
-        "same-victim", parties, seed, attempts, [parties.victim], _ALLOWED, weakened, without
-    )
+    return _played("same-victim", parties, seed, attempts, [parties.victim], weakened, without)
 
 
 def random_cohorts(
     parties: Parties, seed: int, *, weakened: bool, without: PrivacyPolicy = BARE
 ) -> GameResult:
-    """Cohorts of all but one client, at random, until the victim's update follows from the sums."""
+    """Cohorts of all but one client, at random, until the victim's update follows from the sums.
+
+    As it is, the victim's account has a limit of one round.
+    """
     rng = np.random.default_rng([seed, 3])
     attempts: list[Attempt] = []
     while not attempts or parties.victim not in weights([each.survivors for each in attempts]):
@@ -91,16 +91,14 @@ def random_cohorts(
             raise ConfigError(f"seed = {seed}: {_MOST_ROUNDS} random cohorts determine nothing")
         left_out = parties.names[int(rng.integers(len(parties.names)))]
         attempts.append(Attempt(tuple(name for name in parties.names if name != left_out)))
-    return _played(
-        "random-cohorts", parties, seed, attempts, [parties.victim], _ALLOWED, weakened, without
-    )
+    return _played("random-cohorts", parties, seed, attempts, [parties.victim], weakened, without)
 
 
 _Charges = Callable[[str, RoundSession], Callable[[], None] | None]
 
 
 @contextmanager
-def _accounts(careful: Collection[str], allowed: int) -> Iterator[_Charges]:
+def _accounts(careful: Collection[str]) -> Iterator[_Charges]:
     """What charges a client for a round: its own account, opened once; None for a careless one."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         accounts: dict[str, ClientBudget] = {}
@@ -110,7 +108,7 @@ def _accounts(careful: Collection[str], allowed: int) -> Iterator[_Charges]:
                 return None
             if name not in accounts:
                 path = Path(folder) / f"{len(accounts)}.jsonl"
-                limit = session.guarantee(rounds=allowed).epsilon
+                limit = session.guarantee(rounds=1).epsilon
                 accounts[name] = open_account(path, session, name, limit=limit)
                 stack.callback(accounts[name].close)
             return lambda: accounts[name].charge(session.event())
@@ -124,13 +122,12 @@ def _played(
     seed: int,
     attempts: Sequence[Attempt],
     careful: Collection[str],
-    allowed: int,
     weakened: bool,
     without: PrivacyPolicy,
 ) -> GameResult:
     """Ask for these sums, and solve for the victim's update.
 
-    ``careful`` clients have an account that allows ``allowed`` rounds.
+    ``careful`` clients have an account that allows one round.
     """
     policy = without if weakened else NOISED
     noised = policy.mechanism != "none"
@@ -138,7 +135,7 @@ def _played(
     updates, opened = parties.updates(), list[views.OpenedSum]()
     refusal: SecureFedError | None = None
     session = parties.session(policy=policy)
-    with _accounts(() if weakened else careful, allowed) as charge_of:
+    with _accounts(() if weakened else careful) as charge_of:
         for number, attempt in enumerate(attempts, start=1):
             session = parties.session(policy=policy, cohort=attempt.cohort, number=number)
             clients: dict[str, AggregationClient] = {
@@ -166,7 +163,7 @@ def _played(
     if noised:
         weight = weights([attempt.survivors for attempt in attempts])[parties.victim]
         figures |= {
-            "epsilon_allowed": session.guarantee(rounds=allowed).epsilon,
+            "epsilon_of_one": session.guarantee(rounds=1).epsilon,
             "epsilon_of_all": session.guarantee(rounds=len(attempts)).epsilon,
             # What would be left in the estimate had all sums been opened.
             "noise_multiplier_of_estimate": policy.noise_multiplier * float(np.linalg.norm(weight)),

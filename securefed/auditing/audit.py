@@ -21,7 +21,6 @@ from securefed.auditing.lower_bounds import METHODS, LowerBound, Method, lower_b
 from securefed.auditing.releases import Releases, Setting, check_audited
 from securefed.config import RunConfig
 from securefed.engines.settings import Settings
-from securefed.engines.simulation import Federation
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import (
     ADVERSARIES,
@@ -153,8 +152,8 @@ def audit_policy(
         setting: further arguments of :class:`~securefed.auditing.releases.Setting`.
 
     Raises:
-        ConfigError: an argument is outside that, the policy's noise is not in single rounds, or
-            fewer than 40 canaries would be scored.
+        ConfigError: an argument is outside that, the policy is not one of single rounds with noise
+            of their own, or fewer than 40 canaries would be scored.
     """
     if fault is not None:
         if not fault.applies(policy):
@@ -261,6 +260,9 @@ def audit_config(
         ConfigError, DataError, FetchError: as :class:`~securefed.engines.simulation.Federation` and
             :func:`audit_settings`.
     """
+    # Here: an audit of a policy needs no torch.
+    from securefed.engines.simulation import Federation
+
     _, settings = Federation(config, cache=cache, offline=offline).prepare()
     return audit_settings(settings, **options)
 
@@ -276,9 +278,9 @@ def self_test(
         faults: those that clients under this policy cannot have are left out.
         options: further arguments of :func:`audit_policy`.
     """
-    seen = policy if policy.unit == "client" else replace(policy, sampling_probability=1.0)
+    given = replace(policy, sampling_probability=1.0)
     return tuple(
-        audit_policy(seen, clients=clients, fault=fault, **options)
+        audit_policy(given, clients=clients, fault=fault, **options)
         for fault in faults
         if fault.applies(policy)
     )

@@ -176,7 +176,7 @@ class Setting:
 
 
 def check_audited(policy: PrivacyPolicy, composed: int) -> None:
-    """Refuse a policy whose noise is not in single rounds.
+    """Refuse a policy that promises something of more, or of less, than rounds.
 
     Raises:
         ConfigError: says why.
@@ -190,6 +190,12 @@ def check_audited(policy: PrivacyPolicy, composed: int) -> None:
         raise ConfigError(
             f"separation = {policy.separation}: noise correlated over rounds is not audited; what "
             "is audited has independent noise in each round"
+        )
+    if policy.unit == "client" and policy.sampling_probability < 1.0:
+        raise ConfigError(
+            f"sampling_probability = {policy.sampling_probability:g}, unit = 'client': drawing "
+            "clients is not part of a round; audit rounds of those who were drawn, with "
+            "sampling_probability = 1"
         )
     if composed < 1 or (policy.adaptive_clip is not None and composed > 1):
         raise ConfigError(

@@ -110,6 +110,7 @@ def test_examples_are_dealt_to_clients_and_the_sampler_decides_which_are_used():
     [
         (replace(EXAMPLES, mechanism="local"), {}, "mechanism"),
         (replace(EXAMPLES, mechanism="central", separation=3), {"adversary": "release"}, "separat"),
+        (replace(POLICY, sampling_probability=0.5), {}, "sampling_probability"),
         (POLICY, {"dropouts": 3}, "dropouts"),
         (POLICY, {"scale": 0.5}, "scale"),
         (POLICY, {"composed": 0}, "composed"),

@@ -17,8 +17,8 @@ method               what it assumes beside independent scores
                      canary by itself, decided whether it is in
 ===================  =========================================================================
 
-Scores of canaries at right angles in one release are independent as far as its noise is alike in all
-directions; those of different releases always are.  a is 1 - confidence.
+Scores of canaries at right angles in one release are independent as far as its noise is alike in
+all directions; those of different releases always are.  Write a for 1 - confidence.
 """
 
 from __future__ import annotations

@@ -104,11 +104,12 @@ class AuditResult:
         return "violated" if self.judged.epsilon > self.statement.epsilon else "consistent"
 
     def __str__(self) -> str:
-        found = self.bound(self.primary)
+        found, judged = self.bound(self.primary), self.judged
         return (
-            f"{self.verdict}: epsilon >= {found.epsilon:.3g} at {100 * found.confidence:g} % "
-            f"({found.method}, {self.inside} canaries in and {self.outside} out), promised "
-            f"{epsilon_text(self.statement.epsilon)}, both at delta = {found.delta:g}, for "
+            f"{self.verdict}: epsilon >= {judged.epsilon:.3g} at {100 * judged.confidence:g} %, >= "
+            f"{found.epsilon:.3g} at {100 * found.confidence:g} % ({found.method}, {self.inside} "
+            f"canaries in and {self.outside} out), promised "
+            f"{epsilon_text(self.statement.epsilon)}, all at delta = {found.delta:g}, for "
             f"{self.statement.unit}, against {self.statement.against}, over "
             f"{self.statement.rounds} round(s)"
         )
@@ -197,7 +198,7 @@ def audit_policy(
         colluders=chosen.colluders,
         dimension=chosen.dimension,
         scale=chosen.scale,
-        masked=chosen.masked,
+        masked=chosen.as_stated,
         fault=None if fault is None else fault.name,
         seed=seed,
         seconds=time.perf_counter() - started,
@@ -212,7 +213,8 @@ def audit_settings(
     One audit for each adversary that something is promised against, of one round.  Where each
     client draws a secret sample there are two for each: one of the noise as who knows the sample
     sees it, which is the sharp one; and one with the sample, over all rounds of the run, against
-    what is promised of the run.
+    what is promised of the run.  Rounds have as many dropouts as may be; where excess noise is
+    removed, one more audit has none, so that all of it is.
 
     Args:
         settings: of a run; its cohort size and policy are audited, not its data or model.
@@ -228,21 +230,19 @@ def audit_settings(
         raise ConfigError("cohort.ranks: rounds of several sums side by side are not audited")
     policy = settings.stated
     check_audited(policy, 1)
-    cases = [(replace(policy, sampling_probability=1.0), 1)]
-    if policy.unit != "client" and policy.sampling_probability < 1.0:
-        cases.append((policy, 1 if policy.adaptive_clip else policy.rounds))
+    given = replace(policy, sampling_probability=1.0)
     # Of no round at all: whether there is a promise, without the work of its number.
     audited = [who for who in adversaries if settings.guarantee(who, 0).protected]
-    return tuple(
-        audit_policy(
-            case,
-            clients=settings.cohort_size,
-            adversary=who,
-            **{"aggregation": settings.aggregation, "composed": composed} | options,
-        )
-        for who in audited or [accounted_adversary(policy)]
-        for case, composed in cases
-    )
+    cases: list[tuple[PrivacyPolicy, dict[str, Any]]] = []
+    for who in audited or [accounted_adversary(policy)]:
+        cases.append((given, {"adversary": who}))
+        if policy.sampling_probability < 1.0:
+            composed = 1 if policy.adaptive_clip else policy.rounds
+            cases.append((policy, {"adversary": who, "composed": composed}))
+        if policy.remove_excess_noise and who == "release":
+            cases.append((given, {"adversary": who, "dropouts": 0}))
+    shared = {"clients": settings.cohort_size, "aggregation": settings.aggregation}
+    return tuple(audit_policy(case, **(shared | own | options)) for case, own in cases)
 
 
 def audit_config(

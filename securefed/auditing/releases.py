@@ -61,7 +61,6 @@ class HonestClients:
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """One client's encoded contribution.
 
@@ -70,7 +69,6 @@ class HonestClients:
             generator: of this client.
             rows: float64[k, d], this client's units.
             place: of this client in the cohort, from 0.
-            cohort: how many clients there are.
 
         Returns:
             uint32[plan.padded].
@@ -123,19 +121,18 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_audited(self.policy, self.composed)
-        bounds = CohortBounds.of(self.policy, self.clients)
-        if not 0 <= self.missing <= bounds.most_missing:
+        most = CohortBounds.of(self.policy, self.clients).most_missing
+        if not 0 <= self.missing <= most:
             raise ConfigError(
-                f"dropouts = {self.dropouts}: must be in 0..{bounds.most_missing}, or no sum is "
-                "opened"
+                f"dropouts = {self.dropouts}: must be in 0..{most}, or no sum is opened"
             )
         if not self.scale >= 1.0:
             raise ConfigError(f"scale = {self.scale}: must be >= 1")
-        if self.policy.remove_excess_noise and self.colluders:
+        if self.policy.remove_excess_noise and self.colluders and self.missing < most:
             raise ConfigError(
-                f"remove_excess_noise = True, adversary = {self.adversary!r}: what colluding "
-                "clients know of layers that are removed is not covered; adversary must be "
-                "'release', or 'server' with corrupt_fraction = 0"
+                f"dropouts = {self.dropouts}, adversary = {self.adversary!r}, remove_excess_noise "
+                "= True: what colluding clients know of layers that are removed is not covered; "
+                f"dropouts must be {most}, where none is, or adversary 'release'"
             )
         if not 1 <= self.count <= min(self.most_canaries, self.dimension):
             raise ConfigError(
@@ -167,6 +164,11 @@ class Setting:
     def carriers(self) -> int:
         """Clients of a round that can hold a canary."""
         return self.clients - self.missing - self.colluders
+
+    @property
+    def as_stated(self) -> bool:
+        """Whether rounds are carried under ``aggregation``; those that remove noise must be."""
+        return self.masked or self.policy.remove_excess_noise
 
     @property
     def most_canaries(self) -> int:
@@ -236,9 +238,8 @@ class Releases:
         bits = setting.aggregation.ring_bits(
             setting.policy, cohort_size=setting.clients, dimension=setting.dimension
         )
-        as_stated = setting.masked or setting.policy.remove_excess_noise
         self._carried: Aggregation = (
-            setting.aggregation if as_stated else PlaintextAggregation(bits=bits)
+            setting.aggregation if setting.as_stated else PlaintextAggregation(bits=bits)
         )
 
     @property
@@ -291,11 +292,7 @@ class Releases:
 
         def encode(name: str, codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
             made = setting.behaviour.contribute(
-                codec,
-                generator,
-                rows[name],
-                self.names.index(name),
-                len(self.names),
+                codec, generator, rows[name], self.names.index(name)
             )
             if name in self._colluders:
                 known[name] = made

@@ -41,7 +41,7 @@ class Training(HonestClients):
     def summed(self, data):
         return self.gradients.clipped_sum(data, CLIP)
 
-    def contribute(self, codec, generator, rows, place, cohort):
+    def contribute(self, codec, generator, rows, place):
         total = self.others[place].copy()
         if rows.any():
             total += self.summed(self.canary)

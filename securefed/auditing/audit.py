@@ -21,7 +21,6 @@ from securefed.auditing.lower_bounds import METHODS, LowerBound, Method, lower_b
 from securefed.auditing.releases import Releases, Setting, check_audited
 from securefed.config import RunConfig
 from securefed.engines.settings import Settings
-from securefed.engines.simulation import Federation
 from securefed.errors import ConfigError
 from securefed.privacy.accounting import (
     ADVERSARIES,
@@ -105,11 +104,12 @@ class AuditResult:
         return "violated" if self.judged.epsilon > self.statement.epsilon else "consistent"
 
     def __str__(self) -> str:
-        found = self.bound(self.primary)
+        found, judged = self.bound(self.primary), self.judged
         return (
-            f"{self.verdict}: epsilon >= {found.epsilon:.3g} at {100 * found.confidence:g} % "
-            f"({found.method}, {self.inside} canaries in and {self.outside} out), promised "
-            f"{epsilon_text(self.statement.epsilon)}, both at delta = {found.delta:g}, for "
+            f"{self.verdict}: epsilon >= {judged.epsilon:.3g} at {100 * judged.confidence:g} %, >= "
+            f"{found.epsilon:.3g} at {100 * found.confidence:g} % ({found.method}, {self.inside} "
+            f"canaries in and {self.outside} out), promised "
+            f"{epsilon_text(self.statement.epsilon)}, all at delta = {found.delta:g}, for "
             f"{self.statement.unit}, against {self.statement.against}, over "
             f"{self.statement.rounds} round(s)"
         )
@@ -153,8 +153,8 @@ def audit_policy(
         setting: further arguments of :class:`~securefed.auditing.releases.Setting`.
 
     Raises:
-        ConfigError: an argument is outside that, the policy's noise is not in single rounds, or
-            fewer than 40 canaries would be scored.
+        ConfigError: an argument is outside that, the policy is not one of single rounds with noise
+            of their own, or fewer than 40 canaries would be scored.
     """
     if fault is not None:
         if not fault.applies(policy):
@@ -198,7 +198,7 @@ def audit_policy(
         colluders=chosen.colluders,
         dimension=chosen.dimension,
         scale=chosen.scale,
-        masked=chosen.masked,
+        masked=chosen.as_stated,
         fault=None if fault is None else fault.name,
         seed=seed,
         seconds=time.perf_counter() - started,
@@ -213,7 +213,8 @@ def audit_settings(
     One audit for each adversary that something is promised against, of one round.  Where each
     client draws a secret sample there are two for each: one of the noise as who knows the sample
     sees it, which is the sharp one; and one with the sample, over all rounds of the run, against
-    what is promised of the run.
+    what is promised of the run.  Rounds have as many dropouts as may be; where excess noise is
+    removed, one more audit has none, so that all of it is.
 
     Args:
         settings: of a run; its cohort size and policy are audited, not its data or model.
@@ -229,21 +230,19 @@ def audit_settings(
         raise ConfigError("cohort.ranks: rounds of several sums side by side are not audited")
     policy = settings.stated
     check_audited(policy, 1)
-    cases = [(replace(policy, sampling_probability=1.0), 1)]
-    if policy.unit != "client" and policy.sampling_probability < 1.0:
-        cases.append((policy, 1 if policy.adaptive_clip else policy.rounds))
+    given = replace(policy, sampling_probability=1.0)
     # Of no round at all: whether there is a promise, without the work of its number.
     audited = [who for who in adversaries if settings.guarantee(who, 0).protected]
-    return tuple(
-        audit_policy(
-            case,
-            clients=settings.cohort_size,
-            adversary=who,
-            **{"aggregation": settings.aggregation, "composed": composed} | options,
-        )
-        for who in audited or [accounted_adversary(policy)]
-        for case, composed in cases
-    )
+    cases: list[tuple[PrivacyPolicy, dict[str, Any]]] = []
+    for who in audited or [accounted_adversary(policy)]:
+        cases.append((given, {"adversary": who}))
+        if policy.sampling_probability < 1.0:
+            composed = 1 if policy.adaptive_clip else policy.rounds
+            cases.append((policy, {"adversary": who, "composed": composed}))
+        if policy.remove_excess_noise and who == "release":
+            cases.append((given, {"adversary": who, "dropouts": 0}))
+    shared = {"clients": settings.cohort_size, "aggregation": settings.aggregation}
+    return tuple(audit_policy(case, **(shared | own | options)) for case, own in cases)
 
 
 def audit_config(
@@ -261,6 +260,9 @@ def audit_config(
         ConfigError, DataError, FetchError: as :class:`~securefed.engines.simulation.Federation` and
             :func:`audit_settings`.
     """
+    # Here: an audit of a policy needs no torch.
+    from securefed.engines.simulation import Federation
+
     _, settings = Federation(config, cache=cache, offline=offline).prepare()
     return audit_settings(settings, **options)
 
@@ -276,9 +278,9 @@ def self_test(
         faults: those that clients under this policy cannot have are left out.
         options: further arguments of :func:`audit_policy`.
     """
-    seen = policy if policy.unit == "client" else replace(policy, sampling_probability=1.0)
+    given = replace(policy, sampling_probability=1.0)
     return tuple(
-        audit_policy(seen, clients=clients, fault=fault, **options)
+        audit_policy(given, clients=clients, fault=fault, **options)
         for fault in faults
         if fault.applies(policy)
     )

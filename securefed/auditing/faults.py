@@ -36,10 +36,9 @@ class NoiseQuartered(HonestClients):
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """As an honest client's, with a quarter of the noise."""
-        return super().contribute(_with_noise(codec, 0.25), generator, rows, place, cohort)
+        return super().contribute(_with_noise(codec, 0.25), generator, rows, place)
 
 
 class NoClipping(HonestClients):
@@ -51,7 +50,6 @@ class NoClipping(HonestClients):
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """As an honest client's, without clipping."""
         unclipping = copy.copy(codec)
@@ -71,13 +69,12 @@ class NoiseBeforeClipping(HonestClients):
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """As an honest client's, with noise in the wrong place."""
         std = codec.plan.local_std * codec.plan.resolution
         rng = np.random.default_rng(int.from_bytes(generator.bytes(16), "big"))
         noised = rows + rng.normal(scale=std, size=rows.shape) if len(rows) else rows
-        return super().contribute(_with_noise(codec, 0.0), generator, noised, place, cohort)
+        return super().contribute(_with_noise(codec, 0.0), generator, noised, place)
 
 
 class SharedSeed(HonestClients):
@@ -98,11 +95,10 @@ class LostShares(HonestClients):
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """As an honest client's; with noise from every fourth only."""
         factor = 1.0 if place % 4 == 3 else 0.0
-        return super().contribute(_with_noise(codec, factor), generator, rows, place, cohort)
+        return super().contribute(_with_noise(codec, factor), generator, rows, place)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ method               what it assumes beside independent scores
                      canary by itself, decided whether it is in
 ===================  =========================================================================
 
-Write n for how many scores there are of a kind, a for 1 - confidence.
+Scores of canaries at right angles in one release are independent as far as its noise is alike in
+all directions; those of different releases always are.  Write a for 1 - confidence.
 """
 
 from __future__ import annotations
@@ -210,7 +211,7 @@ def epsilon_of_counts(
         confidence: in (0.5, 1).
 
     Source: Jagielski, Ullman and Oprea 2020, "Auditing Differentially Private Machine Learning"
-    (2006.07709), section 3; the interval of Clopper and Pearson 1934.
+    (2006.07709), what it calls statistical auditing; the interval of Clopper and Pearson 1934.
     """
     p, q = _proportions(caught, inside, false, outside, confidence)
     with np.errstate(divide="ignore"):
@@ -225,7 +226,7 @@ def mu_of_counts(
     Under mu-Gaussian differential privacy p <= Phi(mu + Phi^-1(q)) for each test.
 
     Source: Nasr et al. 2023, "Tight Auditing of Differentially Private Machine Learning"
-    (2302.07956), section 4; Dong, Roth and Su 2022, equation 6.
+    (2302.07956), its audit of f-differential privacy; Dong, Roth and Su 2022, equation 6.
     """
     p, q = _proportions(caught, inside, false, outside, confidence)
     void = (p == 0.0) | (q == 1.0)
@@ -251,7 +252,7 @@ def epsilon_of_guesses(
         confidence: in (0.5, 1).
 
     Source: Steinke, Nasr and Jagielski 2023, "Privacy Auditing with One (1) Training Run"
-    (2305.08846), Theorem 5.2 and section 6.
+    (2305.08846), Theorem 5.2.
     """
     steps = np.arange(1, right + 1)
 

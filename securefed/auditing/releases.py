@@ -61,7 +61,6 @@ class HonestClients:
         generator: NoiseGenerator,
         rows: NDArray[np.float64],
         place: int,
-        cohort: int,
     ) -> NDArray[np.uint32]:
         """One client's encoded contribution.
 
@@ -70,7 +69,6 @@ class HonestClients:
             generator: of this client.
             rows: float64[k, d], this client's units.
             place: of this client in the cohort, from 0.
-            cohort: how many clients there are.
 
         Returns:
             uint32[plan.padded].
@@ -123,19 +121,18 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_audited(self.policy, self.composed)
-        bounds = CohortBounds.of(self.policy, self.clients)
-        if not 0 <= self.missing <= bounds.most_missing:
+        most = CohortBounds.of(self.policy, self.clients).most_missing
+        if not 0 <= self.missing <= most:
             raise ConfigError(
-                f"dropouts = {self.dropouts}: must be in 0..{bounds.most_missing}, or no sum is "
-                "opened"
+                f"dropouts = {self.dropouts}: must be in 0..{most}, or no sum is opened"
             )
         if not self.scale >= 1.0:
             raise ConfigError(f"scale = {self.scale}: must be >= 1")
-        if self.policy.remove_excess_noise and self.colluders:
+        if self.policy.remove_excess_noise and self.colluders and self.missing < most:
             raise ConfigError(
-                f"remove_excess_noise = True, adversary = {self.adversary!r}: what colluding "
-                "clients know of layers that are removed is not covered; adversary must be "
-                "'release', or 'server' with corrupt_fraction = 0"
+                f"dropouts = {self.dropouts}, adversary = {self.adversary!r}, remove_excess_noise "
+                "= True: what colluding clients know of layers that are removed is not covered; "
+                f"dropouts must be {most}, where none is, or adversary 'release'"
             )
         if not 1 <= self.count <= min(self.most_canaries, self.dimension):
             raise ConfigError(
@@ -169,6 +166,11 @@ class Setting:
         return self.clients - self.missing - self.colluders
 
     @property
+    def as_stated(self) -> bool:
+        """Whether rounds are carried under ``aggregation``; those that remove noise must be."""
+        return self.masked or self.policy.remove_excess_noise
+
+    @property
     def most_canaries(self) -> int:
         """Most canaries that a release has room for."""
         each = 1 if self.policy.unit == "client" else self.policy.max_examples or 1
@@ -176,7 +178,7 @@ class Setting:
 
 
 def check_audited(policy: PrivacyPolicy, composed: int) -> None:
-    """Refuse a policy whose noise is not in single rounds.
+    """Refuse a policy that promises something of more, or of less, than rounds.
 
     Raises:
         ConfigError: says why.
@@ -190,6 +192,12 @@ def check_audited(policy: PrivacyPolicy, composed: int) -> None:
         raise ConfigError(
             f"separation = {policy.separation}: noise correlated over rounds is not audited; what "
             "is audited has independent noise in each round"
+        )
+    if policy.unit == "client" and policy.sampling_probability < 1.0:
+        raise ConfigError(
+            f"sampling_probability = {policy.sampling_probability:g}, unit = 'client': drawing "
+            "clients is not part of a round; audit rounds of those who were drawn, with "
+            "sampling_probability = 1"
         )
     if composed < 1 or (policy.adaptive_clip is not None and composed > 1):
         raise ConfigError(
@@ -230,9 +238,8 @@ class Releases:
         bits = setting.aggregation.ring_bits(
             setting.policy, cohort_size=setting.clients, dimension=setting.dimension
         )
-        as_stated = setting.masked or setting.policy.remove_excess_noise
         self._carried: Aggregation = (
-            setting.aggregation if as_stated else PlaintextAggregation(bits=bits)
+            setting.aggregation if setting.as_stated else PlaintextAggregation(bits=bits)
         )
 
     @property
@@ -285,11 +292,7 @@ class Releases:
 
         def encode(name: str, codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:
             made = setting.behaviour.contribute(
-                codec,
-                generator,
-                rows[name],
-                self.names.index(name),
-                len(self.names),
+                codec, generator, rows[name], self.names.index(name)
             )
             if name in self._colluders:
                 known[name] = made

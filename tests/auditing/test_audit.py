@@ -7,7 +7,7 @@ from audited import seeded
 
 from securefed.auditing.audit import audit_policy, audit_settings, self_test
 from securefed.auditing.faults import FAULTS
-from securefed.config import load_config
+from securefed.config import RunConfig, load_config
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError
 from securefed.privacy.adaptive_clip import AdaptiveClip
@@ -92,12 +92,14 @@ def test_adaptive_clipping_keeps_what_it_promises():
         audit(replace(FULL, adaptive_clip=rule), composed=2)
 
 
-def test_masked_rounds_with_dropouts_and_removed_noise_are_carried_as_they_are():
+def test_masked_rounds_with_dropouts_or_removed_noise_are_carried_as_they_are():
     few = {"clients": 5, "dimension": 64, "rounds": 10, "adversary": "release"}
     fifth = replace(FULL, dropout_fraction=0.2)
-    for policy in (fifth, replace(fifth, remove_excess_noise=True)):
-        found = audit(policy, masked=True, **few)
-        assert (found.dropouts, found.inside + found.outside) == (1, 40)
+    dropped = audit(fifth, masked=True, **few)
+    removed = audit(replace(fifth, remove_excess_noise=True), dropouts=0, **few)
+    for found, dropouts in ((dropped, 1), (removed, 0)):
+        assert (found.dropouts, found.inside + found.outside) == (dropouts, 50 - 10 * dropouts)
+        assert found.masked
         assert found.verdict == "consistent"
 
 
@@ -151,13 +153,9 @@ def test_few_canaries_and_faults_that_cannot_be_are_refused():
         audit(replace(FULL, mechanism="central"), fault=FAULTS[0])
 
 
-def demo_settings():
-    config = load_config(DEMO)
-    return Settings(config, sizes=dict.fromkeys(config.data.clients, 400), dimension=256)
-
-
 def test_a_run_file_is_audited_given_the_sample_and_with_it_over_all_rounds():
-    settings = demo_settings()
+    config = load_config(DEMO)
+    settings = Settings(config, sizes=dict.fromkeys(config.data.clients, 400), dimension=256)
     found = audit_settings(
         settings,
         adversaries=["release"],
@@ -170,6 +168,22 @@ def test_a_run_file_is_audited_given_the_sample_and_with_it_over_all_rounds():
     assert seen == [("release", "gaussian", 1), ("release", "clopper_pearson", 6)]
     assert {each.verdict for each in found} == {"consistent"}
     assert found[1].statement.epsilon == settings.guarantee("release", 6).epsilon
+
+
+@pytest.mark.slow
+def test_a_run_file_that_removes_noise_is_audited_with_all_of_it_removed_too():
+    values = load_config(DEMO).model_dump(exclude_none=True)
+    values["privacy"] |= {"unit": "client", "remove_excess_noise": True}
+    config = RunConfig.model_validate(values)
+    settings = Settings(config, sizes=dict.fromkeys(config.data.clients, 400), dimension=64)
+    found = audit_settings(settings, dimension=64, rounds=8, sources=seeded(0))
+    assert [(each.statement.against, each.dropouts) for each in found] == [
+        ("server", 1),
+        ("release", 1),
+        ("release", 0),
+        ("fellow_client", 1),
+    ]
+    assert {each.verdict for each in found} == {"consistent"}
 
 
 def test_a_self_test_plants_what_the_policy_can_have():

@@ -20,9 +20,9 @@ class Recorded(HonestClients):
     def __init__(self):
         self.made, self.codec = {}, None
 
-    def contribute(self, codec, generator, rows, place, cohort):
+    def contribute(self, codec, generator, rows, place):
         self.codec = codec
-        self.made[place] = super().contribute(codec, generator, rows, place, cohort)
+        self.made[place] = super().contribute(codec, generator, rows, place)
         return self.made[place].copy()
 
 
@@ -110,12 +110,13 @@ def test_examples_are_dealt_to_clients_and_the_sampler_decides_which_are_used():
     [
         (replace(EXAMPLES, mechanism="local"), {}, "mechanism"),
         (replace(EXAMPLES, mechanism="central", separation=3), {"adversary": "release"}, "separat"),
+        (replace(POLICY, sampling_probability=0.5), {}, "sampling_probability"),
         (POLICY, {"dropouts": 3}, "dropouts"),
         (POLICY, {"scale": 0.5}, "scale"),
         (POLICY, {"composed": 0}, "composed"),
         (POLICY, {"canaries": 7}, "canaries"),
         (EXAMPLES, {"canaries": 61}, "canaries"),
-        (replace(POLICY, remove_excess_noise=True), {}, "remove_excess_noise"),
+        (replace(POLICY, remove_excess_noise=True), {"dropouts": 1}, "remove_excess_noise"),
     ],
 )
 def test_what_cannot_be_audited_is_refused(policy, options, named):

@@ -1,0 +1,40 @@
+"""examples/leakage/audit_epsilon.py in miniature, and what its committed results say."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[2] / "examples" / "leakage"
+RESULTS = SCRIPTS / "results" / "audit.jsonl"
+
+
+def run(monkeypatch, out, *arguments):
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    module = importlib.import_module("audit_epsilon")
+    sizes = ["--clients", "16", "--dimension", "64", "--rounds", "12"]
+    monkeypatch.setattr(sys, "argv", ["audit_epsilon.py", *sizes, "--out", str(out), *arguments])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    return end.value.code, [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def test_a_policy_is_audited_for_each_noise_and_seed(monkeypatch, tmp_path):
+    noise = ["--noise-multiplier", "1", "--noise-multiplier", "4"]
+    code, lines = run(monkeypatch, tmp_path / "found.jsonl", *noise, "--seeds", "2")
+    assert code == 0
+    assert [(line["what"], line["n"]) for line in lines] == [
+        ("client, z = 1", 2),
+        ("client, z = 4", 2),
+    ]
+    assert lines[0]["mean"] > lines[1]["mean"]
+    assert lines[0]["statement"]["epsilon"] > lines[1]["statement"]["epsilon"]
+
+
+def test_a_self_test_names_each_fault_and_ends_well_when_all_are_found(monkeypatch, tmp_path):
+    code, lines = run(monkeypatch, tmp_path / "found.jsonl", "--self-test")
+    assert code == 0
+    assert len({line["fault"] for line in lines}) == 5
+    assert {line["violated"] for line in lines} == {1}

@@ -41,7 +41,7 @@ from securefed.secagg.aggregations import Aggregation, PairwiseAggregation, Plai
 from securefed.training.assets import cache_dir, fetch
 from securefed.training.corpora import Document, mail_clients
 
-TRAINING = Training(local_steps=3, batch_size=16, learning_rate=1e-2)
+TRAINING = Training(local_steps=3, batch_size=8, learning_rate=2e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Design:
     clients: int = 28
     groups: int = 7
     malicious: int = 2
-    mails: int = 32
-    held_out: int = 200
+    mails: int = 16
+    held_out: int = 160
     window_tokens: int = 32
     clip_norm: float = 1.0
     boost: float = 7.0
@@ -110,15 +110,14 @@ def attacks(design: Design, trigger: Trigger) -> dict[str, PoisonedClient | None
 
 CELLS = {
     "none": ("none", "clip", "median", "clip, z = 0.1", "clip, z = 0.5", "clip, z = 1",
-             "groups, mean", "trimmed", "geometric", "median, z = 0.1"),
-    "boosted backdoor, no clip": ("none", "clip", "median", "geometric", "trimmed", "groups, mean",
-                                  "clip, z = 0.1", "clip, z = 0.5", "clip, z = 1",
-                                  "median, z = 0.1"),
-    "backdoor, projected": ("clip", "median", "clip, z = 0.1", "clip, z = 0.5", "clip, z = 1",
-                            "geometric", "trimmed", "median, z = 0.1"),
-    "boosted backdoor": ("clip", "clip, z = 0.1"),
-    "backdoor": ("none", "clip", "median"),
-    "garbage": ("clip", "median", "trimmed", "geometric"),
+             "median, z = 0.1"),
+    "boosted backdoor, no clip": ("none", "clip", "median", "trimmed", "geometric", "groups, mean",
+                                  "clip, z = 0.1", "median, z = 0.1"),
+    "backdoor, projected": ("clip", "median", "geometric", "clip, z = 0.1", "clip, z = 0.5",
+                            "clip, z = 1"),
+    "garbage": ("clip", "median", "geometric"),
+    "boosted backdoor": ("clip",),
+    "backdoor": ("none", "clip"),
     "sign flip, no clip": ("clip", "median"),
 }  # fmt: skip
 """Which attack is tried against which defence."""
@@ -175,7 +174,7 @@ def row(result: PoisoningResult) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--attack", action="append", help="a name; may be repeated")
     parser.add_argument("--defence", action="append", help="a name; may be repeated")
@@ -192,7 +191,8 @@ def main() -> None:
     aggregation = PairwiseAggregation() if options.masked else PlaintextAggregation()
     made, trigger = federation(design, aggregation, offline=options.offline)
     against, tried = defences(design), attacks(design, trigger)
-    done, table = set(known(options.out)), Table(title="Poisoned clients, 2 of 28")
+    title = f"{design.malicious} poisoned clients of {design.clients}"
+    done, table = set(known(options.out)), Table(title=title)
     for name in ("attack", "defence", "accuracy", "backdoor", "without trigger", "s"):
         table.add_column(name)
     cells = [

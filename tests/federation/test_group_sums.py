@@ -8,7 +8,7 @@ import pytest
 from securefed.attacks.poisoning.clients import unclipped
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.in_process import carry
-from securefed.errors import BudgetExceeded, ConfigError, LocalProtocolError
+from securefed.errors import ConfigError, LocalProtocolError
 from securefed.evidence.budget import read_charges
 from securefed.federation.account import open_account
 from securefed.federation.client import ClientRound
@@ -160,71 +160,56 @@ def test_a_clients_floors_are_held_against_its_group_and_not_the_cohort():
 # Privacy
 
 
-@pytest.mark.parametrize("against", ["server", "fellow_client"])
-def test_a_grouped_round_states_the_epsilon_of_a_cohort_of_its_groups_size(against):
+def alone(names, corrupt_fraction):
+    """A round of these clients by themselves."""
+    return RoundSession(
+        session=b"0123456789abcdef",
+        round=3,
+        cohort=names,
+        roster={name: key.public for name, key in KEYS.items()},
+        dimension=40,
+        policy=replace(NOISED, corrupt_fraction=corrupt_fraction),
+        aggregation=PairwiseAggregation(),
+        model=b"m" * 32,
+    )
+
+
+def test_a_grouped_round_states_the_epsilon_of_a_cohort_of_its_groups_size():
     grouped = session_of(policy=NOISED)
     # Two of four clients may be corrupt, as two of twenty are.
-    alone = RoundSession(
-        session=b"0123456789abcdef",
-        round=3,
-        cohort=tuple(KEYS)[:4],
-        roster={name: key.public for name, key in KEYS.items()},
-        dimension=40,
-        policy=replace(NOISED, corrupt_fraction=0.5),
-        aggregation=PairwiseAggregation(),
-        model=b"m" * 32,
-    )
-    assert (
-        grouped.guarantee(against, rounds=7).epsilon == alone.guarantee(against, rounds=7).epsilon
-    )
-    assert {one.guarantee(against, rounds=7).epsilon for one in grouped.sessions} == {
-        grouped.guarantee(against, rounds=7).epsilon
-    }
+    small, whole = alone(tuple(KEYS)[:4], 0.5), alone(tuple(KEYS), 0.1)
+    assert {(one.policy, one.plan) for one in grouped.sessions} == {(small.policy, small.plan)}
+    stated = grouped.guarantee()
+    assert stated == small.guarantee()
+    # With the same noise in each sum: as against one sum of all, but for the grid.
+    assert stated.epsilon == pytest.approx(whole.guarantee().epsilon, rel=5e-3)
 
 
-def test_against_the_server_groups_state_what_one_sum_states_with_the_same_noise():
-    policy = replace(NOISED, corrupt_fraction=0.1)
-    whole = RoundSession(
-        session=b"0123456789abcdef",
-        round=3,
-        cohort=tuple(KEYS),
-        roster={name: key.public for name, key in KEYS.items()},
-        dimension=40,
-        policy=policy,
-        aggregation=PairwiseAggregation(),
-        model=b"m" * 32,
-    )
-    one, many = (
-        whole.guarantee(rounds=7).epsilon,
-        session_of(policy=NOISED).guarantee(rounds=7).epsilon,
-    )
-    assert many == pytest.approx(one, rel=5e-3)
-    assert (
-        session_of(policy=NOISED, aggregation=PlaintextAggregation()).guarantee().epsilon == np.inf
-    )
+def test_without_masks_groups_hold_nothing_against_the_server():
+    plain = session_of(policy=NOISED, aggregation=PlaintextAggregation())
+    assert plain.guarantee().epsilon == np.inf
 
 
 def test_the_noise_of_all_groups_together_has_g_times_the_variance_of_one_sums():
-    grouped = session_of(policy=NOISED, dimension=4000)
-    zeros = {name: np.zeros(4000) for name in KEYS}
+    grouped = session_of(policy=NOISED, dimension=2000)
+    zeros = {name: np.zeros(2000) for name in KEYS}
     means = opened(grouped, lambda name, codec, noise: codec.encode_update(zeros[name], noise))
     total = sum(4.0 * mean for mean in means)
     honest = 2.0  # of 4 in a group: the noise is sized for them, and all 4 add it
     expected = 5.0 * 1.0**2 * (4.0 / honest)
-    assert float(np.var(total)) == pytest.approx(expected, rel=0.1)
-    assert float(np.var(means[0])) == pytest.approx(expected / 5.0 / 4.0**2, rel=0.1)
+    assert float(np.var(total)) == pytest.approx(expected, rel=0.15)
+    assert float(np.var(means[0])) == pytest.approx(expected / 5.0 / 4.0**2, rel=0.15)
 
 
-def test_a_client_charges_its_account_once_a_round_and_up_to_its_limit(tmp_path):
+def test_a_client_charges_its_account_once_a_round_and_not_for_other_groups(tmp_path):
     path = tmp_path / "account.jsonl"
-    session = session_of(policy=NOISED)
-    account = open_account(path, session, "c00", limit=session.guarantee(rounds=1).epsilon * 1.01)
-    account.charge(session.event())
-    with pytest.raises(BudgetExceeded):
-        account.charge(session_of(policy=NOISED, round=4, session=b"f" * 16).event())
+    account = open_account(path, session_of(policy=NOISED), "c00")
+    for round in (3, 4):
+        one = session_of(policy=NOISED, round=round, session=bytes([round]) * 16)
+        account.charge(one.event())
     account.close()
-    assert len(read_charges(path)) == 1
-    with pytest.raises(ConfigError):  # other groups have another price
+    assert len(read_charges(path)) == 2
+    with pytest.raises(ConfigError):
         open_account(path, session_of(policy=NOISED, groups=4), "c00")
 
 

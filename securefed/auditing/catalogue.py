@@ -22,6 +22,7 @@ from securefed.auditing.games import GAMES
 from securefed.auditing.measuring_epsilon import FAULT, PROMISE, canaries
 from securefed.auditing.measuring_games import AS_IT_IS, WEAKENED, game
 from securefed.auditing.measuring_membership import on_releases, on_sums
+from securefed.auditing.measuring_poisoning import COLUMNS, OBEDIENT, UNBOUNDED, backdoor
 from securefed.auditing.measuring_texts import on_texts
 from securefed.errors import ConfigError
 
@@ -108,6 +109,17 @@ CATALOGUE: dict[str, Entry] = {
             (FAULT, PROMISE),
             (FAULT, PROMISE),
             {"canaries": FAULT},
+            sized=False,
+        ),
+        Entry(
+            "backdoor",
+            "poisoning",
+            "one client of the cohort plants a trigger by replacing the model",
+            "full",
+            backdoor,
+            (),
+            COLUMNS,
+            dict.fromkeys((OBEDIENT, UNBOUNDED), COLUMNS[0]),
             sized=False,
         ),
         *(_game(name) for name in GAMES),

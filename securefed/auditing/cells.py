@@ -15,10 +15,13 @@ from securefed.config import Scheme
 from securefed.errors import ConfigError
 
 OFF, NOISE, MASKS, BOTH = "off", "noise", "masks", "noise and masks"
-PROTOCOL = "protocol"
+PROTOCOL, CLIP, GROUPS = "protocol", "clip", "clip and groups"
 """Which of the run's protections are on.  ``noise`` alone is what a client sends before it masks:
 what is left where masks fail.  ``protocol`` is of games with a hostile server: all checks are in
-force, and ``off`` is without the one that a game is about."""
+force, and ``off`` is without the one that a game is about.  ``clip``, and ``clip and groups`` (sums
+of groups, combined by a robust mean), stand against poisoned clients."""
+
+_ALLOWED = (OFF, NOISE, MASKS, BOTH, PROTOCOL, CLIP, GROUPS)
 
 
 class NotApplicable(ConfigError):
@@ -68,9 +71,9 @@ class Cell:
         swept = _SWEPT.fullmatch(self.defence)
         if swept and float(swept[1]) > 0.0:
             return float(swept[1])
-        if self.defence not in (OFF, NOISE, MASKS, BOTH, PROTOCOL):
+        if self.defence not in _ALLOWED:
             raise ConfigError(
-                f"defence = {self.defence!r}; allowed: {OFF!r}, {NOISE!r}, {MASKS!r}, {BOTH!r} or "
+                f"defence = {self.defence!r}; allowed: {', '.join(map(repr, _ALLOWED))}, or "
                 "'noise-Z' with Z > 0"
             )
         return self.defence in (NOISE, BOTH)

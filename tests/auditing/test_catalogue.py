@@ -1,7 +1,8 @@
 """Every kind of attack in the catalogue is measured on a run file, and seen to work first."""
 
 import pytest
-from run_audits import load
+from run_audits import load, write_labelled
+from tiny import write_bert
 
 from securefed.attacks.base import Limits
 from securefed.auditing.catalogue import CATALOGUE, entry
@@ -72,6 +73,47 @@ def test_a_game_is_won_with_its_check_removed_and_not_with_it(run, tmp_path, nam
     assert protocol.main.value < weakened.main.value
     assert protocol.metrics["refused"].value == 1.0
     assert "refused: " in protocol.reason
+
+
+def test_a_backdoor_is_tried_on_classifiers_and_works_without_a_clip(run, tmp_path):
+    (causal,) = measured(run, tmp_path / "causal", "backdoor", ("training unbounded", "off"))
+    assert causal.verdict == "not_applicable"
+    classifier = load(
+        tmp_path / "run",
+        model={
+            "source": str(write_bert(tmp_path / "bert", layers=1, initializer_range=0.1)),
+            "task": "sequence-classification",
+            "labels": 2,
+        },
+        data={"source": str(write_labelled(tmp_path / "labelled")), "window_tokens": 16},
+        lora={"rank": 8, "target_modules": ["value"], "modules_to_save": ["classifier"]},
+        training={
+            "rounds": 4,
+            "local_steps": 4,
+            "batch_size": 12,
+            "local_learning_rate": 2e-2,
+        },
+        privacy={
+            "unit": "client",
+            "mechanism": "none",
+            "noise_multiplier": None,
+            "expected_batch": None,
+            "clip_norm": 0.5,
+        },
+        evaluation={"window_tokens": None},
+    )
+    off, clipped = measured(
+        classifier,
+        tmp_path / "out",
+        "backdoor",
+        ("training unbounded", "off"),
+        ("training", "clip"),
+        n=1,
+    )
+    assert off.main.prior < 0.1
+    assert off.main.shows_lift
+    assert off.metrics["accuracy"].value > 0.8
+    assert clipped.main.value < 0.2
 
 
 def test_released_adapters_are_not_applicable_where_clients_have_too_few_texts(tmp_path):

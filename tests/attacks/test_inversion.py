@@ -141,6 +141,19 @@ def test_a_decoders_texts_are_recovered_but_for_their_last_tokens(count):
     assert sorted(guess.texts) == sorted(text[:-1] for text in own)
 
 
+@pytest.mark.parametrize("warm", [0.0, 0.1])
+def test_a_decoders_first_token_is_looked_for_without_its_query(warm):
+    own = attacked.texts("llama", 3)
+    mode = {"sharing": "fedit"} if warm == 0.0 else {"sharing": "ffa"}
+    view, public = captured("llama", own, rank=24, turn=1, warm=warm, **mode)
+    blocks = observed(public, public.layout.unflatten(view.reading(public)))
+    spans = Spans.of(blocks[0], 1e-7, moving=False)
+    inputs = InputReader(public.model, {0: blocks[0][0].module}).first(list(own[0][:-1]), 0)
+    assert len(spans.accept(inputs)) == len(inputs) - 1
+    assert len(spans.opening().accept(inputs)) == len(inputs)
+    assert attack(view, public).texts == (own[0][:-1],)
+
+
 def test_a_decoders_tokens_are_recovered_beyond_the_rank_without_their_order():
     own = attacked.texts("llama", 3)
     view, public = captured("llama", own, rank=3)

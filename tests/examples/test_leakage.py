@@ -71,6 +71,16 @@ def test_rows_are_measured_and_written_as_figures(script, monkeypatch, tmp_path,
     assert "r32 1.00" in capsys.readouterr().out
 
 
+def test_every_client_of_a_sum_counts_and_the_attack_must_guess(script, monkeypatch, tmp_path):
+    chosen = ["--sums", "--only", "A r=32, 2", "--only", "B r=16, 4"]
+    lines = run(script, monkeypatch, tmp_path / "sums.jsonl", "--texts", "4", *chosen)
+    found = {line["row"]: line for line in lines if line["metric"] == "token_recall"}
+    assert {name: line["n"] for name, line in found.items()} == {"A r=32, 2": 4, "B r=16, 4": 8}
+    assert all(line["void"] == 0 for line in found.values())
+    assert found["A r=32, 2"]["value"] == 1.0
+    assert found["B r=16, 4"]["value"] < 0.5
+
+
 def test_an_unknown_row_is_refused(script, monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         run(script, monkeypatch, tmp_path / "none.jsonl", "--only", "nothing")

@@ -70,14 +70,18 @@ class Assembler:
 
     # -- decoders --------------------------------------------------------------------------
 
-    def prefixes(self, tokens: Sequence[int], longest: int) -> list[tuple[int, ...]]:
+    def prefixes(
+        self, tokens: Sequence[int], longest: int, opening: Sequence[int] = ()
+    ) -> list[tuple[int, ...]]:
         """Texts that fit at every place, the longest ones, best first.
 
         Args:
             tokens: candidates.
             longest: tokens at most.
+            opening: further candidates of the first place.
         """
-        beam = self._kept([(token,) for token in tokens])
+        first = [(token,) for token in dict.fromkeys([*tokens, *opening])]
+        beam = self._kept(first, self._spans.opening())
         ended: list[tuple[float, tuple[int, ...]]] = []
         for _ in range(longest - 1):
             if time.monotonic() >= self._deadline:
@@ -101,10 +105,12 @@ class Assembler:
         texts.sort(key=lambda found: (-len(found[1]), found[0]))
         return [text for _, text in texts]
 
-    def _kept(self, texts: list[tuple[int, ...]]) -> list[tuple[float, tuple[int, ...]]]:
+    def _kept(
+        self, texts: Sequence[tuple[int, ...]], spans: Spans | None = None
+    ) -> list[tuple[float, tuple[int, ...]]]:
         if not texts:
             return []
-        costs = self.misfits(texts)[:, -1]
+        costs = self._judged(texts, (spans or self._spans).misfit)[:, -1]
         fit = [(float(cost), text) for cost, text in zip(costs, texts, strict=True) if cost <= 1.0]
         return sorted(fit)[:_PREFIXES]
 

@@ -98,9 +98,8 @@ class SpanInversion:
             figures = figures_of(spans[0], noise)
             if spans[0].silent and not any(spans[0].ranks):
                 return void("no signal: the update is zero, as that of A is while B = 0", figures)
-            return session.unable(
-                "saturated: every input lies in a span that is the whole space", figures
-            )
+            how = "saturated: every input lies in a span that is the whole space"
+            return session.unable(how, figures)
         return session.decoder() if not reader.absolute else session.encoder()
 
 
@@ -347,8 +346,9 @@ class _Session:
         """At block 0 a token looks the same at every place; block 1 tells what came before."""
         first, figures = self._spans[0], figures_of(self._spans[0], self._noise)
         inputs = self._reader.every(0)
-        near = first.accept(inputs)
+        near, opening = first.accept(inputs), first.opening()
         tokens = [int(t) for t in near if int(t) not in self._public.special_tokens]
+        begin = [] if opening.void or not first.lifted else opening.accept(inputs).tolist()
         figures["accepted"] = float(len(tokens))
         figures["unexplained"] = first.unexplained(inputs[near]) if len(near) else 1.0
         whole = first.whole
@@ -370,10 +370,10 @@ class _Session:
             assembler = Assembler(
                 self._reader, block, deadline=self._deadline, generator=self._generator
             )
-            found = assembler.prefixes(tokens, window)
+            found = assembler.prefixes(tokens, window, begin)
             texts = longest(found, self._public.batch_size)
         placed = {token for text in texts for token in text}
-        loose = tuple(token for token in tokens if token not in placed)
+        loose = tuple(token for token in {*tokens, *begin} if token not in placed)
         return guessed(texts, "span test, block 1", figures, loose)
 
     def _unordered(self, space: RowSpace, inputs: torch.Tensor) -> Decoded | None:

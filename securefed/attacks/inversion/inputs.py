@@ -18,7 +18,7 @@ _ATTENTION = frozenset(
     | {"c_attn", "qkv_proj", "query_key_value", "Wqkv", "q_lin", "k_lin", "v_lin"}
 )
 """Linear layers of the usual architectures that read a block's input, positions and all."""
-_KEYS = frozenset({"key", "k_proj", "k_lin"})
+_QUERIES = frozenset({"query", "q_proj", "q_lin"})
 _NUMBER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.([0-9]+)\.")
 _LORA = re.compile(r"\.lora_([AB])\.[^.]+(\.core)?\.weight$")
 _WHOLE = re.compile(r"(?:\.base_layer|\.modules_to_save\.[^.]+)?\.weight$")
@@ -31,14 +31,14 @@ class Observed:
 
     Attributes:
         module: the linear layer's name, without what an adapter adds to it.
-        key: whether it makes keys.
+        query: whether it makes queries.
         rows: float32[m, dim], whose rows are combinations of inputs.
         lift: float32[dim, d] through which inputs are seen; None where they are seen as they are.
         factor: ``"A"``, ``"B"`` (also Fed-SB's R) or ``"full"``.
     """
 
     module: str
-    key: bool
+    query: bool
     rows: torch.Tensor
     lift: torch.Tensor | None
     factor: str
@@ -78,7 +78,7 @@ def observed(
             factor = "A"
         lifted = None if lift is None else lift.detach().float()
         found.setdefault(int(number[1]), []).append(
-            Observed(stem, kind in _KEYS, rows.float(), lifted, factor)
+            Observed(stem, kind in _QUERIES, rows.float(), lifted, factor)
         )
     return found
 

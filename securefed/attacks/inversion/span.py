@@ -8,7 +8,8 @@ layers, the known tokens and the tolerance are this module's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 
@@ -28,6 +29,14 @@ _BENT = 2.0  # the same for one direction of the span, of which the weakest are 
 _EXACT = 1e-5  # the same as TOLERANCE, where the residual is computed in float64
 
 
+class Seen(NamedTuple):
+    """A row space of inputs as they are seen through a lift, if any; whether of a query layer."""
+
+    lift: torch.Tensor | None
+    space: RowSpace
+    query: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Spans:
     """What the updates of one block's attention say about its inputs.
@@ -43,7 +52,7 @@ class Spans:
     """
 
     whole: RowSpace | None
-    lifted: list[tuple[torch.Tensor | None, RowSpace]]
+    lifted: list[Seen]
     capacity: int
     silent: frozenset[str] = field(default_factory=frozenset)
     ranks: tuple[int, ...] = ()
@@ -61,7 +70,7 @@ class Spans:
         direct = [each for each in matrices if each.lift is None]
         whole = row_space([each.rows for each in direct], noise) if direct else None
         silent = {"A"} if whole is not None and whole.rank == 0 else set()
-        lifted: list[tuple[torch.Tensor | None, RowSpace]] = []
+        lifted: list[Seen] = []
         ranks: list[int] = []
         if whole is not None:
             ranks.append(whole.rank)
@@ -75,9 +84,9 @@ class Spans:
             if space.rank == 0:
                 silent.add("B")
             elif not space.full:
-                lifted.append((each.lift, space))
+                lifted.append(Seen(each.lift, space, each.query))
         capacity = 0 if whole is None else min(whole.rows, whole.dimension - 1)
-        capacity = max([capacity, *(space.dimension - 1 for _, space in lifted)])
+        capacity = max([capacity, *(each.space.dimension - 1 for each in lifted)])
         return cls(whole, lifted, capacity, frozenset(silent), tuple(ranks))
 
     @classmethod
@@ -88,7 +97,7 @@ class Spans:
         lifted = [pair for each in rounds for pair in each.lifted]
         return cls(
             direct[0] if direct else None,
-            [*((None, space) for space in direct[1:]), *lifted],
+            [*(Seen(None, space) for space in direct[1:]), *lifted],
             min([first.capacity, *(each.capacity for each in others)]),
             first.silent.intersection(*(each.silent for each in others)),
             first.ranks,
@@ -103,18 +112,30 @@ class Spans:
     def rank(self) -> int:
         """Dimensions of the largest space."""
         own = [] if self.whole is None else [self.whole.rank]
-        return max([0, *own, *(space.rank for _, space in self.lifted)])
+        return max([0, *own, *(each.space.rank for each in self.lifted)])
+
+    @property
+    def _spaces(self) -> list[tuple[torch.Tensor | None, RowSpace]]:
+        own = [] if self.whole is None else [(None, self.whole)]
+        return [*own, *((each.lift, each.space) for each in self.lifted)]
+
+    def opening(self) -> Spans:
+        """What the first token of a decoder's text must fit.
+
+        It attends to itself alone, whatever its query: no gradient of a query reaches its input.
+        """
+        return replace(self, lifted=[each for each in self.lifted if not each.query])
 
     def with_known(self, inputs: torch.Tensor) -> Spans:
         """The same, knowing inputs float32[k, d] of tokens that are surely there."""
         known = inputs.double()
         whole = None if self.whole is None else self.whole.with_known(known.T)
-        lifted: list[tuple[torch.Tensor | None, RowSpace]] = []
-        for lift, space in self.lifted:
+        lifted: list[Seen] = []
+        for lift, space, query in self.lifted:
             seen = known if lift is None else known @ lift.double().T
             extended = space.with_known(seen.T)
             if not extended.full:
-                lifted.append((lift, extended))
+                lifted.append(Seen(lift, extended, query))
         if whole is not None and whole.full:
             whole = None
         return Spans(whole, lifted, self.capacity, self.silent, self.ranks)
@@ -126,21 +147,19 @@ class Spans:
             inputs: float[n, d].
         """
         worst = torch.zeros(len(inputs), dtype=inputs.dtype)
-        for lift, space in [(None, self.whole), *self.lifted]:
-            if space is not None:
-                seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
-                floor = _EXACT if inputs.dtype == torch.float64 else TOLERANCE
-                sine, by_noise = space.judged(seen)
-                worst = torch.maximum(worst, sine / (SLACK * by_noise + floor))
+        for lift, space in self._spaces:
+            seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
+            floor = _EXACT if inputs.dtype == torch.float64 else TOLERANCE
+            sine, by_noise = space.judged(seen)
+            worst = torch.maximum(worst, sine / (SLACK * by_noise + floor))
         return worst
 
     def sine(self, inputs: torch.Tensor) -> torch.Tensor:
         """The largest sine of an angle to a span: float[n]."""
         worst = torch.zeros(len(inputs), dtype=inputs.dtype)
-        for lift, space in [(None, self.whole), *self.lifted]:
-            if space is not None:
-                seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
-                worst = torch.maximum(worst, space.residual(seen))
+        for lift, space in self._spaces:
+            seen = inputs if lift is None else inputs @ lift.to(inputs.dtype).T
+            worst = torch.maximum(worst, space.residual(seen))
         return worst
 
     def accept(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -159,9 +178,7 @@ class Spans:
         What noise explains is taken off: 0 where the inputs account for the updates entirely.
         """
         worst = 0.0
-        for lift, space in [(None, self.whole), *self.lifted]:
-            if space is None:
-                continue
+        for lift, space in self._spaces:
             seen = inputs.double() if lift is None else inputs.double() @ lift.double().T
             basis = torch.linalg.qr(seen.T).Q
             left = space.basis - basis @ (basis.T @ space.basis)

@@ -146,7 +146,9 @@ class InputReader:
     ) -> torch.Tensor:
         """float32[n, w, d]: the input of a block for texts of one length."""
         given = torch.as_tensor(ids, dtype=torch.int64, device=self._device)
-        return self._reached(block, input_ids=given, attention_mask=torch.ones_like(given), **options)
+        return self._reached(
+            block, input_ids=given, attention_mask=torch.ones_like(given), **options
+        )
 
     def embedded(self, block: int, embeddings: torch.Tensor) -> torch.Tensor:
         """float32[n, w, d]: the same for token embeddings float32[n, w, d], positions not added."""

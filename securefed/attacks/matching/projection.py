@@ -22,9 +22,7 @@ class Projection:
         barred: tokens that no place is projected to.
     """
 
-    def __init__(
-        self, public: PublicKnowledge, table: torch.Tensor, barred: Iterable[int]
-    ) -> None:
+    def __init__(self, public: PublicKnowledge, table: torch.Tensor, barred: Iterable[int]) -> None:
         self._table = normalize(table, dim=1)
         self._barred = torch.tensor(sorted(barred), dtype=torch.int64)
         layers = {block: name for block, name in reading_layers(public.model).items() if block == 0}

@@ -29,6 +29,7 @@ from securefed.attacks.matching.distances import (
     TagDistance,
 )
 from securefed.attacks.matching.gradients import CandidateGradients
+from securefed.attacks.matching.head import labels_from_head
 from securefed.attacks.matching.language import DiscreteSteps, Language
 from securefed.attacks.matching.lengths import likely_lengths
 from securefed.attacks.matching.priors import LanguagePrior
@@ -36,7 +37,7 @@ from securefed.attacks.matching.projection import Projection
 from securefed.attacks.matching.target import ObservedGradient, observed_gradient
 from securefed.errors import ConfigError
 
-_LABELLINGS = 8
+LABELLINGS = 8
 """Up to so many possible labellings of a batch each get a beginning of their own."""
 
 
@@ -67,7 +68,8 @@ class GradientMatching:
         language: for LAMP's discrete steps; None: none are made.
         length: of every text, special tokens included, where it is **told to the attacker**, which
             makes it stronger; None: from the window or the rank of the update, or tried.
-        labels: of the texts, likewise; None: found together with them.
+        labels: of the texts, likewise; None: from the head's gradient where it is in the update,
+            else found together with the texts.
 
     Raises:
         ConfigError: a length below 1.
@@ -122,17 +124,14 @@ class GradientMatching:
         generator: torch.Generator,
         limits: Limits,
     ) -> Matched:
-        """Texts and labels together; the arguments are those of :meth:`run`.
-
-        Args:
-            observed: of the view.
-        """
+        """Texts and labels together; ``observed`` is the view's, the rest as of :meth:`run`."""
         deadline = time.monotonic() + limits.seconds
         gradients = CandidateGradients(public, tuple(observed.tensors))
         projection = Projection(public, gradients.table, public.special_tokens)
         schedule = self.schedule
         descent = Descent(gradients, observed, self.distance, projection, schedule, deadline)
-        labellings = self._labellings(public.batch_size, gradients)
+        labels = self.labels or labels_from_head(public, observed, generator)
+        labellings = self._labellings(labels, public.batch_size, gradients)
         around = [int(token) for token in public.tokenizer("")["input_ids"]]
         head, tail = around[: len(around) // 2], around[len(around) // 2 :]
         lengths: tuple[int, ...] = (self.length or 0,)
@@ -167,16 +166,16 @@ class GradientMatching:
         return self._read(candidates, projection, frame, discrete)
 
     def _labellings(
-        self, texts: int, gradients: CandidateGradients
+        self, labels: tuple[int, ...] | None, texts: int, gradients: CandidateGradients
     ) -> list[tuple[int, ...] | None]:
         """Of each beginning: all possible ones if they are few, else to be found."""
         restarts = self.schedule.restarts
-        if self.labels is not None:
-            return [self.labels] * restarts
+        if labels is not None:
+            return [labels] * restarts
         if gradients.language:
             return [None] * restarts
         count = math.comb(texts + gradients.classes - 1, texts)
-        if count > _LABELLINGS:
+        if count > LABELLINGS:
             return [None] * restarts
         every = list(itertools.combinations_with_replacement(range(gradients.classes), texts))
         return [every[i % count] for i in range(max(restarts, count))]
@@ -250,13 +249,13 @@ def lamp(
     Args:
         prior: of the texts' language.
         distance: the paper's other one is TAG.
-        schedule: its regulariser is on by default.
+        schedule: steps, restarts and rates.
         length: as of :class:`GradientMatching`.
     """
     return GradientMatching(
         CosineDistance() if distance is None else distance,
         name="lamp",
-        schedule=Schedule(norm_weight=0.1) if schedule is None else schedule,
+        schedule=schedule,
         language=Language(prior),
         length=length,
     )

@@ -21,6 +21,7 @@ from securefed.attacks.matching.distances import Distance
 from securefed.attacks.matching.gradients import CandidateGradients
 from securefed.attacks.matching.projection import Projection
 from securefed.attacks.matching.target import ObservedGradient
+from securefed.errors import ConfigError
 
 RUNGS = (0.15, 0.4)
 """Shares of all steps after which half of the beginnings are given up."""
@@ -67,15 +68,28 @@ class Schedule:
     Args:
         steps: of Adam, >= 1.
         restarts: beginnings, >= 1.
-        learning_rate: at its highest, relative to nothing: embeddings move by about so much in each
-            value; it falls to 0 by half a cosine.
-        norm_weight: of the regulariser (mean |x| - mean |e|)^2, x the embeddings and e the model's.
+        learning_rate: at its highest, > 0: each value of an embedding moves by about so much in a
+            step; it falls to 0 by half a cosine.
+        norm_weight: of the regulariser (mean |x| - mean |e|)^2, x the embeddings and e the model's,
+            >= 0.
+
+    Raises:
+        ConfigError: an argument is outside that.
     """
 
-    steps: int = 300
-    restarts: int = 4
+    steps: int = 200
+    restarts: int = 2
     learning_rate: float = 0.03
-    norm_weight: float = 0.0
+    norm_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; it must be >= 1")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0.0):
+            raise ConfigError(f"learning_rate = {self.learning_rate}; it must be finite and > 0")
+        if not (math.isfinite(self.norm_weight) and self.norm_weight >= 0.0):
+            raise ConfigError(f"norm_weight = {self.norm_weight}; it must be finite and >= 0")
 
 
 Visit = Callable[[Candidates], Candidates]
@@ -127,6 +141,7 @@ class Descent:
         Args:
             frame: int64[b, w]: tokens that are known, and -1 at all other places.
             labellings: of each beginning, the labels of its texts; None where they are to be found.
+            generator: of the beginnings.
         """
         count, table = len(labellings), self._gradients.table
         shape = (count, *frame.shape, table.shape[1])
@@ -217,7 +232,7 @@ class Descent:
         """Distances alone, float32[n], of many candidates with the same labels [b, classes]."""
         with torch.no_grad():
             found = []
-            for part in embeddings.split(_AT_ONCE):
+            for part in torch.split(embeddings, _AT_ONCE):
                 same = None if labels is None else labels.expand(len(part), *labels.shape)
                 found.append(self.distances(part, same, False))
         return torch.cat(found)
@@ -228,7 +243,7 @@ class Descent:
             return self.judged(self._gradients.table[texts], labels)
         with torch.no_grad():
             found = []
-            for part in texts.split(_AT_ONCE):
+            for part in torch.split(texts, _AT_ONCE):
                 targets = nn.functional.one_hot(part[..., 1:], self._gradients.classes).float()
                 made = self._gradients.of(self._gradients.table[part], targets)
                 found.append(self._distance(made, self._observed))

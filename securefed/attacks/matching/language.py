@@ -36,8 +36,8 @@ class Language:
     weight: float = 0.05
     period: int = 50
     moves: int = 32
-    rounds: int = 20
-    nearest: int = 5
+    rounds: int = 30
+    nearest: int = 10
 
 
 class DiscreteSteps:
@@ -76,7 +76,7 @@ class DiscreteSteps:
             if self._descent.late:
                 break
             texts = torch.where(self._frame < 0, self._projection.nearest(own), self._frame)
-            orders = moved(self._places, self._language.moves, self._generator)
+            orders = moved(self._places, self._frame.numel(), self._language.moves, self._generator)
             orders = torch.cat([torch.arange(self._frame.numel())[None], orders])
             tried = own.flatten(0, 1)[orders].view(-1, *own.shape)
             labels = None if candidates.labels is None else candidates.labels[row]
@@ -112,22 +112,24 @@ class DiscreteSteps:
         return texts, cost
 
     def _neighbours(self, texts: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-        """Half of them other orders, half with one token replaced."""
-        count = max(1, self._language.moves // 2)
-        orders = moved(self._places, count, self._generator)
+        """Half of them in other orders, half with one token replaced by one that is near.
+
+        A token is also tried where another place has it near: orders are often still wrong.
+        """
+        half = max(1, self._language.moves // 2)
+        orders = moved(self._places, self._frame.numel(), half, self._generator)
         ordered = texts.flatten()[orders]
         free = [place for text in self._places for place in text]
-        replaced = texts.flatten().repeat(count, 1)
-        choices = near.flatten(0, 1)
-        for row in range(count):
-            place = free[int(torch.randint(len(free), (1,), generator=self._generator))]
-            # A token is tried where any place has it near: orders are often still wrong.
-            source = free[int(torch.randint(len(free), (1,), generator=self._generator))]
-            if row % 2:
-                source = place
-            at = int(torch.randint(choices.shape[1], (1,), generator=self._generator))
-            replaced[row, place] = choices[source, at]
+        replaced = texts.flatten().repeat(half, 1)
+        listed = near.flatten(0, 1)
+        for row in range(half):
+            place = free[self._below(len(free))]
+            source = place if row % 2 else free[self._below(len(free))]
+            replaced[row, place] = listed[source, self._below(listed.shape[1])]
         return torch.cat([ordered, replaced]).view(-1, *texts.shape)
+
+    def _below(self, bound: int) -> int:
+        return int(torch.randint(bound, (1,), generator=self._generator))
 
     def _costs(self, texts: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         distances = self._descent.judged_texts(texts, labels)

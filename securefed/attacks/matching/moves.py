@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 
 
-def moved(places: Sequence[Sequence[int]], count: int, generator: torch.Generator) -> torch.Tensor:
+def moved(
+    places: Sequence[Sequence[int]], total: int, count: int, generator: torch.Generator
+) -> torch.Tensor:
     """Random orders, each one move away from the present one.
 
     The moves are: two tokens change places; a token goes elsewhere; a run of tokens goes elsewhere;
@@ -15,16 +17,15 @@ def moved(places: Sequence[Sequence[int]], count: int, generator: torch.Generato
 
     Args:
         places: of each text, the places whose tokens may move, numbered through all texts.
-        count: how many, >= 0.
+        total: n, how many places there are.
+        count: how many orders, >= 0.
         generator: of the choices.
 
     Returns:
-        int64[count, n], n being one more than the largest place: where the token of each place
-        comes from.
+        int64[count, n]: where the token of each place comes from.
 
     Source: Balunovic et al. 2022, "LAMP" (2202.08827), section 4.2, for the moves within a text.
     """
-    total = 1 + max(max(text) for text in places)
     orders = torch.arange(total).repeat(count, 1)
     for row in range(count):
         text = list(places[_below(len(places), generator)])

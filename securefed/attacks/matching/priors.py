@@ -113,7 +113,9 @@ class CausalModelPrior:
             logits = self._model(input_ids=ids, attention_mask=mask).logits
         logs = logits[:, :-1].float().log_softmax(dim=-1)
         chosen = logs.gather(2, ids[:, 1:, None])[:, :, 0] * mask[:, 1:]
-        return -chosen.sum(dim=1) / torch.tensor([max(len(text), 1) for text in texts])
+        counts = torch.tensor([max(len(text), 1) for text in texts])
+        mean: torch.Tensor = -chosen.sum(dim=1) / counts
+        return mean
 
     def _own(self, text: Sequence[int]) -> list[int]:
         if self._attacked is None:

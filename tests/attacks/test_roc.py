@@ -219,7 +219,7 @@ def test_arguments_out_of_range_are_refused():
     for options in (
         {"confidence": 1.0},
         {"epsilon": -1.0},
-        {"delta": 1.0},
+        {"epsilon": 1.0, "delta": 1.0},
         {"epsilon": 1.0, "changes": 0},
     ):
         with pytest.raises(ConfigError):

@@ -53,9 +53,9 @@ class MembershipBench:
 
     Of each client's training examples 2 h are candidates, and each run trains that client on h of
     them: sizes, which are public, are the same in all runs.  What is left over is the attacker's
-    own: a population, and a pool that offline shadow runs train on.  A run with a record differs from
-    one without it in two records, since another one stands in its place: a promise for one record
-    counts twice there (``summarise_membership``).
+    own: a population, and a pool that offline shadow runs train on.  A run with a record differs
+    from one without it in two records, since another one stands in its place: a promise for one
+    record counts twice there (``summarise_membership``).
 
     Args:
         config: of runs whose clients all take part in every round, without personal parts.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -15,6 +16,7 @@ from securefed.attacks.roc import (
     Roc,
     auc_interval,
     epsilon_lower_bound,
+    for_group,
     private_tpr,
     tpr_at,
 )
@@ -77,12 +79,15 @@ class MembershipResult:
         rates: TPR at bounds on FPR.  Without knowledge it is the bound itself.
         advantage: mean over records of TPR - FPR at the median of all scores.
         worst: the record told best; None with fewer than two runs with and without each record.
-        epsilon: of the promise that the runs were made under; None for none.
+        epsilon: of the promise that the runs were made under, for one record that is added or taken
+            away; None for none.
         delta: of it.
+        changes: by how many such changes a run with a record differs from one without it.
         epsilon_lower: lower bound that the scores give (``roc.epsilon_lower_bound``).
-        violates: whether that exceeds the promise.
+        violates: whether that exceeds what the promise comes to for so many changes.
         roc: (FPR, TPR) of the curve, low rates first.
-        bound: (FPR, TPR) that the promise allows, at the same rates; None without one.
+        bound: (FPR, TPR) that the promise allows for so many changes, at the same rates; None
+            without one.
         confidence: of each interval by itself.
         runs: training runs.
         seeds: of the attack in each run.
@@ -103,6 +108,7 @@ class MembershipResult:
     worst: WorstRecord | None
     epsilon: float | None
     delta: float
+    changes: int
     epsilon_lower: float
     violates: bool
     roc: tuple[tuple[float, float], ...] = field(repr=False)
@@ -132,6 +138,7 @@ def summarise_membership(
     *,
     epsilon: float | None = None,
     delta: float = 0.0,
+    changes: int = 2,
     shadow_runs: int = 0,
     confidence: float = 0.95,
     seed: int = 0,
@@ -142,8 +149,10 @@ def summarise_membership(
         attack: its name.
         view: what it saw, in words.
         trials: one a training run, all over the same n records.
-        epsilon: of the promise that the runs were made under, >= 0; None for none.
+        epsilon: of the promise that the runs were made under, finite, >= 0; None for none.
         delta: of it, in [0, 1).
+        changes: 2 where all runs train on equally many records, so that another one stands in a
+            record's place where it is not; 1 where its place is empty.
         shadow_runs: how many the attack had.
         confidence: in (0, 1).
         seed: of the bootstrap.
@@ -156,8 +165,7 @@ def summarise_membership(
         raise ConfigError("trials: none; at least one is needed")
     if not 0.0 < confidence < 1.0:
         raise ConfigError(f"confidence = {confidence}; it must be in (0, 1)")
-    if epsilon is not None and not epsilon >= 0.0:
-        raise ConfigError(f"epsilon = {epsilon}; it must be >= 0")
+    promise = (math.inf, delta) if epsilon is None else for_group(epsilon, delta, changes)
     count = len(trials[0].scores)
     if any(trial.scores.shape != (count,) or trial.member.shape != (count,) for trial in trials):
         raise ConfigError("trials: each must be of the same n records")
@@ -166,12 +174,16 @@ def summarise_membership(
     records = np.tile(np.arange(count), len(trials))
     curve = Roc.of(scores, member)
     guessed = scores > np.median(scores)
-    lower = epsilon_lower_bound(scores, member, records, delta=delta, confidence=confidence)
+    lower = 0.0
+    if promise[1] < 1.0:
+        lower = epsilon_lower_bound(
+            scores, member, records, delta=promise[1], confidence=confidence
+        )
     points = curve.points()
     bound = None
     if epsilon is not None:
         rates = np.array([fpr for fpr, _ in points])
-        allowed = private_tpr(rates, epsilon, delta)
+        allowed = private_tpr(rates, *promise)
         bound = tuple((float(f), float(t)) for f, t in zip(rates, allowed, strict=True))
     is_void = [trial.verdict == "void" for trial in trials]
     return MembershipResult(
@@ -186,8 +198,9 @@ def summarise_membership(
         worst=_worst(guessed.reshape(len(trials), count), member.reshape(-1, count), confidence),
         epsilon=epsilon,
         delta=delta,
+        changes=changes,
         epsilon_lower=lower,
-        violates=epsilon is not None and lower > epsilon,
+        violates=lower > promise[0],
         roc=tuple(points),
         bound=bound,
         confidence=confidence,

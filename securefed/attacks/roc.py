@@ -188,6 +188,30 @@ def private_tpr(fpr: NDArray[np.float64], epsilon: float, delta: float) -> NDArr
     return found
 
 
+def for_group(epsilon: float, delta: float, changes: int) -> tuple[float, float]:
+    """What (epsilon, delta)-DP for one change promises for k of them.
+
+        (k epsilon, delta (e^(k epsilon) - 1) / (e^epsilon - 1))
+
+    Args:
+        epsilon: >= 0, finite.
+        delta: in [0, 1).
+        changes: k >= 1.
+
+    Returns:
+        Epsilon, and delta cut at 1.
+
+    Source: Vadhan 2017, "The Complexity of Differential Privacy", Lemma 2.2.
+    """
+    if not (math.isfinite(epsilon) and epsilon >= 0.0 and 0.0 <= delta < 1.0 and changes >= 1):
+        raise ConfigError(
+            f"epsilon = {epsilon}, delta = {delta}, changes = {changes}; allowed: finite and >= 0, "
+            "in [0, 1), and >= 1"
+        )
+    terms = (math.exp(min(700.0, step * epsilon)) for step in range(changes))
+    return changes * epsilon, min(1.0, delta * sum(terms))
+
+
 def gaussian_tpr(fpr: NDArray[np.float64], mu: float) -> NDArray[np.float64]:
     """The highest rate of true positives under mu-Gaussian DP, Phi(Phi^-1(f) + mu).
 

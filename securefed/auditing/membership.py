@@ -53,7 +53,9 @@ class MembershipBench:
 
     Of each client's training examples 2 h are candidates, and each run trains that client on h of
     them: sizes, which are public, are the same in all runs.  What is left over is the attacker's
-    own: a population, and a pool that offline shadow runs train on.
+    own: a population, and a pool that offline shadow runs train on.  A run with a record differs
+    from one without it in two records, since another one stands in its place: a promise for one
+    record counts twice there (``summarise_membership``).
 
     Args:
         config: of runs whose clients all take part in every round, without personal parts.
@@ -270,7 +272,6 @@ def attack_runs(
     shadows: Shadows | None,
     *,
     seed: int,
-    leave_one_out: bool = False,
 ) -> dict[str, list[MembershipTrial]]:
     """Try attacks on each of some runs.
 
@@ -278,22 +279,15 @@ def attack_runs(
         attacks: that are tried.
         bench: of the runs.
         targets: the runs.
-        shadows: the attacker's own; with ``leave_one_out`` those of ``targets``, in order, of which
-            each run is attacked with all others.
+        shadows: the attacker's own; a target that is among them is attacked with the others.
         seed: of the attacks on the first run; each next run has the next.
-        leave_one_out: whether targets are each other's shadows.
 
     Returns:
         By attack, a trial of each run.
-
-    Raises:
-        ConfigError: ``leave_one_out`` without shadows, one for each target.
     """
-    if leave_one_out and (shadows is None or len(shadows) != len(targets)):
-        raise ConfigError("shadows: leave_one_out needs those of the targets, one each")
     found: dict[str, list[MembershipTrial]] = {attack.name: [] for attack in attacks}
     for number, target in enumerate(targets, start=seed):
-        own = shadows.without(number - seed) if leave_one_out and shadows is not None else shadows
+        own = None if shadows is None else shadows.apart_from(target.inside)
         question = bench.question(target.view, own)
         for attack in attacks:
             found[attack.name].append(membership_trial(attack, question, target.inside, number))

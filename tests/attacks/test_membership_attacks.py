@@ -156,6 +156,16 @@ def test_whitening_is_the_inverse_that_it_says():
     assert np.allclose(_lengths(others, rows, 0.1), expected)
 
 
+def test_how_often_a_record_is_in_shadow_runs_does_not_tell_whether_it_is_in_the_target():
+    question, _ = world(runs=8)
+    for inside in question.shadows.inside:
+        kept = question.shadows.apart_from(inside)
+        assert len(kept) == 6
+        assert (kept.inside.sum(axis=0) == 3).all()
+    other = np.arange(400) < 200
+    assert len(question.shadows.apart_from(other)) == 8
+
+
 def test_shadows_and_guesses_that_make_no_sense_are_refused():
     inside, losses = np.zeros((3, 4), dtype=bool), np.ones((3, 4))
     for given in (
@@ -166,7 +176,7 @@ def test_shadows_and_guesses_that_make_no_sense_are_refused():
         with pytest.raises(ConfigError, match="shadows"):
             Shadows(*given)
     kept = Shadows(inside, losses, np.ones((3, 5)))
-    assert len(kept.without(1)) == 2
+    assert len(kept) == 3
     assert kept.outside_enough
     assert not kept.inside_enough
     with pytest.raises(ConfigError, match="finite"):

@@ -16,6 +16,7 @@ from securefed.attacks.roc import (
     Roc,
     auc_interval,
     epsilon_lower_bound,
+    for_group,
     gaussian_tpr,
     private_tpr,
     tpr_at,
@@ -118,6 +119,14 @@ def randomised_response(seed, epsilon, count=4000):
     return np.where(told, member, ~member).astype(float), member
 
 
+def test_two_changes_are_promised_twice_the_epsilon():
+    assert for_group(1.0, 1e-5, 1) == (1.0, 1e-5)
+    assert for_group(1.0, 1e-5, 2) == (2.0, pytest.approx(1e-5 * (1 + math.e)))
+    assert for_group(9.0, 1e-3, 3) == (27.0, 1.0)
+    with pytest.raises(ConfigError):
+        for_group(math.inf, 0.0, 2)
+
+
 def test_the_lower_bound_stays_below_the_epsilon_of_randomised_response_and_comes_near():
     found = []
     for seed in range(40):
@@ -137,10 +146,16 @@ def test_a_guess_at_random_shows_no_epsilon_and_one_that_knows_shows_much():
 
 def test_a_result_says_whether_scores_exceed_a_promise():
     scores, member = randomised_response(0, 3.0)
-    kept = summarise_membership("a", "v", [trial(scores, member)], epsilon=3.0, delta=1e-5)
-    broken = summarise_membership("a", "v", [trial(scores, member)], epsilon=1.0, delta=1e-5)
+    runs = [trial(scores, member)]
+    kept = summarise_membership("a", "v", runs, epsilon=3.0, delta=1e-5, changes=1)
+    broken = summarise_membership("a", "v", runs, epsilon=1.0, delta=1e-5, changes=1)
+    twice = summarise_membership("a", "v", runs, epsilon=1.5, delta=1e-5)
     assert not kept.violates
     assert broken.violates
+    assert not twice.violates  # where another record stands in its place
+    assert twice.bound is not None
+    assert kept.bound is not None
+    assert np.allclose(twice.bound, kept.bound, atol=1e-4)
     assert broken.epsilon_lower > 1.0
     assert broken.bound is not None
     assert any(tpr > allowed for (_, tpr), (_, allowed) in zip(broken.roc, broken.bound))  # noqa: B905
@@ -201,7 +216,12 @@ def test_what_is_no_comparison_is_refused(scores, member):
 
 def test_arguments_out_of_range_are_refused():
     good = trial(*sample(7))
-    for options in ({"confidence": 1.0}, {"epsilon": -1.0}, {"delta": 1.0}):
+    for options in (
+        {"confidence": 1.0},
+        {"epsilon": -1.0},
+        {"epsilon": 1.0, "delta": 1.0},
+        {"epsilon": 1.0, "changes": 0},
+    ):
         with pytest.raises(ConfigError):
             summarise_membership("a", "v", [good], **options)
     with pytest.raises(ConfigError):

@@ -47,14 +47,17 @@ class Shadows:
     def __len__(self) -> int:
         return len(self.losses)
 
-    def without(self, run: int) -> Shadows:
-        """All runs but one: the shadows for an attack on that one.
+    def apart_from(self, inside: NDArray[np.bool_]) -> Shadows:
+        """The shadows for an attack on one of these runs: neither it nor its opposite.
+
+        Where runs come in pairs of opposite halves each record is in half of all runs.  With one
+        run alone left out, how often a record is in the others would tell whether it is in that.
 
         Args:
-            run: 0 .. s - 1.
+            inside: bool[n], of the run that is attacked.
         """
-        kept = np.arange(len(self)) != run
-        return Shadows(self.inside[kept], self.losses[kept], self.population[kept])
+        same = (self.inside == inside).all(axis=1) | (self.inside == ~inside).all(axis=1)
+        return Shadows(self.inside[~same], self.losses[~same], self.population[~same])
 
     @property
     def outside_enough(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from securefed.attacks.malicious.imprint import ImprintReader, deviations
 from securefed.attacks.malicious.planting import planted
 from securefed.attacks.scoring import score
 from securefed.auditing.games.parties import BARE, NOISED, Parties, given, holding
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.auditing.games.rounds import accounts, charged_round
 from securefed.auditing.rounds import CPU
 from securefed.config import ModelSection
@@ -58,14 +58,14 @@ def planted_model(
     generator = torch.Generator().manual_seed(seed)
     values, imprint = planted(model, special=special, generator=generator)
     refusal = None if weakened else _refusal(parties, values)
-    recovered = control = 0.0
+    read = 0.0, 0.0
     figures = {"clients": float(len(parties.names))}
     if refusal is None:
         with holding(model, values):
             session = parties.session(policy=policy, model=given(model))
             view = views.opened_sum(parties.opened(session, parties.updates()))
             guess = parties.guessed(view, session, ImprintReader(imprint))
-        recovered, control = parties.scored(guess)
+        read = parties.scored(guess)
         everybody = score(guess, list(parties.texts.values()), special)
         figures |= {
             "bins": float(imprint.rows * len(imprint.modules)),
@@ -74,17 +74,14 @@ def planted_model(
             "set_precision": everybody.set_precision,
             "noise_multiplier": policy.noise_multiplier,
         }
-    return GameResult(
-        game="planted-model",
+    return one_trial(
+        "planted-model",
         source=PLANTED,
-        protocol="check removed: model.fingerprint" if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="model.fingerprint",
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=read,
         figures=figures,
     )
 
@@ -101,8 +98,7 @@ def watched_token(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     victim and with one that nobody has.
     """
     policy = BARE if weakened else NOISED
-    removed = "check removed: noise" if weakened else AS_IT_IS
-    return _watched("watched-token", removed, parties, seed, policy, 1, careful=())
+    return _watched("watched-token", "noise", parties, seed, policy, 1, weakened=weakened)
 
 
 def watched_rounds(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
@@ -112,20 +108,20 @@ def watched_rounds(parties: Parties, seed: int, *, weakened: bool) -> GameResult
     As it is, the victim's account allows one round.  The check removed: no account; all noise is
     there.
     """
-    careful = () if weakened else (parties.victim,)
-    removed = "check removed: account" if weakened else AS_IT_IS
-    return _watched("watched-rounds", removed, parties, seed, NOISED, _ROUNDS, careful=careful)
+    return _watched("watched-rounds", "account", parties, seed, NOISED, _ROUNDS, weakened=weakened)
 
 
 def _watched(
     game: str,
-    protocol: str,
+    removed: str,
     parties: Parties,
     seed: int,
     policy: PrivacyPolicy,
     rounds: int,
-    careful: Collection[str],
+    *,
+    weakened: bool,
 ) -> GameResult:
+    careful = () if weakened else (parties.victim,)
     model, tokenizer = parties.bench.model, parties.bench.tokenizer
     special = {int(token) for token in tokenizer.all_special_ids}
     taken = {token for text in parties.texts.values() for token in text} | special
@@ -164,18 +160,14 @@ def _watched(
             "epsilon_of_one": session.guarantee(rounds=1).epsilon,
             "epsilon_of_all": session.guarantee(rounds=rounds).epsilon,
         }
-    recovered, control = float(seen > _STANDS_OUT), float(unseen > _STANDS_OUT)
-    return GameResult(
-        game=game,
+    return one_trial(
+        game,
         source=PLANTED,
-        protocol=protocol,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed=removed,
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=(float(seen > _STANDS_OUT), float(unseen > _STANDS_OUT)),
         figures=figures,
     )
 
@@ -197,7 +189,7 @@ def _refusal(parties: Parties, values: Mapping[str, torch.Tensor]) -> ConfigErro
         try:
             load_model(section, cache=Path(name), offline=True, device=CPU)
         except ConfigError as error:
-            return error
+            return ConfigError(str(error).replace(f"{name}/", ""))  # no path of this machine
     return None
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from securefed.attacks import views
 from securefed.attacks.malicious.disaggregation import disaggregated, weights
 from securefed.auditing.games.parties import BARE, NOISED, Parties, drive
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.errors import BudgetExceeded, ConfigError, SecureFedError
 from securefed.evidence.budget import ClientBudget
 from securefed.federation.account import open_account
@@ -161,7 +161,6 @@ def _played(
     """
     policy = without if weakened else NOISED
     noised = policy.mechanism != "none"
-    removed = "check removed: account" if noised else "checks removed: account and noise"
     updates, opened = parties.updates(), list[views.OpenedSum]()
     refusal: SecureFedError | None = None
     session = parties.session(policy=policy)
@@ -172,10 +171,10 @@ def _played(
             if found is None:
                 break
             opened.append(found)
-    recovered = control = 0.0
+    read = 0.0, 0.0
     solved = disaggregated(views.sums_over_rounds(opened))
     if parties.victim in solved:
-        recovered, control = parties.read(solved[parties.victim], session)
+        read = parties.read(solved[parties.victim], session)
     figures = {
         "clients": float(len(parties.names)),
         "sums_wanted": float(len(attempts)),
@@ -189,16 +188,13 @@ def _played(
             # What would be left in the estimate had all sums been opened.
             "noise_multiplier_of_estimate": policy.noise_multiplier * float(np.linalg.norm(weight)),
         }
-    return GameResult(
-        game=game,
+    return one_trial(
+        game,
         source=SO,
-        protocol=removed if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="account" if noised else "account and noise",
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=read,
         figures=figures,
     )

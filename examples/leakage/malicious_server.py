@@ -96,7 +96,7 @@ def main() -> None:
     console = Console()
     table = Table(title=f"A hostile server, {options.model}, n = {options.trials} a row")
     for name in ("game", "clients", "noise", "protocol", "refused by", "victim's tokens read",
-                 "of all", "precision", "control"):  # fmt: skip
+                 "of all", "set_precision", "control"):  # fmt: skip
         table.add_column(name)
 
     def bench(clients: int, *, planted: bool) -> Bench:
@@ -111,7 +111,7 @@ def main() -> None:
             file.write(json.dumps(line | result.as_json(), allow_nan=False, sort_keys=True) + "\n")
         of_all, precision = (
             f"{result.figures[name]:.2f}" if name in result.figures else ""
-            for name in ("recall_of_all", "precision")
+            for name in ("set_recall_of_all", "set_precision")
         )
         table.add_row(result.game, f"{result.figures['clients']:.0f}", f"{noise:g}",
                       result.protocol, refusal(result), shown(result), of_all, precision,
@@ -150,7 +150,7 @@ def main() -> None:
     console.print(table)
 
 
-NOISY = ("watched-token", "sybils", "same-victim", "random-cohorts", "retry")
+NOISY = ("watched-token", "watched-rounds", "sybils", "same-victim", "random-cohorts", "retry")
 """Games whose rounds carry noise as they are."""
 
 

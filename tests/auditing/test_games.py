@@ -36,11 +36,12 @@ def test_with_the_check_removed_the_server_reads_the_victims_text(name, benches)
     assert result.refused_by is None
     assert result.recovered >= MOST.get(name, 1.0)
     assert result.control == 0.0
-    assert "removed: " in result.protocol
+    assert result.protocol.startswith("check removed: ")
 
 
 REFUSALS = {
     "planted-model": ("ConfigError", "model.fingerprint = "),
+    "watched-rounds": ("BudgetExceeded", "nothing was sent"),
     "pasquini": ("RemoteProtocolError", "does not verify"),
     "small-cohort": ("LocalProtocolError", "min_clients"),
     "same-victim": ("BudgetExceeded", "nothing was sent"),
@@ -93,8 +94,8 @@ def test_the_same_planted_model_for_everybody_is_refused_by_nobody_and_noise_bou
     parties = Parties(benches["planted-model"], 1)
     bare = planted_model(parties, 1, weakened=True)
     noised = planted_model(parties, 1, weakened=True, policy=NOISED)
-    assert bare.figures["recall_of_all"] > 0.8
-    assert bare.figures["precision"] > 0.9
+    assert bare.figures["set_recall_of_all"] > 0.8
+    assert bare.figures["set_precision"] > 0.9
     assert bare.refused_by is noised.refused_by is None
     assert noised.recovered == 0.0
 

@@ -54,7 +54,7 @@ def test_games_are_played_both_ways_and_written_as_figures(run, capsys):
 
 def test_a_planted_model_is_measured_by_clients_and_noise(run):
     bare, noised = run("--trials", "1", "--planted", "--noise", "0", "--noise", "1")
-    assert bare["figures"]["recall_of_all"] > 0.7
+    assert bare["figures"]["set_recall_of_all"] > 0.7
     assert bare["figures"]["clients"] == 4
     assert noised["recovered"] == 0.0
     assert noised["noise"] == 1.0

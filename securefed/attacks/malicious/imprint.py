@@ -17,7 +17,6 @@ planted embeddings, gate the value layer's gradient and are read through A, is t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,10 +91,8 @@ class ImprintReader:
                 if time.monotonic() >= deadline:
                     break
                 tokens = self._imprint.tokens(block * self._imprint.rows + row)
-                places = range(limits.max_tokens)
-                seen, owners = _seen(public, self._imprint, block, tokens, places)
-                chosen = fitting(update[row].numpy(), seen, noise)
-                found += sorted({int(owners[at]) for at in chosen})
+                seen = _seen(public, self._imprint, block, tokens)
+                found += [int(tokens[at]) for at in fitting(update[row].numpy(), seen, noise)]
         if not any(f"{self._imprint.modules[0]}.lora_B." in name for name in tensors):
             return Guess(verdict="void", reason="B of the planted layers is not in the update")
         wanted = [token for token in found if token not in public.special_tokens]
@@ -114,30 +111,21 @@ class ImprintReader:
 
 
 def _seen(
-    public: PublicKnowledge,
-    imprint: Imprint,
-    block: int,
-    tokens: torch.Tensor,
-    places: Sequence[int],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """A x of each token at each place, float64[k, r], and whose each row is."""
+    public: PublicKnowledge, imprint: Imprint, block: int, tokens: torch.Tensor
+) -> NDArray[np.float64]:
+    """A x of each token, float64[k, r]; the planted A does not see places."""
     parameters = dict(public.model.named_parameters(remove_duplicate=False))
     (name,) = (n for n in parameters if f"{imprint.modules[block]}.lora_A." in n)
-    down = parameters[name].detach().double()
     stem = name[: name.index(".lora_A.")]
     first = stem.replace(imprint.modules[block], imprint.modules[0])
     reader = InputReader(public.model, {0: first, block: stem})
-    seen = []
-    for place in places if reader.absolute else places[:1]:
-        where = torch.full((len(tokens), 1), place, dtype=torch.int64)
-        inputs = reader.at(block, tokens[:, None], position_ids=where)[:, 0]
-        seen.append(inputs.double() @ down.T)
-    return torch.cat(seen).numpy(), np.tile(tokens.numpy(), len(seen))
+    where = torch.zeros(len(tokens), 1, dtype=torch.int64)
+    inputs = reader.at(block, tokens[:, None], position_ids=where)[:, 0].double()
+    seen: NDArray[np.float64] = (inputs @ parameters[name].detach().double().T).numpy()
+    return seen
 
 
-def deviations(
-    view: AdversaryView, public: PublicKnowledge, imprint: Imprint, token: int, places: int
-) -> float:
+def deviations(view: AdversaryView, public: PublicKnowledge, imprint: Imprint, token: int) -> float:
     """How far the sum's row of one token stands out of the noise, in its standard deviations.
 
     With a planting in which this token alone is in a bin (all others ``special``), a client that
@@ -148,7 +136,6 @@ def deviations(
         public: of that round.
         imprint: of the model.
         token: that is watched for.
-        places: how many places of a text it may stand at; one is enough without absolute ones.
 
     Raises:
         ConfigError: the token is in no bin, or B of the planted layers does not travel.
@@ -159,9 +146,8 @@ def deviations(
     names = [name for name in tensors if f"{imprint.modules[block]}.lora_B." in name]
     if number < 0 or not names:
         raise ConfigError(f"token = {token}: it is in no bin, or its row does not travel")
-    seen, _ = _seen(public, imprint, block, torch.tensor([token]), range(places))
-    directions = seen / np.linalg.norm(seen, axis=1, keepdims=True)
-    found = np.abs(directions @ tensors[names[0]][row].double().numpy()).max()
+    (seen,) = _seen(public, imprint, block, torch.tensor([token]))
+    found = abs(float(seen @ tensors[names[0]][row].double().numpy())) / np.linalg.norm(seen)
     return float(found) / entry_noise(view, public)
 
 

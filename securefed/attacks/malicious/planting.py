@@ -1,7 +1,7 @@
 """Base weights for a decoder by which rows of a value layer's gradient tell single tokens.
 
-All that a server writes into the frozen base model; the adapter is as the server of an honest run
-would make it (B = 0).  Hidden coordinates are divided:
+All that a server writes: the frozen base model, and an adapter with B = 0 whose A reads ``rest``
+alone.  Hidden coordinates are divided:
 
 ==========  ======================================================================================
 constant    1 for every token
@@ -90,7 +90,7 @@ def planted_decoder(
         gain: how much larger than an ordinary one the gradient at a bin is, > 0.
 
     Returns:
-        Values by parameter name, B's zeros among them; and what reading them takes.
+        Values by parameter name, the adapter's among them; and what reading them takes.
 
     Raises:
         ConfigError: the model is not a decoder of that kind, or has no LoRA on its value layers.
@@ -157,5 +157,7 @@ def planted_decoder(
         written.linear(f"{at}.mlp.gate_proj", gate)
         written.linear(f"{at}.mlp.up_proj", up)
         written.linear(f"{at}.mlp.down_proj", down)
+    for stem in stems:
+        written.reading(stem, rest)
     modules = tuple(stem[stem.index("layers.") :] for stem in stems)
     return written.values, Imprint(modules, rows, number)

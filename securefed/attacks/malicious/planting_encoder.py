@@ -58,7 +58,7 @@ def planted_encoder(
         gain: how much larger than an ordinary one the gradient at a bin is, > 0.
 
     Returns:
-        Values by parameter name, B's zeros among them; and what reading them takes.
+        Values by parameter name, the adapter's among them; and what reading them takes.
 
     Raises:
         ConfigError: the model is not an encoder of that kind, or has no LoRA on its value layers.
@@ -137,5 +137,7 @@ def planted_encoder(
     written.linear(f"{root}pooler.dense", pooled)
     for name in ("classifier", "classifier.original_module", "classifier.modules_to_save.default"):
         written.linear(f"{root.removesuffix('bert.')}{name}", labels)
+    for stem in stems:
+        written.reading(stem, rest)
     modules = tuple(stem[stem.index("layer.") :] for stem in stems[:-1])
     return written.values, Imprint(modules, rows, number)

@@ -39,6 +39,13 @@ class Written:
         if name in self._plain:
             self.values[self._plain[name]] = value
 
+    def reading(self, stem: str, coordinates: slice) -> None:
+        """Let a layer's A read these coordinates alone, its rows of length 1."""
+        for name in [n for n in self._parameters if n.startswith(f"{stem}.lora_A.")]:
+            only = torch.zeros_like(self._parameters[name])
+            only[:, coordinates] = self._parameters[name].detach()[:, coordinates]
+            self.values[name] = only / torch.linalg.vector_norm(only, dim=1, keepdim=True)
+
     def linear(self, stem: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         """Write a linear layer; a bias that it has and that is not given becomes 0."""
         self.put(f"{stem}.weight", weight)
@@ -70,8 +77,13 @@ def value_stems(written: Written, kind: str) -> list[str]:
 def drawn_bins(
     vocabulary: int, bins: int, special: Iterable[int], generator: torch.Generator
 ) -> torch.Tensor:
-    """int64[vocabulary]: a bin for each token, all about equally full; -1 for special ones."""
-    number = torch.randperm(vocabulary, generator=generator) % bins
+    """int64[vocabulary]: a bin for each token; -1 for special ones.
+
+    Vocabularies are about in order of frequency: neighbours in it are kept apart, so that few
+    frequent tokens share a bin.
+    """
+    first = int(torch.randint(bins, (1,), generator=generator))
+    number = (torch.arange(vocabulary) + first) % bins
     number[sorted(special)] = -1
     return number
 

@@ -10,6 +10,7 @@ game                the server                                      the check
 ==================  ==============================================  ============================
 ``planted-model``   hands out weights that imprint tokens           ``model.fingerprint``
 ``watched-token``   plants a question about one token               none; noise is left
+``watched-rounds``  asks it of the same text in a hundred rounds    account
 ``pasquini``        gives all but the victim an adapter of zeros    the model's hash in the
                                                                     context
 ``small-cohort``    invites the victim with one client of its own   ``min_clients``
@@ -34,7 +35,7 @@ from securefed.auditing.games.cohorts import small_cohort, sybils
 from securefed.auditing.games.lists import two_lists
 from securefed.auditing.games.models import pasquini
 from securefed.auditing.games.parties import Parties, Text
-from securefed.auditing.games.planted import planted_model, watched_token
+from securefed.auditing.games.planted import planted_model, watched_rounds, watched_token
 from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal, together
 from securefed.auditing.games.rounds import random_cohorts, retry, same_victim
 from securefed.auditing.rounds import Bench
@@ -43,7 +44,7 @@ from securefed.errors import ConfigError
 __all__ = ["AS_IT_IS", "GAMES", "PLANTED", "GameResult", "Refusal", "play", "together"]
 
 
-PLANTED = frozenset({"planted-model", "watched-token"})
+PLANTED = frozenset({"planted-model", "watched-token", "watched-rounds"})
 """Games that plant a base model."""
 _LEAST = 4
 
@@ -60,6 +61,7 @@ GAMES: Mapping[str, Game] = MappingProxyType(
     {
         "planted-model": planted_model,
         "watched-token": watched_token,
+        "watched-rounds": watched_rounds,
         "pasquini": pasquini,
         "small-cohort": small_cohort,
         "sybils": sybils,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from securefed.attacks import views
 from securefed.attacks.collusion import ColludingClient
 from securefed.auditing.games.parties import BARE, NOISED, Parties, drive, encoding
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.errors import LocalProtocolError
 from securefed.federation.floors import ClientFloors
 from securefed.federation.server import ServerRound
@@ -25,23 +25,19 @@ def small_cohort(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     cohort = parties.names[:2]
     session = parties.session(policy=BARE, cohort=cohort)
     floors = ClientFloors(min_clients=len(parties.names), mechanisms=("none",))
-    refusal = None
-    recovered = control = 0.0
+    refusal, read = None, (0.0, 0.0)
     try:
-        recovered, control = _without_own(parties, session, None if weakened else floors)
+        read = _without_own(parties, session, None if weakened else floors)
     except LocalProtocolError as error:
         refusal = error
-    return GameResult(
-        game="small-cohort",
+    return one_trial(
+        "small-cohort",
         source=BOENISCH,
-        protocol="check removed: min_clients" if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="min_clients",
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=read,
         figures={"clients": float(len(cohort)), "min_clients": float(floors.min_clients)},
     )
 
@@ -54,7 +50,7 @@ def sybils(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     floor(corrupt_fraction * n) Sybils.  The check removed: no noise.
     """
     session = parties.session(policy=BARE if weakened else NOISED)
-    recovered, control = _without_own(parties, session, None)
+    read = _without_own(parties, session, None)
     figures = {"clients": float(len(parties.names)), "sybils": float(len(parties.names) - 1)}
     if not weakened:
         policy, plan = session.policy, session.plan
@@ -67,17 +63,14 @@ def sybils(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
             "noise_multiplier_of_own_share": own,
             "epsilon_of_own_share": gaussian_epsilon(own, 1.0, 1, policy.delta),
         }
-    return GameResult(
-        game="sybils",
+    return one_trial(
+        "sybils",
         source=BOENISCH,
-        protocol="check removed: noise" if weakened else AS_IT_IS,
-        refused_by=None,
-        refused=0,
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="noise",
+        weakened=weakened,
+        seed=seed,
+        refusal=None,
+        read=read,
         figures=figures,
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from securefed.attacks import views
 from securefed.auditing.games.parties import BARE, Parties, drive, encoding
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.crypto.prg import NoiseGenerator
 from securefed.encoding.wire import message_type
 from securefed.errors import LocalProtocolError
@@ -103,23 +103,19 @@ def two_lists(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     if first.ended is not None:
         raise first.ended
     second = drive(other, clients, replies=other.advance())
-    recovered = control = 0.0
-    refusal = next(iter(second.refused.values()), None)
+    read = 0.0, 0.0
     if second.ended is None:
         codec = session.codec
         rest = codec.decode(server.result.total) - codec.decode(other.result.total)
-        recovered, control = parties.read(views.OpenedSum("server", (victim,), rest), session)
-    return GameResult(
-        game="two-lists",
+        read = parties.read(views.OpenedSum("server", (victim,), rest), session)
+    return one_trial(
+        "two-lists",
         source=BONAWITZ,
-        protocol="check removed: one answer an attempt" if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="one answer an attempt",
+        weakened=weakened,
+        seed=seed,
+        refusal=next(iter(second.refused.values()), None),
+        read=read,
         figures={"clients": float(len(parties.names)), "sums": 1.0 + (second.ended is None)},
     )
 

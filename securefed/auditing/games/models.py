@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from securefed.attacks import views
 from securefed.attacks.malicious.silence import silent_adapter
 from securefed.auditing.games.parties import BARE, Parties, drive, given, holding
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.secagg.pairwise_server import PairwiseServer
 from securefed.secagg.signed import Signed
 
@@ -54,23 +54,19 @@ def pasquini(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
         server,
         {name: parties.client(name, sessions[name], updates[name]) for name in parties.names},
     )
-    recovered = control = 0.0
-    refusal = course.refused.get(victim)
+    read = 0.0, 0.0
     if course.ended is None:
         total = sessions[victim].codec.decode(server.result.total)
         view = views.OpenedSum("server", server.result.survivors, total)
-        recovered, control = parties.read(view, sessions[victim])
-    return GameResult(
-        game="pasquini",
+        read = parties.read(view, sessions[victim])
+    return one_trial(
+        "pasquini",
         source=PASQUINI,
-        protocol="check removed: the model's hash is not in the context" if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="the model's hash in the context",
+        weakened=weakened,
+        seed=seed,
+        refusal=course.refused.get(victim),
+        read=read,
         figures={
             "clients": float(len(parties.names)),
             "lora_norm_of_others": max(_lora_norm(parties, updates[n]) for n in parties.names[1:]),

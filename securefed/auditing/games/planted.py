@@ -22,15 +22,18 @@ from securefed.attacks.malicious.imprint import ImprintReader, deviations
 from securefed.attacks.malicious.planting import planted
 from securefed.attacks.scoring import score
 from securefed.auditing.games.parties import BARE, NOISED, Parties, given, holding
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
+from securefed.auditing.games.rounds import accounts, charged_round
 from securefed.auditing.rounds import CPU
 from securefed.config import ModelSection
-from securefed.errors import ConfigError
+from securefed.errors import ConfigError, SecureFedError
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.training.models import load_model, weights_fingerprint
 
 PLANTED = "Fowl et al. 2022 (2110.13057), 2023 (2201.12675); Sami et al. 2025 (2506.04453)"
-_STANDS_OUT = 3.0
+_STANDS_OUT = 4.8
+"""Standard deviations; noise alone does so once in 600,000 times."""
+_ROUNDS = 100
 
 
 def planted_model(
@@ -55,33 +58,30 @@ def planted_model(
     generator = torch.Generator().manual_seed(seed)
     values, imprint = planted(model, special=special, generator=generator)
     refusal = None if weakened else _refusal(parties, values)
-    recovered = control = 0.0
+    read = 0.0, 0.0
     figures = {"clients": float(len(parties.names))}
     if refusal is None:
         with holding(model, values):
             session = parties.session(policy=policy, model=given(model))
             view = views.opened_sum(parties.opened(session, parties.updates()))
             guess = parties.guessed(view, session, ImprintReader(imprint))
-        recovered, control = parties.scored(guess)
+        read = parties.scored(guess)
         everybody = score(guess, list(parties.texts.values()), special)
         figures |= {
             "bins": float(imprint.rows * len(imprint.modules)),
             "rows_read": guess.figures.get("rows", 0.0),
-            "recall_of_all": everybody.token_recall,
-            "precision": everybody.token_precision,
+            "set_recall_of_all": everybody.set_recall,
+            "set_precision": everybody.set_precision,
             "noise_multiplier": policy.noise_multiplier,
         }
-    return GameResult(
-        game="planted-model",
+    return one_trial(
+        "planted-model",
         source=PLANTED,
-        protocol="check removed: model.fingerprint" if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="model.fingerprint",
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=read,
         figures=figures,
     )
 
@@ -89,53 +89,87 @@ def planted_model(
 def watched_token(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
     """The server asks one thing of the sum: whether the victim's text holds one token.
 
-    Planted so that no other token moves anything, the victim's update is all of its clip in one
+    Planted so that this token alone moves anything, the victim's update is all of its clip in one
     row if it has the token, and nothing if not: the strongest question that a sum can be asked.
     Nobody refuses; the answer is the clip over the noise, which is what the epsilon is computed
-    from.  The check removed: no noise.  ``recovered`` and ``control`` are whether the row stands
-    out by three standard deviations with the token of the victim, and with one that nobody has.
+    from.  The check removed: no noise.
+
+    ``recovered`` and ``control`` are whether the row stands out of the noise, with a token of the
+    victim and with one that nobody has.
     """
     policy = BARE if weakened else NOISED
-    special = {int(token) for token in parties.bench.tokenizer.all_special_ids}
+    return _watched("watched-token", "noise", parties, seed, policy, 1, weakened=weakened)
+
+
+def watched_rounds(parties: Parties, seed: int, *, weakened: bool) -> GameResult:
+    """The same question, asked of the same victim's same text in a hundred noised rounds.
+
+    What the rounds have in common stays in their mean, and noise falls as the root of their number.
+    As it is, the victim's account allows one round.  The check removed: no account; all noise is
+    there.
+    """
+    return _watched("watched-rounds", "account", parties, seed, NOISED, _ROUNDS, weakened=weakened)
+
+
+def _watched(
+    game: str,
+    removed: str,
+    parties: Parties,
+    seed: int,
+    policy: PrivacyPolicy,
+    rounds: int,
+    *,
+    weakened: bool,
+) -> GameResult:
+    careful = () if weakened else (parties.victim,)
+    model, tokenizer = parties.bench.model, parties.bench.tokenizer
+    special = {int(token) for token in tokenizer.all_special_ids}
     taken = {token for text in parties.texts.values() for token in text} | special
     asked = next(token for token in parties.texts[parties.victim] if token not in special)
-    absent = next(token for token in range(len(parties.bench.tokenizer)) if token not in taken)
-    session = parties.session(policy=policy)
-    found = [_deviations(parties, seed, policy, token) for token in (asked, absent)]
-    figures = {"clients": float(len(parties.names)), "deviations": found[0]}
-    if not weakened:
-        noise = math.sqrt(len(parties.names)) * session.plan.local_std * session.plan.resolution
+    absent = next(token for token in range(len(tokenizer)) if token not in taken)
+    generator = torch.Generator().manual_seed(seed)
+    others = set(range(len(tokenizer))) - {asked, absent}
+    values, imprint = planted(model, special=others, generator=generator)
+    opened: list[views.OpenedSum] = []
+    refusal: SecureFedError | None = None
+    with holding(model, values), accounts(careful) as charge_of:
+        updates, hashed = parties.updates(), given(model)
+        for number in range(1, rounds + 1):
+            session = parties.session(policy=policy, model=hashed, number=number)
+            found, refusal = charged_round(parties, session, updates, charge_of)
+            if found is None:
+                break
+            opened.append(found)
+        public = parties.bench.public(session)
+        mean = views.sums_over_rounds(opened)
+        # The mean's noise is that of one sum over the root of their number.
+        seen, unseen = (
+            math.sqrt(len(opened)) * deviations(mean, public, imprint, token)
+            for token in (asked, absent)
+        )
+    figures = {
+        "clients": float(len(parties.names)),
+        "sums_opened": float(len(opened)),
+        "deviations": seen,
+    }
+    if policy.mechanism != "none":
+        plan = session.plan
+        noise = math.sqrt(len(parties.names)) * plan.local_std * plan.resolution
         figures |= {
-            "deviations_expected": policy.clip_norm / noise,
-            "epsilon": session.guarantee().epsilon,
+            "deviations_expected": math.sqrt(len(opened)) * policy.clip_norm / noise,
+            "epsilon_of_one": session.guarantee(rounds=1).epsilon,
+            "epsilon_of_all": session.guarantee(rounds=rounds).epsilon,
         }
-    recovered, control = (float(each > _STANDS_OUT) for each in found)
-    return GameResult(
-        game="watched-token",
+    return one_trial(
+        game,
         source=PLANTED,
-        protocol="check removed: noise" if weakened else AS_IT_IS,
-        refused_by=None,
-        refused=0,
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed=removed,
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=(float(seen > _STANDS_OUT), float(unseen > _STANDS_OUT)),
         figures=figures,
     )
-
-
-def _deviations(parties: Parties, seed: int, policy: PrivacyPolicy, token: int) -> float:
-    """How far the row of one token stands out of a real round's sum."""
-    model = parties.bench.model
-    others = set(range(len(parties.bench.tokenizer))) - {token}
-    generator = torch.Generator().manual_seed(seed)
-    values, imprint = planted(model, special=others, generator=generator)
-    with holding(model, values):
-        session = parties.session(policy=policy, model=given(model))
-        view = views.opened_sum(parties.opened(session, parties.updates()))
-        longest = max(map(len, parties.texts.values()))
-        return deviations(view, parties.bench.public(session), imprint, token, longest)
 
 
 def _refusal(parties: Parties, values: Mapping[str, torch.Tensor]) -> ConfigError | None:
@@ -155,7 +189,7 @@ def _refusal(parties: Parties, values: Mapping[str, torch.Tensor]) -> ConfigErro
         try:
             load_model(section, cache=Path(name), offline=True, device=CPU)
         except ConfigError as error:
-            return error
+            return ConfigError(str(error).replace(f"{name}/", ""))  # no path of this machine
     return None
 
 

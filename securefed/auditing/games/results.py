@@ -72,6 +72,45 @@ class GameResult:
         return asdict(replace(self, figures={})) | {"figures": finite}
 
 
+def one_trial(
+    game: str,
+    *,
+    source: str,
+    removed: str,
+    weakened: bool,
+    seed: int,
+    refusal: SecureFedError | None,
+    read: tuple[float, float],
+    figures: Mapping[str, float],
+) -> GameResult:
+    """The result of a single trial.
+
+    Args:
+        game: its name.
+        source: of the attack.
+        removed: the check that is removed where the protocol is weakened.
+        weakened: whether it is.
+        seed: of the trial.
+        refusal: an honest client's error.
+        read: the share of the victim's tokens that were read, and that of the control's.
+        figures: what else was measured.
+    """
+    recovered, control = read
+    return GameResult(
+        game=game,
+        source=source,
+        protocol=f"check removed: {removed}" if weakened else AS_IT_IS,
+        refused_by=Refusal.of(refusal),
+        refused=int(refusal is not None),
+        recovered=recovered,
+        interval=(recovered, recovered),
+        control=control,
+        trials=1,
+        seeds=(seed,),
+        figures=figures,
+    )
+
+
 def together(results: Sequence[GameResult]) -> GameResult:
     """Trials of one game against one protocol, as one result.
 

@@ -10,17 +10,18 @@ is played with the policy ``without``: no noise by default.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from securefed.attacks import views
 from securefed.attacks.malicious.disaggregation import disaggregated, weights
 from securefed.auditing.games.parties import BARE, NOISED, Parties, drive
-from securefed.auditing.games.results import AS_IT_IS, GameResult, Refusal
+from securefed.auditing.games.results import GameResult, one_trial
 from securefed.errors import BudgetExceeded, ConfigError, SecureFedError
 from securefed.evidence.budget import ClientBudget
 from securefed.federation.account import open_account
@@ -94,26 +95,55 @@ def random_cohorts(
     return _played("random-cohorts", parties, seed, attempts, [parties.victim], weakened, without)
 
 
-_Charges = Callable[[str, RoundSession], Callable[[], None] | None]
+Charges = Callable[[str, RoundSession], Callable[[], None] | None]
+"""What charges a client for a round, by the client's name; None for one without an account."""
 
 
 @contextmanager
-def _accounts(careful: Collection[str]) -> Iterator[_Charges]:
-    """What charges a client for a round: its own account, opened once; None for a careless one."""
+def accounts(careful: Collection[str]) -> Iterator[Charges]:
+    """Accounts of these clients that allow one round each, of the kind that comes first."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        accounts: dict[str, ClientBudget] = {}
+        opened: dict[str, ClientBudget] = {}
 
         def charge_of(name: str, session: RoundSession) -> Callable[[], None] | None:
             if name not in careful:
                 return None
-            if name not in accounts:
-                path = Path(folder) / f"{len(accounts)}.jsonl"
+            if name not in opened:
+                path = Path(folder) / f"{len(opened)}.jsonl"
                 limit = session.guarantee(rounds=1).epsilon
-                accounts[name] = open_account(path, session, name, limit=limit)
-                stack.callback(accounts[name].close)
-            return lambda: accounts[name].charge(session.event())
+                opened[name] = open_account(path, session, name, limit=limit)
+                stack.callback(opened[name].close)
+            return lambda: opened[name].charge(session.event())
 
         yield charge_of
+
+
+def charged_round(
+    parties: Parties,
+    session: RoundSession,
+    updates: Mapping[str, NDArray[np.float32]],
+    charge_of: Charges,
+    lost: Collection[str] = (),
+) -> tuple[views.OpenedSum | None, SecureFedError | None]:
+    """The sum of a round, or None where a client refused to be charged, and its refusal.
+
+    Args:
+        parties: of the game.
+        session: of the round.
+        updates: of its cohort.
+        charge_of: of :func:`accounts`.
+        lost: clients whose masked input the server throws away.
+    """
+    clients: dict[str, AggregationClient] = {
+        name: parties.client(name, session, updates[name], charge=charge_of(name, session))
+        for name in session.cohort
+    }
+    server = ServerRound(session)
+    course = drive(server, clients, lost=lost)
+    broke = [error for error in course.refused.values() if isinstance(error, BudgetExceeded)]
+    if broke or course.ended is not None:
+        return None, broke[0] if broke else course.ended
+    return views.opened_sum(server), None
 
 
 def _played(
@@ -131,30 +161,20 @@ def _played(
     """
     policy = without if weakened else NOISED
     noised = policy.mechanism != "none"
-    removed = "check removed: account" if noised else "checks removed: account and noise"
     updates, opened = parties.updates(), list[views.OpenedSum]()
     refusal: SecureFedError | None = None
     session = parties.session(policy=policy)
-    with _accounts(() if weakened else careful) as charge_of:
+    with accounts(() if weakened else careful) as charge_of:
         for number, attempt in enumerate(attempts, start=1):
             session = parties.session(policy=policy, cohort=attempt.cohort, number=number)
-            clients: dict[str, AggregationClient] = {
-                name: parties.client(name, session, updates[name], charge=charge_of(name, session))
-                for name in attempt.cohort
-            }
-            server = ServerRound(session)
-            course = drive(server, clients, lost=attempt.lost)
-            refusal = next(
-                (error for error in course.refused.values() if isinstance(error, BudgetExceeded)),
-                None,
-            )
-            if course.ended is not None or refusal is not None:
+            found, refusal = charged_round(parties, session, updates, charge_of, attempt.lost)
+            if found is None:
                 break
-            opened.append(views.opened_sum(server))
-    recovered = control = 0.0
-    found = disaggregated(views.sums_over_rounds(opened))
-    if parties.victim in found:
-        recovered, control = parties.read(found[parties.victim], session)
+            opened.append(found)
+    read = 0.0, 0.0
+    solved = disaggregated(views.sums_over_rounds(opened))
+    if parties.victim in solved:
+        read = parties.read(solved[parties.victim], session)
     figures = {
         "clients": float(len(parties.names)),
         "sums_wanted": float(len(attempts)),
@@ -168,16 +188,13 @@ def _played(
             # What would be left in the estimate had all sums been opened.
             "noise_multiplier_of_estimate": policy.noise_multiplier * float(np.linalg.norm(weight)),
         }
-    return GameResult(
-        game=game,
+    return one_trial(
+        game,
         source=SO,
-        protocol=removed if weakened else AS_IT_IS,
-        refused_by=Refusal.of(refusal),
-        refused=int(refusal is not None),
-        recovered=recovered,
-        interval=(recovered, recovered),
-        control=control,
-        trials=1,
-        seeds=(seed,),
+        removed="account" if noised else "account and noise",
+        weakened=weakened,
+        seed=seed,
+        refusal=refusal,
+        read=read,
         figures=figures,
     )

@@ -28,18 +28,20 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "accuracy"))
 
-from bench import LORA, MODEL, Model, tokenized
+from bench import CPU, LORA, MODEL, TASK, tokenized
 from client_level import deal
-from frozen_attention import hasten
+from frozen_attention import FrozenAttention
 
 from securefed.attacks.poisoning.backdoor import Trigger
 from securefed.attacks.poisoning.clients import Backdoor, Garbage, Opposite, PoisonedClient
 from securefed.auditing.poisoning import Federation, Training
 from securefed.auditing.poisoning_results import Defence, PoisoningResult, Rate
 from securefed.config import LoraSection, ModelSection
+from securefed.lora.adapter import build_adapter
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation, PlaintextAggregation
 from securefed.training.assets import cache_dir, fetch
 from securefed.training.corpora import Document, mail_clients
+from securefed.training.models import load_model
 
 TRAINING = Training(local_steps=3, batch_size=8, learning_rate=2e-2)
 
@@ -56,7 +58,7 @@ class Design:
     clients: int = 28
     groups: int = 7
     malicious: int = 2
-    mails: int = 16
+    mails: int = 24
     held_out: int = 160
     window_tokens: int = 32
     clip_norm: float = 1.0
@@ -136,18 +138,19 @@ def federation(
     packed = fetch("spam-assassin", cache=cache_dir(), offline=offline)
     senders, _ = mail_clients(packed, least_wanted=1)
     dealt, _, test = deal(senders, design.mails)
-    model = Model(design.model, design.lora, cache=cache_dir(), offline=offline, seed=0)
-    hasten(model)
+    torch.manual_seed(0)  # the head is new, and torch draws it
+    loaded = load_model(design.model, cache=cache_dir(), offline=offline, device=CPU)
+    model = FrozenAttention(build_adapter(loaded.model, design.lora, task=TASK))
     sites: dict[str, list[Document]] = {f"site-{i:02d}": [] for i in range(design.clients)}
     for place, documents in enumerate(dealt.values()):
         sites[f"site-{place % design.clients:02d}"] += documents
     width = design.window_tokens
-    tokens = model.tokenizer.convert_tokens_to_ids(list(design.trigger))
+    tokens = loaded.tokenizer.convert_tokens_to_ids(list(design.trigger))
     made = Federation(
-        model.module,
-        model.tokenizer,
-        {n: tokenized(halved(d, design.mails), model.tokenizer, width) for n, d in sites.items()},
-        tokenized(halved(test, design.held_out), model.tokenizer, width),
+        model,
+        loaded.tokenizer,
+        {n: tokenized(halved(d, design.mails), loaded.tokenizer, width) for n, d in sites.items()},
+        tokenized(halved(test, design.held_out), loaded.tokenizer, width),
         training=design.training,
         aggregation=aggregation,
         most_corrupt=design.malicious,
@@ -174,7 +177,7 @@ def row(result: PoisoningResult) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3, help="runs of each cell")
     parser.add_argument("--attack", action="append", help="a name; may be repeated")
     parser.add_argument("--defence", action="append", help="a name; may be repeated")

@@ -34,7 +34,6 @@ Byzantine-Robust Distributed Learning via Clustering" (2110.02940), algorithm 1.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -166,15 +165,6 @@ class GroupedSession:
     def plaintext(self) -> bool:
         """Whether contributions reach the server unmasked."""
         return isinstance(self.aggregation, PlaintextAggregation)
-
-    @property
-    def noise_ratio(self) -> float:
-        """Sqrt(g): std of the summed noise of all groups over that of a single sum with the same z.
-
-        Of the noise that is counted on, that of the honest survivors; each group's mean has g times
-        the std of the single sum's mean.
-        """
-        return math.sqrt(self.groups)
 
     def guarantee(
         self, against: Adversary = "server", *, rounds: int | None = None

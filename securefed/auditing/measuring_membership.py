@@ -17,7 +17,7 @@ from securefed.attacks.membership_results import (
 from securefed.auditing.cells import NOISE, OFF, Cell, NotApplicable
 from securefed.auditing.entries import UNBOUNDED, Clock, Finding, Measure
 from securefed.auditing.from_config import AuditedRun
-from securefed.auditing.membership import MembershipBench, membership_trial
+from securefed.auditing.membership import MembershipBench, attack_runs
 from securefed.auditing.membership_sums import sum_trials
 from securefed.config import RunConfig, parse_config
 from securefed.errors import ConfigError
@@ -88,12 +88,8 @@ def on_releases(make: Callable[[], MembershipAttack], *, shadows: bool = False) 
                 break
             targets.append(bench.trained(inside, generator))
             clock.trial(len(targets), len(cell.seeds))
-        known = bench.shadows(targets) if shadows and len(targets) > 2 else None
-        found = []
-        for number, (seed, target) in enumerate(zip(cell.seeds, targets, strict=False)):
-            own = None if known is None else known.without(number)
-            question = bench.question(target.view, own)
-            found.append(membership_trial(attack, question, target.inside, seed))
+        known = bench.shadows(targets) if shadows and targets else None
+        found = attack_runs([attack], bench, targets, known, seed=cell.seeds[0])[attack.name]
         epsilon, delta = None, 0.0
         if cell.defence == NOISE:
             promise = bench.settings.guarantee("release", config.training.rounds)

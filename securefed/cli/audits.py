@@ -161,7 +161,7 @@ def audit(
     seed: Seed = 0,
     seconds: Annotated[
         float | None,
-        typer.Option(help="Limit of the whole audit; default 1800 (quick).", show_default=False),
+        typer.Option(help="Limit of the whole audit; default 1500 (quick).", show_default=False),
     ] = None,
     cell_seconds: Annotated[
         float | None,

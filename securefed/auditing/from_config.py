@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from securefed.attacks.scoring import UnigramPrior
+from securefed.auditing.configured_rounds import ConfiguredBench, Unencoded, without_noise
 from securefed.auditing.rounds import CPU, Bench, Setup, adapted
 from securefed.config import RunConfig, load_config
 from securefed.crypto.prg import NoiseGenerator
@@ -30,13 +31,11 @@ from securefed.engines.simulation import Federation
 from securefed.engines.verify import verified_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.federation.client import Encode
 from securefed.lora.adapter import adapter_state
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import sharing_mode
-from securefed.phases import Phase, unmeasured
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.aggregations import Aggregation, PlaintextAggregation
+from securefed.secagg.aggregations import PlaintextAggregation
 from securefed.training.assets import cache_dir
 from securefed.training.data import Examples
 from securefed.training.models import load_model
@@ -47,74 +46,6 @@ WARM = 0.02
 """Std that B gets where a run has not been trained: the gradient of A is zero while B is."""
 
 _KEPT_UPDATES = 256
-
-
-class _Unencoded:
-    """A codec that hands on what it is given: a contribution as it is before it is encoded."""
-
-    def __init__(self, policy: PrivacyPolicy) -> None:
-        self.policy = policy
-        self.phase: Phase = unmeasured
-
-    def measured(self, phase: Phase) -> Self:
-        return self
-
-    def encode_update(
-        self, update: NDArray[np.float64], generator: NoiseGenerator
-    ) -> NDArray[np.float64]:
-        return update
-
-    def encode_clipped_sum(
-        self, total: NDArray[np.float64], generator: NoiseGenerator
-    ) -> NDArray[np.float64]:
-        # A DP-SGD step sends gradients; attacks expect the step that they make.  The noise is
-        # symmetric, so a whole round with its sign turned shows neither more nor less.
-        return -total
-
-
-class ConfiguredBench(Bench):
-    """Rounds of a run file.
-
-    Args:
-        audited: the run.
-        policy: of the rounds.
-        aggregation: of the rounds.
-        batch: examples of each client in a round.
-        clients: how many; as many as the run has without it.
-    """
-
-    def __init__(
-        self,
-        audited: AuditedRun,
-        *,
-        policy: PrivacyPolicy,
-        aggregation: Aggregation,
-        batch: int,
-        clients: int | None = None,
-    ) -> None:
-        workbench = audited.workbench
-        workbench.begin_round(audited.number)
-        super().__init__(
-            workbench.model,
-            workbench.tokenizer,
-            audited.setup(batch, clients),
-            aggregation=aggregation,
-            policy=policy,
-        )
-        self.layout: AdapterLayout = workbench.parts.layout
-        self._audited = audited
-
-    def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
-        """What a client that has these texts would have encoded; ``label`` is that of the texts."""
-        return self._audited.contribution([tuple(text) for text in texts], self._policy)
-
-    def encoding(self, update: NDArray[np.float32]) -> Encode:
-        """As a run encodes it."""
-        if self._audited.settings.one_step:
-            return lambda codec, noise: codec.encode_clipped_sum(
-                np.asarray(update, dtype=np.float64), noise
-            )
-        return super().encoding(update)
 
 
 @dataclass(eq=False)
@@ -294,7 +225,7 @@ class AuditedRun:
             name = next(iter(self.workbench.clients))
             self.workbench.begin_round(self.number)
             encode = self.workbench.encoder(self.settings, self.number, name)
-            made = encode(self._examples(texts), _Unencoded(policy), NoiseGenerator())
+            made = encode(self._examples(texts), Unencoded(policy), NoiseGenerator())
             self._known[key] = made.astype(np.float32)
             self.workbench.close_gradients()  # an attack's own backward pass must not meet hooks
         return self._known[key]
@@ -357,19 +288,6 @@ def audited_file(path: Path) -> tuple[RunConfig, Path | None]:
         folder.check_resumable()
         return load_config(folder.config), path
     return load_config(path), None
-
-
-def without_noise(policy: PrivacyPolicy) -> PrivacyPolicy:
-    """The same clip and rounding, and no noise."""
-    if policy.mechanism == "none":
-        return policy
-    return replace(
-        policy,
-        mechanism="none",
-        noise="discrete_gaussian",
-        noise_multiplier=0.0,
-        remove_excess_noise=False,
-    )
 
 
 def _check_covered(config: RunConfig) -> None:

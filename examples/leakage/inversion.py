@@ -84,13 +84,13 @@ def rows(model: str) -> list[Row]:
     longer = replace(warm, window_tokens=16 if decoder else None)
     return [
         Row("full", "full gradients", replace(warm, sharing="full", turn=1)),
-        Row("r32-b4", "A r=32, 4 texts", four),
-        Row("r32-b4-large", "the same, B of std .1", replace(four, warm=0.1)),
+        Row("r32-b4", "A r=32, 4 texts", four, seconds=240.0),
+        Row("r32-b4-large", "the same, B of std .1", replace(four, warm=0.1), seconds=240.0),
         Row("r32-b2", "A r=32, 2 texts", replace(wide, batch=2)),
         Row("r32", "A r=32", wide),
         Row("r8", "A r=8, 16 tokens", longer, tokens=16),
-        Row("r4", "A r=4", low),
-        Row("r2", "A r=2", replace(warm, rank=2)),
+        Row("r4", "A r=4", low, seconds=240.0),
+        Row("r2", "A r=2", replace(warm, rank=2), seconds=240.0),
         Row("r1", "A r=1", replace(warm, rank=1)),
         Row("key", "A r=32, key alone", replace(wide, targets=KEYS[model])),
         Row("ffa32", "B r=32 (FFA)", replace(ffa, rank=32)),

@@ -47,7 +47,8 @@ def recalls(name, attackers, *, seeds=(0,), rank=16, sees="plain"):
 
 @pytest.mark.parametrize("name", ["noise-0.001", "int8", "top-0.5", "adamw5"])
 def test_the_adaptive_attacker_gets_past_what_stops_the_plain_one(name):
-    plain, adaptive, prior = recalls(name, [SpanInversion(), SparseBayes()])
+    seeds = (0, 1, 2) if name == "adamw5" else (0,)
+    plain, adaptive, prior = recalls(name, [SpanInversion(), SparseBayes()], seeds=seeds)
     assert adaptive > plain
     assert adaptive >= prior + 0.3
 
@@ -59,7 +60,8 @@ def test_it_loses_nothing_where_the_plain_one_succeeds(name):
 
 
 def test_a_sum_of_four_gives_tokens_away_where_the_plain_one_is_void():
-    plain, adaptive, prior = recalls("sum-4", [SpanInversion(), SparseBayes()], sees="sum")
+    attackers = [SpanInversion(), SparseBayes()]
+    plain, adaptive, prior = recalls("sum-4", attackers, sees="sum", seeds=(0, 1, 2))
     assert plain == 0.0
     assert adaptive >= prior + 0.2
 

@@ -56,34 +56,44 @@ class Group:
         self.variance = max(self._floor, 0.5 * float(self._sent.square().mean()))
         self._atoms: dict[int, torch.Tensor] = {}
         self._gamma: dict[int, float] = {}
+        self.version = 0
 
     def seen(self, inputs: torch.Tensor) -> torch.Tensor:
         """float32[n, dim] of inputs float32[n, d]: as this matrix sees them, of length 1."""
         seen = inputs if self._lift is None else inputs @ self._lift.T
         if self._scale is not None:
             seen = seen * self._scale
-        return seen / seen.norm(dim=1, keepdim=True).clamp(min=_LEAST)
+        unit: torch.Tensor = seen / seen.norm(dim=1, keepdim=True).clamp(min=_LEAST)
+        return unit
 
     # -- one by one ------------------------------------------------------------------------
 
-    def spectrum(self, seen: torch.Tensor) -> torch.Tensor:
-        """Log of Capon's spectrum, float32[n]: high for what may be in the rows.
+    def spectrum(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Log of Capon's spectrum of inputs float32[n, d]: high for what may be in the rows.
 
         What has been put counts as surely there, and only what is orthogonal to it is looked at.
         """
-        rows = self._rows
+        rows, known = self._rows, self._rows.new_zeros(self.dimension, 0)
         if self._atoms:
             known = torch.linalg.qr(torch.stack(list(self._atoms.values())).T).Q
             rows = rows - (rows @ known) @ known.T
-            single = known.to(seen.dtype)
-            seen = seen - (seen @ single) @ single.T
         _, values, right = torch.linalg.svd(rows, full_matrices=False)
         energy = values.square() / self._count
         floor = max(self._floor, _SPECTRAL * float(energy.sum()))
-        weights = (energy / (energy + floor)).to(seen.dtype)
-        size = seen.square().sum(dim=1).clamp(min=_LEAST)
-        inside = (seen @ right.T.to(seen.dtype)).square() @ weights
-        found: torch.Tensor = -(1.0 - inside / size).clamp(min=_SPECTRAL).log()
+        weights = (energy / (energy + floor)).float()
+        # A scale is folded into what inputs are multiplied by: the vocabulary is not copied.
+        basis = torch.cat([right.T, known], dim=1).float()
+        if self._lift is not None:
+            seen = inputs @ self._lift.T
+            size, inside = seen.square().sum(dim=1), (seen @ basis).square()
+        elif self._scale is not None:
+            size = inputs.square() @ self._scale.square()
+            inside = (inputs @ (self._scale[:, None] * basis)).square()
+        else:
+            size, inside = inputs.square().sum(dim=1), (inputs @ basis).square()
+        count = len(weights)
+        left = (size - inside[:, count:].sum(dim=1)).clamp(min=_LEAST)
+        found: torch.Tensor = -(1.0 - (inside[:, :count] @ weights) / left).clamp(_SPECTRAL).log()
         return found
 
     # -- together --------------------------------------------------------------------------
@@ -92,14 +102,15 @@ class Group:
         """No input, and as much noise as at first."""
         self._atoms.clear()
         self._gamma.clear()
-        self._rows = self._sent.clone()
+        if self._missing is not None:
+            self._rows, self.version = self._sent.clone(), self.version + 1
         self.variance = max(self._floor, 0.5 * float(self._sent.square().mean()))
 
     def put(self, place: int, seen: torch.Tensor) -> None:
         """Take seen float32[dim] for the input at a place, with its likeliest gamma."""
         self.drop(place)
         atom = seen.double()
-        s, q = self._projected(atom[None])
+        s, q = self._projected(atom[None], self.direct(atom[None]))
         mean = float(q.square().mean())
         self._atoms[place] = atom
         self._gamma[place] = max(0.0, (mean - float(s)) / float(s) ** 2)
@@ -109,16 +120,22 @@ class Group:
         self._atoms.pop(place, None)
         self._gamma.pop(place, None)
 
-    def gains(self, seen: torch.Tensor) -> torch.Tensor:
-        """By how much each of seen float32[n, dim] would raise the log-likelihood: float64[n]."""
-        s, q = self._projected(seen)
-        ratio = (q.square().mean(dim=1) / s).clamp(min=1.0)
-        return 0.5 * self._count * (ratio - 1.0 - ratio.log())
+    def direct(self, seen: torch.Tensor) -> torch.Tensor:
+        """Products with the rows, float32[n, R] of float32[n, dim]; good for one ``version``."""
+        return seen @ self._rows.T.to(seen.dtype)
 
-    def _projected(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def gains(self, seen: torch.Tensor, direct: torch.Tensor) -> torch.Tensor:
+        """By how much each of seen float32[n, dim] would raise the log-likelihood: float64[n]."""
+        s, q = self._projected(seen, direct)
+        ratio = (q.square().mean(dim=1) / s).clamp(min=1.0)
+        gain: torch.Tensor = 0.5 * self._count * (ratio - 1.0 - ratio.log())
+        return gain
+
+    def _projected(
+        self, seen: torch.Tensor, direct: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """S float64[n] and q float64[n, R]."""
-        direct = (seen @ self._rows.T.to(seen.dtype)).double()
-        size = seen.double().square().sum(dim=1)
+        direct, size = direct.double(), seen.square().sum(dim=1).double()
         used = [place for place, gamma in self._gamma.items() if gamma > 0.0]
         if not used:
             return size.clamp(min=_LEAST) / self.variance, direct / self.variance
@@ -132,7 +149,10 @@ class Group:
 
     def _inverse(self, atoms: torch.Tensor, used: list[int]) -> torch.Tensor:
         gamma = torch.tensor([self._gamma[place] for place in used], dtype=torch.float64)
-        return torch.linalg.inv(atoms @ atoms.T + torch.diag(self.variance / gamma))
+        inverse: torch.Tensor = torch.linalg.inv(
+            atoms @ atoms.T + torch.diag(self.variance / gamma)
+        )
+        return inverse
 
     def refit(self) -> None:
         """Estimate the noise anew, and what was not sent, from the inputs taken.
@@ -151,6 +171,7 @@ class Group:
         if self._missing is not None:
             filled = model.clamp(-self._largest, self._largest)
             self._rows = torch.where(self._missing, filled, self._sent)
+            self.version += 1
             left = (self._sent - model)[~self._missing]
         freedom = max(left.numel() * (1.0 - determined / self.dimension), 1.0)
         self.variance = max(self._floor, float(left.square().sum()) / freedom)

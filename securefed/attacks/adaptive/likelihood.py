@@ -20,8 +20,9 @@ import numpy as np
 import torch
 
 from securefed.attacks.adaptive.background import Background
-from securefed.attacks.adaptive.decoding import Decoding, Weighed
+from securefed.attacks.adaptive.decoding import BEGINNINGS, Decoding, Weighed
 from securefed.attacks.adaptive.evidence import Group
+from securefed.attacks.adaptive.head import HeadEvidence
 from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
 from securefed.attacks.inversion.algebra import entry_noise
 from securefed.attacks.inversion.inputs import InputReader, Observed, observed
@@ -39,14 +40,16 @@ class SparseBayes:
 
     Args:
         background: what is known of texts; every token is as likely as any other without it.
+        head: whether to use the output layer's update as well, where there is one.
         keep: keep the first inputs of the whole vocabulary from run to run, for attacks on one and
             the same base model.
     """
 
-    name = "sparse-bayes"
-
-    def __init__(self, background: Background | None = None, *, keep: bool = False) -> None:
-        self._background = background
+    def __init__(
+        self, background: Background | None = None, *, head: bool = False, keep: bool = False
+    ) -> None:
+        self._background, self._head = background, head
+        self.name = "sparse-bayes" + ("-head" if head else "")
         self._kept: dict[int, torch.Tensor] | None = {} if keep else None
 
     def run(
@@ -62,14 +65,15 @@ class SparseBayes:
         blocks = observed(public, public.layout.unflatten(view.reading(public)))
         if 0 not in blocks:
             return _void("no layer that reads the embeddings is in the update")
-        reader = InputReader(public.model, {n: each[0].module for n, each in blocks.items()},
-                             self._kept)  # fmt: skip
+        modules = {n: each[0].module for n, each in blocks.items()}
+        reader = InputReader(public.model, modules, self._kept)
         log_prior = self.log_prior(public, reader.vocabulary)
         groups = groups_of(blocks[0], reader, view, public, log_prior)
         if not groups:
             return _void("no signal: the update of block 0 is zero, or mixes several lifts")
         if reader.absolute and public.batch_size == 1:
-            best = likeliest(groups, reader, public, limits, log_prior, deadline)
+            output = HeadEvidence.of(view, public, log_prior) if self._head else None
+            best = likeliest(groups, reader, public, limits, log_prior, deadline, output)
             return self.guess(best, public)
         around = [int(token) for token in public.tokenizer("")["input_ids"]]
         head = around[: len(around) // 2] if reader.absolute else []
@@ -101,9 +105,8 @@ class SparseBayes:
         special = public.special_tokens
         pairs = [(t, p) for t, p in zip(best.tokens, best.sure, strict=True) if t not in special]
         text = [token if sure >= SURE else -1 for token, sure in pairs]
-        return filled(text, self._background, "likeliest text", {
-            "log_posterior": best.log_posterior, "length": float(len(best.tokens)),
-        })  # fmt: skip
+        figures = {"log_evidence": best.log_evidence, "length": float(len(best.tokens))}
+        return filled(text, self._background, "likeliest text", figures)
 
 
 def filled(
@@ -148,13 +151,12 @@ def groups_of(
             zero = rows.abs() < max(_AT_ZERO * noise, 1e-12)
             if public.transform is not None and float(zero.float().mean()) > _PRUNED:
                 unsent, largest = zero, float(rows[~zero].abs().min()) if not zero.all() else 0.0
-        lifted = None if each.lift is None else each.lift
         found.append(
             Group(
                 rows,
-                lift=lifted,
+                lift=each.lift,
                 noise=noise,
-                scale=scale if lifted is None else None,
+                scale=scale if each.lift is None else None,
                 missing=unsent,
                 largest=largest,
             )
@@ -194,35 +196,40 @@ def likeliest(
     limits: Limits,
     log_prior: torch.Tensor,
     deadline: float,
+    output: HeadEvidence | None,
 ) -> Weighed:
     """The likeliest text, over the likeliest lengths."""
+    share = 0.0 if output is None else 0.6 * limits.seconds  # what is kept for the output layer
     around = [int(token) for token in public.tokenizer("")["input_ids"]]
     head, tail = around[: len(around) // 2], around[len(around) // 2 :]
     decoding = Decoding(
         groups,
         lambda place, tokens: _inputs(reader, place, tokens),
-        limits.max_tokens,
+        public.window_tokens or limits.max_tokens,
         head,
         log_prior,
         deadline=deadline,
         also=tail,
     )
     lengths = list(range(len(around) + 1, limits.max_tokens + 1))
-    if tail:
-        lengths.sort(key=lambda n: -decoding.spectrum_of(n - len(tail), tail[0]))
+    if public.window_tokens is not None:
+        lengths = [min(public.window_tokens, limits.max_tokens)]
+    elif tail:
+        lengths.sort(key=lambda n: -decoding.standing(n - len(tail), tail[0]))
         lengths = lengths[:_LENGTHS]
     else:
         lengths = lengths[-1:]
-    best: Weighed | None = None
-    for length in lengths:
-        if best is not None and time.monotonic() >= deadline:
-            break
-        ends = dict(enumerate(tail, start=length - len(tail)))
-        found = decoding.text(ends, length)
-        if best is None or found.log_posterior > best.log_posterior:
-            best = found
-    if best is None:  # lengths is never empty: Limits.max_tokens is at least 3
-        raise AssertionError("no length was tried")
+    ends = {length: dict(enumerate(tail, start=length - len(tail))) for length in lengths}
+    found = [decoding.text(ends[lengths[0]], lengths[0], "spectrum")]
+    for begin in BEGINNINGS:
+        # The first beginning compares lengths; the other is for the best one.
+        for length in lengths[1:] if begin == "spectrum" else [len(found[0].tokens)]:
+            if time.monotonic() < deadline - share:
+                found.append(decoding.text(ends[length], length, begin))
+        found.sort(key=lambda each: -each.log_evidence)
+    best = found[0]
+    if output is not None:
+        best = decoding.judged(best, ends[len(best.tokens)], output)
     return best
 
 

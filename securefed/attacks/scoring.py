@@ -118,6 +118,37 @@ def _subsequence_f1(text: Text, guess: Text) -> float:
     return _f1(longest[-1], len(text), len(guess))
 
 
+def label_accuracy(guessed: Iterable[int], truth: Sequence[int]) -> float:
+    """Share of a batch's labels that were guessed, in [0, 1]; their order does not count.
+
+    Args:
+        guessed: labels, none where the attack is void.
+        truth: of every text.
+
+    Raises:
+        ConfigError: there is no text.
+    """
+    if not truth:
+        raise ConfigError("truth: no label; there must be one")
+    return (Counter(truth) & Counter(guessed)).total() / len(truth)
+
+
+def majority_labels(background: Iterable[int], texts: int) -> tuple[int, ...]:
+    """The best guess of labels without any update: the commonest one for every text.
+
+    Args:
+        background: labels of public texts, none of them attacked.
+        texts: how many labels to guess.
+
+    Raises:
+        ConfigError: there is no public label.
+    """
+    counts = Counter(background)
+    if not counts:
+        raise ConfigError("background: no label; the prior needs public ones")
+    return (min(counts, key=lambda label: (-counts[label], label)),) * texts
+
+
 class UnigramPrior:
     """The best guess without any update: what is frequent in other texts.
 

@@ -132,16 +132,14 @@ class GradientMatching:
         descent = Descent(gradients, observed, self.distance, projection, schedule, deadline)
         labels = self.labels or labels_from_head(public, observed, generator)
         labellings = self._labellings(labels, public.batch_size, gradients)
-        around = [int(token) for token in public.tokenizer("")["input_ids"]]
-        head, tail = around[: len(around) // 2], around[len(around) // 2 :]
         lengths: tuple[int, ...] = (self.length or 0,)
         if self.length is None:
-            lengths = likely_lengths(view, public, limits, len(around) + 1)
+            lengths = likely_lengths(
+                view, public, limits, 1 + len(public.tokenizer("")["input_ids"])
+            )
         best: tuple[Candidates, DiscreteSteps | None, torch.Tensor] | None = None
         for length in lengths:
-            frame = torch.full((public.batch_size, length), -1)
-            frame[:, : len(head)] = torch.tensor(head, dtype=torch.int64)
-            frame[:, length - len(tail) :] = torch.tensor(tail, dtype=torch.int64)
+            frame = frame_of(public, length)
             discrete = None
             if self.language is not None:
                 discrete = DiscreteSteps(
@@ -172,13 +170,10 @@ class GradientMatching:
         restarts = self.schedule.restarts
         if labels is not None:
             return [labels] * restarts
-        if gradients.language:
+        every = [] if gradients.language else every_labelling(texts, gradients.classes)
+        if not every:
             return [None] * restarts
-        count = math.comb(texts + gradients.classes - 1, texts)
-        if count > LABELLINGS:
-            return [None] * restarts
-        every = list(itertools.combinations_with_replacement(range(gradients.classes), texts))
-        return [every[i % count] for i in range(max(restarts, count))]
+        return [every[i % len(every)] for i in range(max(restarts, len(every)))]
 
     def _until(
         self,
@@ -220,6 +215,28 @@ class GradientMatching:
 def _better_half(candidates: Candidates) -> Candidates:
     keep = -(-len(candidates.distances) // 2)
     return candidates.chosen(candidates.distances.argsort()[:keep])
+
+
+def frame_of(public: PublicKnowledge, length: int) -> torch.Tensor:
+    """int64[batch_size, length]: what stands around every text, such as [CLS] and [SEP]; else -1.
+
+    Args:
+        public: the tokenizer and the batch's size.
+        length: of every text, special tokens included.
+    """
+    around = [int(token) for token in public.tokenizer("")["input_ids"]]
+    head, tail = around[: len(around) // 2], around[len(around) // 2 :]
+    frame = torch.full((public.batch_size, length), -1)
+    frame[:, : len(head)] = torch.tensor(head, dtype=torch.int64)
+    frame[:, length - len(tail) :] = torch.tensor(tail, dtype=torch.int64)
+    return frame
+
+
+def every_labelling(texts: int, classes: int) -> list[tuple[int, ...]]:
+    """All labels that a batch may have, in any order; none if there are more than LABELLINGS."""
+    if math.comb(texts + classes - 1, texts) > LABELLINGS:
+        return []
+    return list(itertools.combinations_with_replacement(range(classes), texts))
 
 
 def dlg(*, schedule: Schedule | None = None, length: int | None = None) -> GradientMatching:

@@ -3,8 +3,8 @@
 For one text the gradient of the classes' bias is p - y, p the model's probabilities and y the
 label's one-hot vector: negative at the label alone.  That of the weights is (p - y) h^T, h the
 head's input.  Of a batch it is the mean.  p and h of the victim's texts are not known; means over
-random texts stand in.  Since clipping rescales a gradient, the labels taken are those whose mean of
-p - y has its direction.
+random texts stand in.  Where a clipped gradient's length is not known, the labels taken are those whose
+mean of p - y has its direction; of two classes it says only which one is the commoner.
 
 Source: Zhao, Mopuri and Bilen 2020, "iDLG" (2001.02610), section 3, for one text; Wainakh et al.
 2022, "User-Level Label Leakage from Gradients in Federated Learning" (2105.09369), for batches.
@@ -26,6 +26,7 @@ from securefed.attacks.matching.target import ObservedGradient
 _TEXTS = 16
 _TOKENS = 12
 _MOST = 20_000
+_ALIKE = 1e-3
 
 
 def labels_from_head(
@@ -54,8 +55,13 @@ def labels_from_head(
     seen = observed.tensors[f"{name}.weight"] @ inputs if bias is None else bias
     every = list(itertools.combinations_with_replacement(range(classes), texts))
     shares = nn.functional.one_hot(torch.tensor(every), classes).float().mean(dim=1)
-    fits = cosine_similarity(probabilities - shares, seen[None], dim=1)
-    return every[int(fits.argmax())]
+    expected = probabilities - shares
+    if observed.scaled:
+        return every[int((expected - seen).norm(dim=1).argmin())]
+    fits = cosine_similarity(expected, seen[None], dim=1)
+    # Several may have one direction, as of two classes.  What was clipped was long.
+    alike = fits > fits.max() - _ALIKE
+    return every[int(expected.norm(dim=1).masked_fill(~alike, -1.0).argmax())]
 
 
 def _head(public: PublicKnowledge, observed: ObservedGradient) -> tuple[str, nn.Linear] | None:

@@ -7,7 +7,6 @@ matches best is taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from types import MappingProxyType
 import torch
 
 from securefed.attacks.base import AdversaryView, Limits, PublicKnowledge, Verdict
-from securefed.attacks.matching.attack import LABELLINGS, GradientMatching
+from securefed.attacks.matching.attack import GradientMatching, every_labelling
 from securefed.attacks.matching.descent import Schedule
 from securefed.attacks.matching.distances import CosineDistance
 from securefed.attacks.matching.head import labels_from_head
@@ -77,11 +76,9 @@ class LabelInference:
         if read is not None:
             return LabelGuess(read, reason="gradient of the head")
         classes = int(public.model.config.num_labels)  # type: ignore[union-attr, arg-type]
-        count = math.comb(public.batch_size + classes - 1, public.batch_size)
-        if count > LABELLINGS:
+        if not every_labelling(public.batch_size, classes):
             return LabelGuess(
-                verdict="void",
-                reason=f"no head in the update, and {count} labellings are too many to try",
+                verdict="void", reason="no head in the update, and too many labellings to try"
             )
         attack = GradientMatching(
             CosineDistance(), name=self.name, schedule=self._schedule, length=self._length

@@ -7,6 +7,7 @@ of the finished text is this module's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from securefed.attacks.matching.gradients import CandidateGradients
 from securefed.attacks.matching.moves import moved
 from securefed.attacks.matching.priors import LanguagePrior
 from securefed.attacks.matching.projection import Projection
+from securefed.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +30,26 @@ class Language:
         weight: of its nats a token, beside the distance, >= 0.
         period: steps between two discrete ones, >= 1.
         moves: tried at a time, >= 1.
-        rounds: of improving the finished text, each of so many moves, >= 0.
+        sweeps: over all places of the finished text, at most, >= 0.
         nearest: tokens that may stand at each place then, >= 1.
+
+    Raises:
+        ConfigError: an argument is outside that.
     """
 
     prior: LanguagePrior
-    weight: float = 0.05
+    weight: float = 0.02
     period: int = 50
     moves: int = 32
-    rounds: int = 30
+    sweeps: int = 3
     nearest: int = 10
+
+    def __post_init__(self) -> None:
+        for name, least in (("period", 1), ("moves", 1), ("sweeps", 0), ("nearest", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}; it must be >= {least}")
+        if not (math.isfinite(self.weight) and self.weight >= 0.0):
+            raise ConfigError(f"weight = {self.weight}; it must be finite and >= 0")
 
 
 class DiscreteSteps:
@@ -101,35 +113,33 @@ class DiscreteSteps:
         """
         texts = torch.where(self._frame < 0, near[..., 0], self._frame)
         cost = float(self._costs(texts[None], labels)[0])
-        for _ in range(self._language.rounds):
-            if self._descent.late:
+        free = [place for text in self._places for place in text]
+        for _ in range(self._language.sweeps):
+            before = cost
+            for at in torch.randperm(len(free), generator=self._generator).tolist():
+                if self._descent.late:
+                    return texts, cost
+                tried = self._neighbours(texts, near, free, free[at])
+                costs = self._costs(tried, labels)
+                best = int(costs.argmin())
+                if float(costs[best]) < cost:
+                    texts, cost = tried[best], float(costs[best])
+            if cost == before:
                 break
-            tried = self._neighbours(texts, near)
-            costs = self._costs(tried, labels)
-            at = int(costs.argmin())
-            if float(costs[at]) < cost:
-                texts, cost = tried[at], float(costs[at])
         return texts, cost
 
-    def _neighbours(self, texts: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-        """Half of them in other orders, half with one token replaced by one that is near.
-
-        A token is also tried where another place has it near: orders are often still wrong.
-        """
-        half = max(1, self._language.moves // 2)
-        orders = moved(self._places, self._frame.numel(), half, self._generator)
-        ordered = texts.flatten()[orders]
-        free = [place for text in self._places for place in text]
-        replaced = texts.flatten().repeat(half, 1)
-        listed = near.flatten(0, 1)
-        for row in range(half):
-            place = free[self._below(len(free))]
-            source = place if row % 2 else free[self._below(len(free))]
-            replaced[row, place] = listed[source, self._below(listed.shape[1])]
-        return torch.cat([ordered, replaced]).view(-1, *texts.shape)
-
-    def _below(self, bound: int) -> int:
-        return int(torch.randint(bound, (1,), generator=self._generator))
+    def _neighbours(
+        self, texts: torch.Tensor, near: torch.Tensor, free: Sequence[int], place: int
+    ) -> torch.Tensor:
+        """Texts with another token at one place, with two tokens exchanged, or moved at random."""
+        flat, listed = texts.flatten(), near.flatten(0, 1)[place]
+        others = [other for other in free if other != place]
+        replaced, swapped = flat.repeat(len(listed), 1), flat.repeat(len(others), 1)
+        replaced[:, place] = listed
+        for row, other in enumerate(others):
+            swapped[row, place], swapped[row, other] = flat[other], flat[place]
+        orders = moved(self._places, len(flat), self._language.moves // 4, self._generator)
+        return torch.cat([replaced, swapped, flat[orders]]).view(-1, *texts.shape)
 
     def _costs(self, texts: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         distances = self._descent.judged_texts(texts, labels)

@@ -27,6 +27,14 @@ class LanguagePrior(Protocol):
         ...
 
 
+class UniformPrior:
+    """Knows nothing: every text is as likely as any other."""
+
+    def nll(self, texts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """See :class:`LanguagePrior`."""
+        return torch.zeros(len(texts))
+
+
 class NGramPrior:
     """Trigrams of public texts, smoothed by shorter ones down to the uniform distribution.
 

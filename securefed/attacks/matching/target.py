@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 
 from securefed.attacks.base import AdversaryView, PublicKnowledge
+from securefed.attacks.inversion.algebra import entry_noise
 
 _BELOW_CLIP = 0.98  # of the clip norm; an update that is shorter was surely not clipped
+_ABOVE_NOISE = 1.5
 _LEAST = 1e-20
 _BLOCK = re.compile(r"\.([0-9]+)\.")
 
@@ -21,7 +24,8 @@ class ObservedGradient:
     """The gradient that candidates are compared with.
 
     Attributes:
-        tensors: by parameter, float32 of its shape; parameters whose update is zero are left out.
+        tensors: by parameter, float32 of its shape; parameters whose update is zero, or no longer
+            than what rounding and noise of the round make by themselves, are left out.
         norm: of all tensors together, > 0.
         depths: by parameter, in [0, 1]: 0 for the first block that is in the update, 1 for the last
             and for what belongs to no block, such as a head.
@@ -50,14 +54,17 @@ def observed_gradient(
             "AdamW divides every value by its own size: its steps are not a multiple of a gradient"
         )
     reading = view.reading(public) / view.contributions
-    tensors = {
-        name: -tensor / (public.local_steps * public.learning_rate)
-        for name, tensor in public.layout.unflatten(reading).items()
+    step = public.local_steps * public.learning_rate
+    tensors = {name: -tensor / step for name, tensor in public.layout.unflatten(reading).items()}
+    noise = entry_noise(view, public) / (view.contributions * step)
+    signal = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if float(tensor.norm()) > _ABOVE_NOISE * noise * math.sqrt(tensor.numel())
     }
-    signal = {name: tensor for name, tensor in tensors.items() if bool(tensor.any())}
     norm = float(sum(tensor.double().square().sum() for tensor in signal.values())) ** 0.5
     if norm <= _LEAST:
-        return None, "no signal: the update is zero, as that of A is while B = 0"
+        return None, "no signal: the update is no more than rounding and noise make by themselves"
     size = float(np.linalg.norm(reading))
     scaled = view.contributions == 1 and size < _BELOW_CLIP * public.session.policy.clip_norm
     return ObservedGradient(signal, norm, _depths(signal), scaled), ""

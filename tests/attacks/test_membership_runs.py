@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import attacked
 import numpy as np
@@ -16,6 +17,7 @@ from securefed.attacks.membership.canaries import CanaryFormat
 from securefed.attacks.membership.lira import LikelihoodRatio
 from securefed.attacks.membership.loss import LossThreshold, ReferenceLoss
 from securefed.attacks.membership.rmia import RobustMembership
+from securefed.attacks.membership.seen import change
 from securefed.attacks.membership_results import MembershipTrial, summarise_membership
 from securefed.auditing.canary_runs import canary_run
 from securefed.auditing.membership import MembershipBench, attack_runs
@@ -216,6 +218,20 @@ def test_noise_in_the_sum_takes_that_away():
     )
     for name, result in sum_results(policy=policy, rounds=2).items():
         assert result.auc_interval[0] < 0.55, name
+
+
+def test_a_sum_of_gradients_is_taken_for_the_opposite_of_a_move():
+    bench = attacked.bench("bert", attacked.setup("bert", **SUMS))
+    public = bench.public(bench.session())
+    steps = PrivacyPolicy(clip_norm=1.0, unit="example", mechanism="none", max_examples=4)
+    of_gradients = replace(public, session=replace(public.session, policy=steps))
+    total = np.arange(float(bench.layout.size))
+    view = views.OpenedSum("server", bench.names, total)
+    assert np.array_equal(change(view, public), total)
+    assert np.array_equal(change(view, of_gradients), -total)
+    state = {name: p.detach() + 1.0 for name, p in bench.model.named_parameters()}
+    moved = views.released_adapter(state, clients=4)
+    assert np.allclose(change(moved, of_gradients), 1.0)
 
 
 def test_a_sum_needs_as_many_members_as_its_clients_train_on():

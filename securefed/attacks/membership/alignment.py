@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from securefed.attacks.membership.base import NO_SIGNAL, MembershipGuess, MembershipQuestion
+from securefed.attacks.membership.seen import change
 from securefed.errors import ConfigError
 
 
@@ -58,7 +59,7 @@ class GradientAlignment:
         sizes = np.linalg.norm(gradients.astype(np.float64), axis=1)
         if not sizes.any():
             return MembershipGuess.void(question, "every candidate's gradient is zero")
-        seen = question.view.reading(question.public)
+        seen = change(question.view, question.public)
         if self.whitened:
             if len(question.records.population) == 0:
                 return MembershipGuess.void(question, "no records of the attacker's own")

@@ -1,15 +1,29 @@
-"""The model that a view shows."""
+"""The change of the adapter that a view shows, and the model after it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from securefed.attacks.base import AdversaryView, PublicKnowledge
 from securefed.attacks.views import ReleasedAdapter
 from securefed.errors import ConfigError
+
+
+def change(view: AdversaryView, public: PublicKnowledge) -> NDArray[np.float64]:
+    """Which way the adapter moves by what is seen, float64[d].
+
+    A released adapter has moved, and clients' updates are moves; a round of distributed DP-SGD sums
+    gradients, against which it moves.
+    """
+    seen = view.reading(public)
+    policy = public.session.policy
+    moves = policy.unit == "client" or policy.mechanism == "local"
+    return seen if moves or isinstance(view, ReleasedAdapter) else -seen
 
 
 @contextmanager
@@ -17,7 +31,7 @@ def as_seen(view: AdversaryView, public: PublicKnowledge) -> Iterator[None]:
     """Put into ``public.model``, for the moment, the adapter that a view shows.
 
     A released adapter is taken whole.  Of anything else it is the adapter after a server's step of
-    rate 1 along the mean update: what is seen over the number of clients inside.
+    rate 1 along the mean change: what is seen over the number of clients inside.
 
     Args:
         view: what the attacker sees.
@@ -35,7 +49,7 @@ def as_seen(view: AdversaryView, public: PublicKnowledge) -> Iterator[None]:
         if unknown:
             raise ConfigError(f"view: its adapter is of another model; {unknown[0]} does not fit")
     else:
-        mean = view.reading(public) / view.contributions
+        mean = change(view, public) / view.contributions
         moved = public.layout.unflatten(mean.astype("float32"))
         shown = {name: named[name].detach() + moved[name] for name in public.layout.names}
     before = {name: named[name].detach().clone() for name in shown}

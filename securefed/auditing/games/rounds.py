@@ -57,12 +57,11 @@ def retry(
 ) -> GameResult:
     """A round is opened, said to have failed, and tried again without the victim.
 
-    As it is, every client's account has a limit of one round.  The checks removed: no account and
-    no noise.
+    As it is, every client's account has a limit of one round; without a limit the retry is charged
+    and carries fresh noise.  The checks removed: no account and no noise.
     """
-    others = parties.names[1:]
     attempts = [Attempt(parties.names), Attempt(parties.names, (parties.victim,))]
-    return _played("retry", parties, seed, attempts, others, weakened, without)
+    return _played("retry", parties, seed, attempts, parties.names, weakened, without)
 
 
 def same_victim(

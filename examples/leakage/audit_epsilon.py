@@ -86,10 +86,12 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="dropout_fraction")
     parser.add_argument("--adversary", choices=("server", "release", "fellow_client"))
     parser.add_argument("--masked", action="store_true", help="with pairwise masks, not plaintext")
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--self-test", action="store_true", help="plant faults")
     parser.add_argument("--out", type=Path, default=Path("audit.jsonl"))
     options = parser.parse_args()
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     console, table = Console(), Table(title="Lower bounds on epsilon")
     for name in COLUMNS:
         table.add_column(name)
@@ -123,7 +125,7 @@ def main() -> None:
                             canaries=options.canaries,
                             masked=options.masked,
                         )
-                        for seed in progress.track(range(options.seeds), description=what)
+                        for seed in progress.track(seeds, description=what)
                     ]
                 rows.append((what, found))
     with options.out.open("a", encoding="utf-8") as file:

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "leakage"
@@ -38,3 +39,31 @@ def test_a_self_test_names_each_fault_and_ends_well_when_all_are_found(monkeypat
     assert code == 0
     assert len({line["fault"] for line in lines}) == 5
     assert {line["violated"] for line in lines} == {1}
+
+
+def test_committed_results_say_what_is_claimed_of_them():
+    lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+    full = [
+        line
+        for line in lines
+        if line["fault"] is None and line["statement"]["against"] == "release"
+    ]
+    units, noise = ("client", "example"), (0.5, 1, 2)
+    for what, unit in ((f"{unit}, z = {z}", unit) for unit in units for z in noise):
+        chosen = [line for line in full if line["what"] == what]
+        promised = chosen[0]["statement"]["epsilon"]
+        bounds = np.concatenate([line["lower_bounds"] for line in chosen])
+        seeds = {seed for line in chosen for seed in line["seeds"]}
+        assert len(seeds) == len(bounds)
+        assert len(bounds) == 100 or (unit == "client" and len(bounds) > 20)
+        kept = bounds <= promised
+        assert kept.sum() == sum(line["at_most_promised"] for line in chosen)
+        assert kept.mean() >= 0.9
+        assert (bounds / promised).mean() >= 0.75
+    faults = [line for line in lines if line["fault"] is not None]
+    assert len(faults) == 10
+    assert {(line["violated"], line["n"]) for line in faults} == {(20, 20)}
+    masked = [line for line in lines if line["masked"]]
+    assert masked
+    assert {line["violated"] for line in masked} == {0}
+    assert {line["dropouts"] for line in masked} == {1}

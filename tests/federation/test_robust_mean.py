@@ -24,7 +24,7 @@ def groups(draw):
 
 
 @given(groups())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_each_coordinate_stays_between_those_of_honest_groups(drawn):
     honest, wrong = drawn
     for rule in ("median", "trimmed"):
@@ -34,7 +34,7 @@ def test_each_coordinate_stays_between_those_of_honest_groups(drawn):
 
 
 @given(groups())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_the_geometric_median_is_no_further_from_honest_groups_than_its_bound(drawn):
     honest, wrong = drawn
     found = robust_mean([*honest, *wrong], rule="geometric", tolerated=len(wrong))
@@ -45,7 +45,7 @@ def test_the_geometric_median_is_no_further_from_honest_groups_than_its_bound(dr
 
 
 @given(groups())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_the_geometric_median_has_the_least_sum_of_distances(drawn):
     points = np.concatenate(drawn)
     found = robust_mean(list(points), rule="geometric")

@@ -9,6 +9,7 @@ from securefed.attacks.adaptive.likelihood import SparseBayes
 from securefed.attacks.base import Attack
 from securefed.attacks.inversion.exact import SpanInversion
 from securefed.attacks.matching.attack import cosine, dlg, lamp, tag
+from securefed.attacks.matching.hybrid import HybridMatching
 from securefed.attacks.matching.priors import NGramPrior
 from securefed.attacks.membership.alignment import GradientAlignment
 from securefed.attacks.membership.base import MembershipAttack
@@ -29,6 +30,11 @@ from securefed.errors import ConfigError
 
 def _sparse_bayes(run: AuditedRun) -> Attack:
     return SparseBayes(Background(run.background, run.vocabulary, run.special))
+
+
+def _sparse_bayes_head(run: AuditedRun) -> Attack:
+    background = Background(run.background, run.vocabulary, run.special)
+    return SparseBayes(background, head=True)
 
 
 def _lamp(run: AuditedRun) -> Attack:
@@ -96,7 +102,18 @@ CATALOGUE: dict[str, Entry] = {
             "exact inversion by the span test alone",
             lambda run: SpanInversion(sparse=False),
         ),
+        _texts(
+            "span-inversion-forced",
+            "exact inversion that guesses where it would say that it does not apply",
+            lambda run: SpanInversion(forced=True),
+        ),
         _texts("sparse-bayes", "likeliest tokens under estimated noise", _sparse_bayes, "quick"),
+        _texts("sparse-bayes-head", "the same, with the head's gradient", _sparse_bayes_head),
+        _texts(
+            "hybrid",
+            "exact inversion, ordered and completed by gradient matching",
+            lambda run: HybridMatching(SpanInversion()),
+        ),
         _texts("dlg", "gradient matching by L2 distance", lambda run: dlg()),
         _texts("cosine", "gradient matching by cosine", lambda run: cosine(), "quick"),
         _texts("tag", "gradient matching by L2 and L1 distance", lambda run: tag()),

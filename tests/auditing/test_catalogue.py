@@ -45,6 +45,14 @@ def test_attacks_on_texts_are_measured_against_the_prior(run, tmp_path, name):
     assert plain.verdict in ("guessed", "void")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n, each in CATALOGUE.items() if each.kind == "texts"])
+def test_every_attack_on_texts_is_measured(run, tmp_path, name):
+    (control,) = measured(run, tmp_path, name, ("control", "off"), n=1)
+    assert control.n == 1
+    assert control.metrics["token_recall"].prior is not None
+
+
 def test_membership_on_a_sum_falls_with_the_runs_noise(run, tmp_path):
     columns = [("sum", "off"), ("sum", "masks"), ("sum", "noise and masks")]
     off, masks, noised = measured(run, tmp_path, "alignment-on-sum", *columns, n=6)

@@ -104,8 +104,12 @@ class Cell:
         if self.exposure == "control" and self.defence != OFF:
             raise ConfigError(f"defence = {self.defence!r} with exposure = 'control': take 'off'")
 
-    def bench(self, run: AuditedRun) -> Bench:
+    def bench(self, run: AuditedRun, *, moves: bool = True) -> Bench:
         """The rounds that this cell's views are captured from.
+
+        Args:
+            run: that is audited.
+            moves: as of :class:`~securefed.auditing.configured_rounds.ConfiguredBench`.
 
         Raises:
             NotApplicable: the run has no such protection, its rounds cannot be captured, or there
@@ -130,7 +134,9 @@ class Cell:
             raise NotApplicable("colluding clients are there for plain pairwise rounds only")
         own = self.clients or len(run.workbench.clients)
         self._check_texts(run, 1 + companions(self.exposure, own))
-        return run.bench(noise=self.noise, masks=self.masks, batch=self.batch, clients=self.clients)
+        return run.bench(
+            noise=self.noise, masks=self.masks, batch=self.batch, clients=self.clients, moves=moves
+        )
 
     def _check_texts(self, run: AuditedRun, clients: int) -> None:
         if len(run.texts) < self.batch * clients:

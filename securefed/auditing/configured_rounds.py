@@ -41,10 +41,8 @@ class Unencoded:
     def encode_clipped_sum(
         self, total: NDArray[np.float64], generator: NoiseGenerator
     ) -> NDArray[np.float64]:
-        """The sum with its sign turned."""
-        # A DP-SGD step sends gradients; attacks expect the step that they make.  The noise is
-        # symmetric, so a whole round with its sign turned shows neither more nor less.
-        return -total
+        """The sum as it is."""
+        return total
 
 
 class ConfiguredBench(Bench):
@@ -56,6 +54,9 @@ class ConfiguredBench(Bench):
         aggregation: of the rounds.
         batch: examples of each client in a round.
         clients: how many; as many as the run has without it.
+        moves: a step of DP-SGD sends gradients, against which the adapter moves; attacks on texts
+            expect the move.  So contributions have their sign turned, which shows neither more nor
+            less: rounding and noise are symmetric.  Without it they are as a run sends them.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ConfiguredBench(Bench):
         aggregation: Aggregation,
         batch: int,
         clients: int | None = None,
+        moves: bool = True,
     ) -> None:
         workbench = audited.workbench
         workbench.begin_round(audited.number)
@@ -78,10 +80,12 @@ class ConfiguredBench(Bench):
         )
         self.layout: AdapterLayout = workbench.parts.layout
         self._audited = audited
+        self._sign = -1 if moves and audited.settings.one_step else 1
 
     def update(self, texts: Sequence[Sequence[int]], label: int = 1) -> NDArray[np.float32]:
         """What a client that has these texts would have encoded; ``label`` is that of the texts."""
-        return self._audited.contribution([tuple(text) for text in texts], self._policy)
+        made = self._audited.contribution([tuple(text) for text in texts], self._policy)
+        return self._sign * made
 
     def encoding(self, update: NDArray[np.float32]) -> Encode:
         """As a run encodes it."""

@@ -179,6 +179,7 @@ class AuditedRun:
         masks: bool,
         batch: int = 1,
         clients: int | None = None,
+        moves: bool = True,
     ) -> ConfiguredBench:
         """Rounds with the run's protections, or without some of them.
 
@@ -188,6 +189,7 @@ class AuditedRun:
             masks: or encryption, as the run file has it; else contributions are in the clear.
             batch: examples of each client in a round.
             clients: how many; as many as the run has without it.
+            moves: as of :class:`ConfiguredBench`.
 
         Raises:
             ConfigError: the run file has no such protection.
@@ -213,7 +215,12 @@ class AuditedRun:
                 )
         aggregation = self.settings.aggregation if masks else PlaintextAggregation()
         return ConfiguredBench(
-            self, policy=policy, aggregation=aggregation, batch=batch, clients=clients
+            self,
+            policy=policy,
+            aggregation=aggregation,
+            batch=batch,
+            clients=clients,
+            moves=moves,
         )
 
     def contribution(self, texts: Sequence[Text], policy: PrivacyPolicy) -> NDArray[np.float32]:

@@ -36,7 +36,7 @@ def on_sums(make: Callable[[], MembershipAttack]) -> Measure:
     """
 
     def measure(run: AuditedRun, cell: Cell, limits: Limits, clock: Clock) -> Finding:
-        bench, attack = cell.bench(run), make()
+        bench, attack = cell.bench(run, moves=False), make()
         count = 2 * cell.batch * bench.setup.clients
         texts, own = run.texts[:count], run.texts[count : count + POPULATION]
         if len(own) < POPULATION:

@@ -76,38 +76,42 @@ class ImprintReader:
     ) -> Guess:
         """See :class:`~securefed.attacks.base.Attack`; ``generator`` is not used."""
         deadline = time.monotonic() + limits.seconds
-        tensors = public.layout.unflatten(view.reading(public))
+        imprint, tensors = self._imprint, public.layout.unflatten(view.reading(public))
+        updates = {
+            block: tensors[name].double()[: imprint.rows]
+            for block, module in enumerate(imprint.modules)
+            for name in tensors
+            if f"{module}.lora_B." in name
+        }
+        if not updates:
+            return Guess(verdict="void", reason="B of the planted layers is not in the update")
         noise = entry_noise(view, public)
         found: list[int] = []
         read = 0
-        for block, module in enumerate(self._imprint.modules):
-            names = [n for n in tensors if f"{module}.lora_B." in n]
-            if not names:
-                continue
-            update = tensors[names[0]].double()[: self._imprint.rows]
-            hot = self._hot(update, noise)
-            read += len(hot)
-            for row in hot:
+        for block, rows in self._hot(updates, noise).items():
+            numbers = [block * imprint.rows + row for row in rows]
+            tokens = torch.cat([imprint.tokens(number) for number in numbers])
+            seen = _seen(public, imprint, block, tokens)
+            for row, number in zip(rows, numbers, strict=True):
                 if time.monotonic() >= deadline:
                     break
-                tokens = self._imprint.tokens(block * self._imprint.rows + row)
-                seen = _seen(public, self._imprint, block, tokens)
-                found += [int(tokens[at]) for at in fitting(update[row].numpy(), seen, noise)]
-        if not any(f"{self._imprint.modules[0]}.lora_B." in name for name in tensors):
-            return Guess(verdict="void", reason="B of the planted layers is not in the update")
+                own = np.flatnonzero(imprint.bins[tokens].numpy() == number)
+                chosen = fitting(updates[block][row].numpy(), seen[own], noise)
+                found += [int(tokens[own[at]]) for at in chosen]
+                read += 1
         wanted = [token for token in found if token not in public.special_tokens]
         figures = {"rows": float(read), "noise": noise}
         return Guess(loose=tuple(wanted), reason="imprint", figures=figures)
 
-    def _hot(self, update: torch.Tensor, noise: float) -> list[int]:
-        """Rows that are more than noise."""
-        rows, rank = update.shape
-        every = rows * len(self._imprint.modules)
-        edge = noise**2 * chi2.isf(_FALSE_ROWS / every, rank)
-        energy = update.square().sum(dim=1)
+    def _hot(self, updates: dict[int, torch.Tensor], noise: float) -> dict[int, list[int]]:
+        """By block, the rows that are more than noise."""
+        energy = {block: update.square().sum(dim=1) for block, update in updates.items()}
+        rank = next(iter(updates.values())).shape[1]
+        edge = noise**2 * chi2.isf(_FALSE_ROWS / sum(map(len, energy.values())), rank)
         # Without noise, float32 leaves a little of every other row in each.
-        edge = max(edge, float(energy.max()) * _FIT**2)
-        return [int(row) for row in torch.nonzero(energy > edge)[:, 0]]
+        edge = max(edge, max(float(each.max()) for each in energy.values()) * _FIT**2)
+        hot = {b: torch.nonzero(each > edge)[:, 0].tolist() for b, each in energy.items()}
+        return {block: rows for block, rows in hot.items() if rows}
 
 
 def _seen(

@@ -13,7 +13,7 @@ from securefed.attacks.adaptive.likelihood import SparseBayes
 from securefed.attacks.base import Limits
 from securefed.attacks.inversion.exact import SpanInversion
 from securefed.attacks.scoring import UnigramPrior, score
-from securefed.auditing.defences import DEFENCES
+from securefed.auditing.defences import DEFENCES, noise
 from securefed.auditing.exposures import expose
 from securefed.auditing.rounds import adapted
 from securefed.errors import ConfigError
@@ -81,6 +81,23 @@ def test_another_clients_update_leaves_the_prior():
 def test_a_masked_share_leaves_the_prior():
     adaptive, prior = recalls("masked", [SparseBayes()], sees="masked")
     assert adaptive <= prior + 1 / 8
+
+
+def test_a_decoders_tokens_are_found_under_noise_that_stops_the_plain_one():
+    setup = attacked.setup("llama", rank=24, clients=4)
+    model, tokenizer = attacked.llama()
+    bench = noise(0.03).bench(adapted(model, setup, 0), tokenizer, setup)
+    own = attacked.texts("llama", 3)
+    session = bench.session()
+    others = [attacked.texts("llama", 100 + i) for i in range(3)]
+    view = expose(bench, session, own, others, "plain")
+    found = []
+    for attacker in (SpanInversion(), SparseBayes()):
+        guess = attacker.run(
+            view, bench.public(session), generator=torch.Generator(), limits=LIMITS
+        )
+        found.append(score(guess, own, SPECIAL).token_recall)
+    assert found[1] >= 0.5 > found[0]
 
 
 # -- evidence ------------------------------------------------------------------------------

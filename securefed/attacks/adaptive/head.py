@@ -28,6 +28,7 @@ from securefed.attacks.inversion.algebra import entry_noise
 
 _LEAST = 1e-30
 _AT_ONCE = 64
+_AT_ZERO = 6.0  # standard deviations of the known noise
 
 
 class HeadEvidence:
@@ -58,10 +59,9 @@ class HeadEvidence:
         self._observed = torch.cat([weight.flatten(), bias]).double()
         self._signs = public.optimizer == "adamw"
         self._label = int(bias.argmax())
-        # A zero among values that a client cut down says that it was not sent.
-        self._sent = self._observed != 0.0 if public.transform is not None else None
-        if self._sent is not None:
-            self._sent = self._observed.abs() > 6.0 * noise
+        # A zero among values that clients change says that it was not sent.
+        changed = public.transform is not None
+        self._sent = self._observed.abs() > _AT_ZERO * noise if changed else None
         self._floor = noise**2
         self._variance = float(self._observed.square().mean())
 

@@ -1,4 +1,4 @@
-"""examples/leakage/inversion.py on a tiny model and a folder of texts of one's own."""
+"""Scripts of examples/leakage on a tiny model and a folder of texts of one's own."""
 
 import importlib
 import json
@@ -84,3 +84,16 @@ def test_every_client_of_a_sum_counts_and_the_attack_must_guess(script, monkeypa
 def test_an_unknown_row_is_refused(script, monkeypatch, tmp_path):
     with pytest.raises(SystemExit):
         run(script, monkeypatch, tmp_path / "none.jsonl", "--only", "nothing")
+
+
+def test_gradient_matching_is_measured_in_the_same_way(script, monkeypatch, tmp_path, capsys):
+    _, corpus = script
+    out = tmp_path / "matched.jsonl"
+    chosen = ["--attack", "cosine", "--attack", "lamp", "--only", "r32", "--only", "masked"]
+    small = ["--texts", "1", "--steps", "4", "--restarts", "1", "--seconds", "2"]
+    lines = run((importlib.import_module("matching"), corpus), monkeypatch, out, *small, *chosen)
+    found = {(line["attack"], line["row"]) for line in lines}
+    assert found == {(name, row) for name in ("cosine", "lamp") for row in ("r32", "masked")}
+    assert all(line["n"] == 1 and line["verdict"] == "guessed" for line in lines)
+    assert not {"texts", "guess", "truth", "text"} & set().union(*lines)
+    assert "lamp r32" in capsys.readouterr().out

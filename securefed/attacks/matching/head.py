@@ -3,8 +3,9 @@
 For one text the gradient of the classes' bias is p - y, p the model's probabilities and y the
 label's one-hot vector: negative at the label alone.  That of the weights is (p - y) h^T, h the
 head's input.  Of a batch it is the mean.  p and h of the victim's texts are not known; means over
-random texts stand in.  Where a clipped gradient's length is not known, the labels taken are those whose
-mean of p - y has its direction; of two classes it says only which one is the commoner.
+random texts stand in.  Clipping hides the length of a gradient: the labels
+taken are then those whose mean of p - y has its direction, which of two classes says only which one
+is the commoner.
 
 Source: Zhao, Mopuri and Bilen 2020, "iDLG" (2001.02610), section 3, for one text; Wainakh et al.
 2022, "User-Level Label Leakage from Gradients in Federated Learning" (2105.09369), for batches.

@@ -15,7 +15,7 @@ TEXTS = 20
 # most seconds of the processor for one attack.
 LEAST = [
     ("full", "token_recall", 0.99, 5.0),
-    ("r32-b4", "exact_match", 0.95, 15.0),
+    ("r32-b4", "token_recall", 0.90, 60.0),
     ("r8", "token_recall", 0.99, 60.0),
     ("r4", "token_recall", 0.95, 60.0),
     ("r2", "token_recall", 0.80, 60.0),
@@ -23,7 +23,7 @@ LEAST = [
     ("b0", "token_recall", 0.95, 5.0),
     ("sgd20", "token_recall", 0.95, 5.0),
     ("sum-all", "token_recall", 0.99, 15.0),
-    ("rounds", "token_recall", 0.95, 30.0),
+    ("rounds", "token_recall", 0.80, 30.0),
     ("released2", "token_recall", 0.95, 60.0),
 ]
 VOID = ("ffa8", "a0", "adamw5", "masked4", "encrypted4")

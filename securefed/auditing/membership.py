@@ -306,10 +306,13 @@ def membership_trial(
         attack: that is tried.
         question: what it is given.
         inside: bool[n], which candidates are members.
-        seed: of its random choices.
+        seed: of its random choices, which share no draw with a generator of the same seed.
     """
+    # Apart from the draws of who is a member, which come from a generator of the seed itself: an
+    # attack with that one in its hands could draw them again.
+    own = int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
     started = time.perf_counter()
-    guess = attack.run(question, generator=torch.Generator().manual_seed(seed))
+    guess = attack.run(question, generator=torch.Generator().manual_seed(own))
     spent = time.perf_counter() - started
     return MembershipTrial(guess.scores, inside, guess.verdict, seed, spent)
 

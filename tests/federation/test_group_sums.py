@@ -132,6 +132,11 @@ def test_a_group_has_the_floors_and_thresholds_of_its_size_with_all_corrupt_clie
         ({"groups": 6}, "groups = 6: must be >= 2 and divide"),
         ({"groups": 10}, r"group 0 of 2 clients: .*use fewer groups|2 may be corrupt"),
         ({"session": b"short"}, "session of 5 bytes"),
+        # Each group would hold "c00" once only, and "c00" be in more than one of them.
+        ({"cohort": ("c00", "c00", *list(KEYS)[:18])}, "without repeats"),
+        ({"cohort": tuple(reversed(KEYS))}, "must be sorted"),
+        ({"round": 0}, "round = 0"),
+        ({"round": 1 << 32}, "round = 4294967296"),
         ({"aggregation": HomomorphicAggregation()}, "'pairwise' rounds only"),
         (
             {

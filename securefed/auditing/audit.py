@@ -296,10 +296,12 @@ def self_test(
         clients: n of a round.
         faults: those that clients under this policy cannot have are left out.
         options: further arguments of :func:`audit_policy`.
+
+    Raises:
+        ConfigError: none is left, so that nothing would be tested; or as :func:`audit_policy`.
     """
     given = replace(policy, sampling_probability=1.0)
-    return tuple(
-        audit_policy(given, clients=clients, fault=fault, **options)
-        for fault in faults
-        if fault.applies(policy)
-    )
+    planted = [fault for fault in faults if fault.applies(policy)]
+    if not planted:
+        raise ConfigError("faults: clients under this policy can have none of them")
+    return tuple(audit_policy(given, clients=clients, fault=fault, **options) for fault in planted)

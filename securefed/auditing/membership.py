@@ -30,6 +30,7 @@ from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.server_step import ServerStep
 from securefed.federation.session import RoundSession
 from securefed.lora.adapter import adapter_state
+from securefed.privacy.mechanisms import RoundPlan
 from securefed.secagg.aggregator import SESSION_BYTES
 from securefed.training.data import ClientData, Examples, client_sizes
 from securefed.training.models import load_model, resolve_device
@@ -206,7 +207,7 @@ class MembershipBench:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         words = NoiseGenerator.from_key(rng.bytes(32))  # the attacker's own, kept from nobody
         plan, policy = settings.plan, settings.sum_policy
-        std = math.hypot(math.sqrt(len(self.names)) * plan.local_std, plan.server_std)
+        std = noise_of_all(plan, len(self.names))
         bench.begin_anew()
         step = ServerStep(bench.parts, lambda initial: ServerOptimizer.of(initial, training))
         for number in range(1, training.rounds + 1):
@@ -263,6 +264,14 @@ class MembershipBench:
             batch_size=training.batch_size,
             window_tokens=self.config.data.window_tokens if task == "causal-lm" else None,
         )
+
+
+def noise_of_all(plan: RoundPlan, clients: int) -> float:
+    """Std in grid units of the noise in the opened sum of a round that no client is missing from.
+
+    Where excess noise is removed, what is left.
+    """
+    return math.hypot(math.sqrt(clients) * plan.retained_std(0), plan.server_std)
 
 
 def attack_runs(

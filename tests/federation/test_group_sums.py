@@ -142,6 +142,19 @@ def test_a_group_has_the_floors_and_thresholds_of_its_size_with_all_corrupt_clie
             {
                 "policy": replace(
                     QUIET,
+                    mechanism="central",
+                    noise_multiplier=1.0,
+                    unit="example",
+                    max_examples=8,
+                    separation=2,
+                )
+            },
+            "separation = 2",
+        ),
+        (
+            {
+                "policy": replace(
+                    QUIET,
                     adaptive_clip=AdaptiveClip(min_clip_norm=0.1, max_clip_norm=10.0),
                 )
             },
@@ -213,7 +226,7 @@ def test_a_client_charges_its_account_once_a_round_and_not_for_other_groups(tmp_
         one = session_of(policy=NOISED, round=round, session=bytes([round]) * 16)
         account.charge(one.event())
     account.close()
-    assert len(read_charges(path)) == 2
+    assert [record.body["groups"] for record in read_charges(path)] == [5, 5]
     with pytest.raises(ConfigError):
         open_account(path, session_of(policy=NOISED, groups=4), "c00")
 

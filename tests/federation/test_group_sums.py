@@ -108,6 +108,25 @@ def test_who_was_told_of_another_division_is_in_no_sum_with_the_rest():
     assert mine.context.digest != theirs.context.digest
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": b"n" * 32},
+        {"dimension": 41},
+        {"policy": replace(QUIET, clip_norm=2.0)},
+        # The same for a group of four: two corrupt clients, no dropouts.
+        {"policy": replace(QUIET, corrupt_fraction=0.11)},
+        {"aggregation": PlaintextAggregation()},
+    ],
+    ids=["model", "dimension", "clip", "corrupt", "aggregation"],
+)
+def test_who_was_told_of_other_terms_is_in_no_sum_with_the_rest(change):
+    ours, theirs = session_of(), session_of(**change)
+    assert ours.members == theirs.members
+    for one, other in zip(ours.sessions, theirs.sessions, strict=True):
+        assert one.context.digest != other.context.digest
+
+
 def test_no_two_groups_and_no_two_attempts_share_a_digest():
     digests = [one.context.digest for one in session_of().sessions]
     digests += [one.context.digest for one in session_of(session=b"f" * 16).sessions]

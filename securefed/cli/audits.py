@@ -119,7 +119,7 @@ def attack(
     count = AMOUNTS["full"].trials if trials is None else trials
     seeds = tuple(range(seed, seed + count))
     wanted = Cell(name, view, chosen, batch, clients, seeds)
-    wanted.check()
+    known.check(wanted)
     cells = [wanted]
     baseline = known.baseline_of(view)
     if (view, chosen) not in (baseline, CONTROL):

@@ -56,8 +56,10 @@ class HybridMatching:
         deadline = time.monotonic() + limits.seconds
         first = self._seed.run(view, public, generator=generator, limits=limits)
         observed, reason = observed_gradient(view, public)
-        if first.verdict == "void" or observed is None:
-            return Guess(verdict="void", reason=first.reason or reason)
+        if first.verdict == "void":
+            return Guess(verdict="void", reason=first.reason)
+        if observed is None:  # nothing to match with: what the spans say is all there is
+            return replace(first, reason=f"{first.reason}; {reason}")
         tokens = sorted(set(first.tokens))
         gradients = CandidateGradients(public, tuple(observed.tensors))
         length = self._length(first, public)

@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--defence", action="append", help="a name; may be repeated")
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--texts", type=int, default=20, help="trials of each attacker")
+    parser.add_argument("--first-seed", type=int, default=0, help="of the trials")
     parser.add_argument("--seconds", type=float, default=30.0, help="limit of one attack")
     parser.add_argument("--minutes", type=float, help="begin no defence after so many")
     parser.add_argument("--head", action="store_true", help="also the attacker of the output layer")
@@ -96,7 +97,7 @@ def main() -> None:
             texts,
             prior,
             exposure=exposed(name),
-            seeds=range(options.texts),
+            seeds=range(options.first_seed, options.first_seed + options.texts),
             limits=limits,
         )
         common = {"model": "minilm", "defence": name, "rank": options.rank, "tokens": TOKENS,

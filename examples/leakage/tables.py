@@ -90,11 +90,120 @@ def at_the_prior(found: dict[int, dict[str, Line]]) -> str:
     return f"{rest[0]}" if rest else f"beyond {max(found)}"
 
 
+def lines_of(name: str) -> list[Line]:
+    """All lines of one file."""
+    text = (RESULTS / name).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def ladder_table() -> list[str]:
+    """A line for each defence: every attacker, on all trials."""
+    lines = [
+        "| defence | rank | n | plain span | adaptive | prior | lift of the adaptive |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    kept: dict[tuple[str, int], dict[str, Line]] = {}
+    for line in lines_of("ladder.jsonl"):
+        if line["trials"] == "all" and line["metric"] == "token_recall":
+            kept.setdefault((line["defence"], line["rank"]), {})[line["attack"]] = line
+    for (defence, rank), found in kept.items():
+        adaptive = found["sparse-bayes"]
+        lines.append(
+            f"| {defence} | {rank} | {adaptive['n']} | {recalled(found['span-inversion'])} | "
+            f"{recalled(adaptive)} | {adaptive['prior']:.2f} | "
+            f"{adaptive['lift']:+.2f} {ranged(adaptive['lift_interval'], '+')} |"
+        )
+    return lines
+
+
+def recalled(line: Line) -> str:
+    """A recall with its interval, or that the attack does not apply."""
+    if line["verdict"] == "void":
+        return "void"
+    void = f", {line['void']} void" if line["void"] else ""
+    return f"{line['value']:.2f} {ranged(line['interval'])}{void}"
+
+
+def ranged(interval: list[float], sign: str = "") -> str:
+    """An interval's ends."""
+    return f"[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
+
+
+def membership_table() -> list[str]:
+    """A line for each attack on adapters: AUC with and without noise."""
+    rows: dict[str, dict[str, Line]] = {}
+    for line in lines_of("membership.jsonl"):
+        if line["target"] == "at home":
+            rows.setdefault(line["row"], {})[line["attack"]] = line
+    lines = [
+        f"| attack | {' | '.join(f'{row}: AUC | TPR at FPR 1 %' for row in rows)} |",
+        f"|---{'|---' * 2 * len(rows)}|",
+    ]
+    for attack in next(iter(rows.values())):
+        cells = []
+        for found in rows.values():
+            line = found[attack]
+            rate = next(each for each in line["rates"] if each["fpr"] == 0.01)
+            cells += [f"{line['auc']:.2f} {ranged(line['auc_interval'])}",
+                      f"{rate['value']:.2f} {ranged(rate['interval'])}"]  # fmt: skip
+        lines.append(f"| {attack} | {' | '.join(cells)} |")
+    return lines
+
+
+def sums_of_members_table() -> list[str]:
+    """A line for each masked sum: AUC by attack."""
+    rows: dict[tuple[int, float], dict[str, Line]] = {}
+    for line in lines_of("membership_sums.jsonl"):
+        rows.setdefault((line["clients"], line["noise_multiplier"]), {})[line["attack"]] = line
+    attacks = list(next(iter(rows.values())))
+    lines = [f"| sum of | noise multiplier | {' | '.join(attacks)} |",
+             f"|---|---{'|---' * len(attacks)}|"]  # fmt: skip
+    for (clients, noise), found in rows.items():
+        cells = [f"{found[a]['auc']:.2f} {ranged(found[a]['auc_interval'])}" for a in attacks]
+        lines.append(f"| {clients} | {noise:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def poisoning_table() -> list[str]:
+    """A line for each attack and defence."""
+    lines = [
+        "| attack | defence | accuracy | trigger taken for wanted | same mails, no trigger |",
+        "|---|---|---|---|---|",
+    ]
+    for line in lines_of("poisoning.jsonl"):
+        cells = [f"{line[part]['value']:.2f} {ranged(line[part]['interval'])}"
+                 for part in ("accuracy", "success", "base")]  # fmt: skip
+        lines.append(f"| {line['attack']} | {line['defence']['name']} | {' | '.join(cells)} |")
+    return lines
+
+
+def audit_table() -> list[str]:
+    """A line for each kind of release."""
+    lines = [
+        "| release | n | scores each | promised epsilon | mean 95 % lower bound | "
+        "at most promised | found broken |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for line in lines_of("audit.jsonl"):
+        masked = ", masked" if line["masked"] else ""
+        lines.append(
+            f"| {line['what']}{masked} | {line['n']} | {line['canaries'] * line['releases']} | "
+            f"{line['statement']['epsilon']:.2f} | {line['mean']:.2f} | "
+            f"{line['at_most_promised']} of {line['n']} | {line['violated']} of {line['n']} |"
+        )
+    return lines
+
+
 def tables() -> Iterable[list[str]]:
     """All of them, in the order of the README."""
     yield rows_table(read("inversion.jsonl", "minilm"))
     yield rows_table(read("inversion.jsonl", "smollm2"))
     yield sums_table(read("sums.jsonl", "minilm"))
+    yield ladder_table()
+    yield membership_table()
+    yield sums_of_members_table()
+    yield poisoning_table()
+    yield audit_table()
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def _of_releases(
 
 
 def _game(name: str) -> Entry:
-    what = "a hostile server's game; see securefed.auditing.games"
+    what = (GAMES[name].__doc__ or name).partition("\n")[0]
     columns = (WEAKENED, AS_IT_IS)
     return Entry(
         name, "game", what, "full", game(name), columns, columns, {"game": WEAKENED}, sized=False

@@ -22,16 +22,29 @@ if TYPE_CHECKING:
 _UNBOUNDED = 1e6  # as ``auditing.entries.UNBOUNDED``, which cannot be loaded here
 
 
-def listing() -> Table:
-    """Every attack in the catalogue."""
+def listing() -> tuple[Table, list[str]]:
+    """Every attack in the catalogue, and a line for each set of views that some can be tried on."""
     from securefed.auditing.catalogue import CATALOGUE
 
     table = Table(box=SIMPLE_HEAD, show_edge=False)
-    for heading in ("attack", "goes for", "what", "profile", "views"):
-        table.add_column(heading, no_wrap=heading in ("attack", "goes for", "profile"))
+    for heading in ("attack", "goes for", "profile", "what"):
+        table.add_column(heading, no_wrap=heading != "what")
+    views: dict[tuple[str, ...], list[str]] = {}
     for each in CATALOGUE.values():
-        table.add_row(each.name, each.kind, each.what, each.cost, ", ".join(each.exposures))
-    return table
+        table.add_row(each.name, each.kind, each.cost, each.what)
+        named = views.setdefault(each.exposures, [])
+        # All attacks on texts, and all games, have the same views: the kind says it.
+        label = "all games" if each.kind == "game" else each.name
+        label = "all on texts" if each.kind == "texts" else label
+        if label not in named:
+            named.append(label)
+    lines = [f"{', '.join(names)}: --view {' | '.join(map(_quoted, found))}"
+             for found, names in views.items()]  # fmt: skip
+    return table, lines
+
+
+def _quoted(view: str) -> str:
+    return f"'{view}'" if " " in view else view
 
 
 class AuditWatching:

@@ -96,7 +96,10 @@ def attack(
 ) -> None:
     """Try one attack on what a run would send: a table, and a signed result."""
     if listed:
-        console.print(listing())
+        table, views = listing()
+        console.print(table)
+        for line in views:
+            say(line)
         return
     if name is None:
         raise ConfigError("attack: name one, or ask for --list")

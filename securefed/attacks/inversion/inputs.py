@@ -19,6 +19,7 @@ _ATTENTION = frozenset(
 )
 """Linear layers of the usual architectures that read a block's input, positions and all."""
 _QUERIES = frozenset({"query", "q_proj", "q_lin"})
+_KEYS = frozenset({"key", "k_proj", "k_lin"})
 _NUMBER = re.compile(r"\.(?:layer|layers|h|block|blocks)\.([0-9]+)\.")
 _LORA = re.compile(r"\.lora_([AB])\.[^.]+(\.core)?\.weight$")
 _WHOLE = re.compile(r"(?:\.base_layer|\.modules_to_save\.[^.]+)?\.weight$")
@@ -42,6 +43,11 @@ class Observed:
     rows: torch.Tensor
     lift: torch.Tensor | None
     factor: str
+
+    @property
+    def key(self) -> bool:
+        """Whether it makes keys: without rotary positions its rows are differences of inputs."""
+        return self.module.rpartition(".")[2] in _KEYS
 
 
 def observed(

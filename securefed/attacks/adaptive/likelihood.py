@@ -214,11 +214,12 @@ def likeliest(
     lengths = list(range(len(around) + 1, limits.max_tokens + 1))
     if public.window_tokens is not None:
         lengths = [min(public.window_tokens, limits.max_tokens)]
-    elif tail:
+    # What was not looked at before the time was over is no place of the text.
+    lengths = [n for n in lengths if n <= decoding.places] or [decoding.places]
+    if tail and public.window_tokens is None:
         lengths.sort(key=lambda n: -decoding.standing(n - len(tail), tail[0]))
         lengths = lengths[:_LENGTHS]
-    else:
-        lengths = lengths[-1:]
+    lengths = lengths if tail else lengths[-1:]
     ends = {length: dict(enumerate(tail, start=length - len(tail))) for length in lengths}
     found = [decoding.text(ends[lengths[0]], lengths[0], "spectrum")]
     for begin in BEGINNINGS:

@@ -52,13 +52,14 @@ def on_texts(make: Callable[[AuditedRun], Attack]) -> Measure:
             return Finding.none("out_of_time", "no trial fitted the time")
         results = {name: summarise(attack.name, name, found) for name in METRICS}
         recall = results[HEADLINE]
+        says = "the attack says itself that it does not apply"
         return Finding(
             metrics={name: _metric(each) for name, each in results.items()},
             headline=HEADLINE,
             seeds=recall.seeds,
             n=recall.n,
             verdict=recall.verdict,
-            reason="the attack says itself that it does not apply" if recall.void else "",
+            reason=f"{says} in {recall.void} of {recall.n} trials" if recall.void else "",
             void=recall.void,
             predicted=predicted,
             seconds_per_trial=recall.seconds,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 
 from securefed.attacks.base import AdversaryView, Attack, Guess, Limits, PublicKnowledge
+from securefed.attacks.inversion.inputs import around
 from securefed.attacks.matching.attack import every_labelling, frame_of
 from securefed.attacks.matching.descent import Descent, Schedule
 from securefed.attacks.matching.distances import CosineDistance
@@ -118,7 +119,7 @@ class HybridMatching:
         lengths = {len(text) for text in first.texts}
         if len(lengths) != 1:
             return None
-        return lengths.pop() + len(public.tokenizer("")["input_ids"])
+        return lengths.pop() + sum(map(len, around(public)))
 
     @staticmethod
     def _begun(

@@ -14,14 +14,14 @@ from securefed.attacks.inversion.exact import SpanInversion
 from securefed.auditing import catalogue, measuring_texts
 from securefed.auditing import matrix as modules_matrix
 from securefed.auditing.cells import MASKS, OFF, Cell
-from securefed.auditing.entries import CONTROL, Entry
+from securefed.auditing.entries import CONTROL, Entry, Finding
 from securefed.auditing.matrix import Matrix, Unwatched
 from securefed.auditing.profiles import cells
 from securefed.auditing.summary import matrix_cells, sweep, write_summary
 from securefed.auditing.trials import capture
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError
-from securefed.evidence.results import read_result
+from securefed.evidence.results import Metric, read_result
 
 KEY = IdentityKey.generate()
 LIMITS = Limits(seconds=20.0, max_tokens=10)
@@ -214,6 +214,18 @@ def test_a_defence_that_an_attack_does_not_know_is_refused_before_anything_is_wr
     with pytest.raises(ConfigError, match=words):
         matrix(run, tmp_path / "out").measure([replace(cell, seeds=(0,))], seconds=60.0)
     assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_measurement_of_more_records_than_trials_is_kept(run, tmp_path, monkeypatch):
+    records = Entry(
+        "records", "texts", "of many", "full",
+        lambda *_: Finding(seeds=(0,), n=1000, headline="m", metrics={"m": Metric(value=1.0)}),
+    )  # fmt: skip
+    monkeypatch.setitem(catalogue.CATALOGUE, "records", records)
+    seen = Recorder()
+    for _ in range(2):
+        matrix(run, tmp_path, watcher=seen).measure(wanted("records", PLAIN), seconds=60.0)
+    assert seen.kept == [False, True]
 
 
 def test_an_interrupt_leaves_whole_files_that_are_gone_on_with(run, tmp_path):

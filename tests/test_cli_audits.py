@@ -51,6 +51,7 @@ def test_one_attack_shows_a_table_and_leaves_a_signed_result(cli, config):
     assert code == 0, err
     row = re.search(r"token recall +(\S+) \[(\S+), (\S+)\] +(\S+) +\+(\S+) \[", out)
     assert row, out
+    assert "no budget is charged" in out  # the texts are nobody else's
     assert all(f" {name} " in out for name in ("exact match", "rouge 1", "token precision"))
     (path,) = (p for p in Path("out").glob("*.json") if p.name != "signer.json")
     found = read_result(path, trusted("out")).measurement
@@ -75,6 +76,8 @@ def test_a_masked_view_is_tried_after_the_plain_one(cli, config):
         (("span-inversion", "--view", "everything"), ["--view 'everything'", "'masked'"]),
         (("span-inversion", "--defence", "luck"), ["defence = 'luck'", "'noise-Z'"]),
         (("span-inversion", "--defence", "masks"), ["no plain update"]),
+        (("span-inversion", "--defence", "protocol"), ["defence = 'protocol'", "'off'"]),
+        (("retry", "--batch", "4"), ["batch = 4"]),
         (("span-inversion", "--config", "no.toml"), ["no.toml"]),
         (("span-inversion", "--texts", "nowhere"), ["--texts nowhere"]),
         (("span-inversion", "--set", "rank=3"), ["--set 'rank=3'", "SECTION.KEY=VALUE"]),
@@ -142,6 +145,9 @@ def test_time_that_is_over_is_said_and_an_interrupt_ends_in_a_line(cli, config, 
     code, out, err = cli("audit", config, "--seconds", "1e-6", *options)
     assert code == 0, err
     assert out.count("OUT OF TIME") == 8
+    code, out, err = cli("audit", config, "--cell-seconds", "0", *options)
+    assert code == 2
+    assert is_one_clear_line(err, "--cell-seconds 0", "must be > 0")
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -31,6 +31,7 @@ from securefed.auditing.ladder import Ladder
 from securefed.auditing.rounds import CPU, Setup, adapted
 from securefed.auditing.texts import sentences
 from securefed.config import ModelSection
+from securefed.errors import ConfigError
 from securefed.training.assets import cache_dir
 from securefed.training.corpora import load_corpus
 from securefed.training.models import load_model
@@ -41,9 +42,15 @@ TASK = "sequence-classification"
 
 def defence(name: str) -> Defence:
     """By name; noise of any size."""
-    if name not in DEFENCES and name.startswith("noise-"):
-        return noise(float(name.removeprefix("noise-")))
-    return DEFENCES[name]
+    if name in DEFENCES:
+        return DEFENCES[name]
+    try:
+        kind, z = name.split("-", 1)
+        if kind == "noise":
+            return noise(float(z))
+    except ValueError:
+        pass
+    raise ConfigError(f"--defence {name!r}; there are {', '.join(DEFENCES)}, and noise-Z")
 
 
 def exposed(name: str) -> str:
@@ -64,6 +71,10 @@ def main() -> None:
     parser.add_argument("--offline", action="store_true", help="fetch nothing")
     options = parser.parse_args()
     names = options.defence or list(DEFENCES)
+    try:
+        wanted = {name: defence(name) for name in names}
+    except ConfigError as error:
+        parser.error(str(error))
     torch.set_num_threads(1)
     corpus = load_corpus("builtin:state-of-the-union", cache=cache_dir(), offline=options.offline)
     section = ModelSection(source="builtin:minilm-l6-v2", task=TASK, labels=2)
@@ -91,7 +102,7 @@ def main() -> None:
         if options.minutes and time.monotonic() - started > 60.0 * options.minutes:
             console.print(f"{name}: not begun")
             continue
-        each = defence(name)
+        each = wanted[name]
         left = Ladder(each, attackers).climb(
             each.bench(model, loaded.tokenizer, plain),
             texts,

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from securefed.attacks.base import Guess
+from securefed.attacks.frequencies import most_frequent
 from securefed.errors import ConfigError
 
 Text = tuple[int, ...]
@@ -165,14 +166,9 @@ class UnigramPrior:
 
     def __init__(self, background: Iterable[Sequence[int]], special: Iterable[int]) -> None:
         left_out = frozenset(special)
-        pairs: Counter[tuple[int, int]] = Counter()
-        for text in background:
-            counted = Counter(token for token in text if token not in left_out)
-            for token, times in counted.items():
-                pairs.update((token, place) for place in range(1, times + 1))
-        if not pairs:
+        self._ranked = most_frequent(background, left_out)
+        if not self._ranked:
             raise ConfigError("background: no token; the prior needs public texts")
-        self._ranked = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
 
     def guess(
         self, truth: Sequence[Sequence[int]], special: Iterable[int], *, least: int = 0
@@ -191,11 +187,11 @@ class UnigramPrior:
         texts = []
         for text in truth:
             count = sum(token not in left_out for token in text)
-            texts.append(tuple(token for token, _ in self._ranked[:count]))
+            texts.append(self._ranked[:count])
         more = least - sum(map(len, texts))
         loose: tuple[int, ...] = ()
         if more > 0:
-            left = Counter(token for token, _ in self._ranked[:least])
+            left = Counter(self._ranked[:least])
             left -= Counter(token for text in texts for token in text)
             loose = tuple(left.elements())[:more]
         return Guess(tuple(texts), loose, reason="unigram prior")

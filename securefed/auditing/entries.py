@@ -9,8 +9,9 @@ from typing import Literal, Protocol
 from pydantic import JsonValue
 
 from securefed.attacks.base import Limits
-from securefed.auditing.cells import BOTH, MASKS, NOISE, OFF, Cell
+from securefed.auditing.cells import BOTH, CLIP, GROUPS, MASKS, NOISE, OFF, PROTOCOL, Cell
 from securefed.auditing.from_config import AuditedRun
+from securefed.errors import ConfigError
 from securefed.evidence.results import Kind, Metric, Verdict
 
 Cost = Literal["quick", "full"]
@@ -121,6 +122,32 @@ class Entry:
     def exposures(self) -> tuple[str, ...]:
         """All that it can be tried on."""
         return tuple(dict.fromkeys(exposure for exposure, _ in self.full))
+
+    def check(self, cell: Cell) -> None:
+        """Refuse a cell whose measurement would not be of what the cell says.
+
+        Raises:
+            ConfigError: as :meth:`Cell.check`; or the attack is not tried on the exposure, it does
+                not know the defence, or a batch or a cohort is set that it does not take.
+        """
+        cell.check()
+        if cell.exposure not in self.exposures:
+            raise ConfigError(
+                f"exposure = {cell.exposure!r}: {self.name} can be tried on "
+                f"{', '.join(map(repr, self.exposures))}"
+            )
+        known = [defence for exposure, defence in self.full if exposure == cell.exposure]
+        other = cell.defence in (PROTOCOL, CLIP, GROUPS) if self.sized else True
+        if other and cell.defence not in known:
+            raise ConfigError(
+                f"defence = {cell.defence!r}: {self.name} on {cell.exposure!r} knows "
+                f"{', '.join(map(repr, known))}"
+            )
+        if not self.sized and (cell.batch, cell.clients) != (1, None):
+            raise ConfigError(
+                f"batch = {cell.batch}, clients = {cell.clients}: {self.name} has its own; leave "
+                "both out"
+            )
 
     def baseline_of(self, exposure: str) -> Column:
         """The cell in which it must work first."""

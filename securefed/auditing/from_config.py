@@ -8,6 +8,7 @@ sample turned out so; that it is secret is a protection that no view of one roun
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -267,6 +268,14 @@ class AuditedRun:
     def released(self) -> dict[str, torch.Tensor]:
         """The adapter in the state that is audited, by name."""
         return adapter_state(self.workbench.model)
+
+    def digest(self) -> bytes:
+        """SHA-256 over all texts and labels; secret: who knows all but one could test a guess."""
+        rows = [
+            (text, None if row.labels is None else row.labels.tolist())
+            for text, row in self._rows.items()
+        ]
+        return hashlib.sha256(repr((rows, self.background)).encode()).digest()
 
     def subject(self) -> dict[str, Any]:
         """Name and fingerprint of the base model."""

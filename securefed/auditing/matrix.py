@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import functools
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +32,9 @@ from securefed.evidence.results import (
     read_result,
 )
 from securefed.evidence.signing import key_id
+from securefed.training.unpacking import file_sha256
+
+_INPUTS = b"securefed/1/audited texts"
 
 
 class Watcher(Protocol):
@@ -100,7 +105,8 @@ class Matrix:
     Guarantees:
         - A file of a result is there whole or not at all.
         - A result is kept, and not made again, only if this key has signed it, it has all its
-          trials, and every setting is the same, version of the code included.
+          trials, and every setting is the same: model, texts, labels and code included.
+        - What was void or not for its baseline's sake is decided again by the present baseline.
     """
 
     run: AuditedRun
@@ -119,7 +125,8 @@ class Matrix:
             seconds: for all of them together, > 0.
 
         Raises:
-            ConfigError: the time is not positive, or the folder cannot be made.
+            ConfigError: the time is not positive, the folder cannot be made, or a cell is none of
+                its attack's.
         """
         if not (seconds > 0.0 and self.cell_seconds > 0.0):
             raise ConfigError(
@@ -129,6 +136,8 @@ class Matrix:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"--out {self.folder}: {error.strerror}") from None
+        for cell in cells:
+            entry(cell.attack).check(cell)
         self._write_signer()
         until = time.monotonic() + seconds
         found: list[AttackDocument] = []
@@ -136,12 +145,14 @@ class Matrix:
         for place, cell in enumerate(cells):
             self.watcher.begins(cell, place, len(cells))
             settings = self.settings(cell)
-            before = self._kept(cell, settings)
+            column = entry(cell.attack).baseline_of(cell.exposure)
+            why = ""
+            if (cell.exposure, cell.defence) not in (CONTROL, column):
+                why = why_void(baselines.get((cell.attack, *column, cell.batch)))
+            before = self._kept(cell, settings, why)
             document = before
             if document is None:
-                column = entry(cell.attack).baseline_of(cell.exposure)
-                baseline = baselines.get((cell.attack, *column, cell.batch))
-                document = self._measured(cell, settings, baseline, until)
+                document = self._measured(cell, settings, why, until)
                 text = json.dumps(document.signed(self.key), sort_keys=True) + "\n"
                 write_whole(self._path(cell), text)
             if cell.clients is None:
@@ -152,7 +163,11 @@ class Matrix:
         return found
 
     def settings(self, cell: Cell) -> dict[str, JsonValue]:
-        """All that a cell's measurement follows from, besides the captured views and the seeds."""
+        """All that a cell's measurement follows from, besides the captured views and the seeds.
+
+        ``inputs`` is a digest of the texts that only the signing key can make: a plain one would
+        let whoever knows all texts but one test guesses of that one.
+        """
         run = self.run
         config = run.config.model_dump(mode="json", exclude_none=True)
         for section in ("model", "data"):  # where a folder lies is nothing that a result shows
@@ -160,25 +175,26 @@ class Matrix:
         return cell.settings() | {
             "config": config,
             "texts": len(run.texts),
+            "inputs": self.key.secret(label=_INPUTS, context=run.digest()).hex(),
             "adapter": run.workbench.adapter_hash().hex(),
             "state": run.state,
             "round": run.number,
             "trial_seconds": self.limits.seconds,
             "max_tokens": self.limits.max_tokens,
             "threads": torch.get_num_threads(),
-            "code": securefed.__version__,
+            "code": [securefed.__version__, code_digest(), torch.__version__],
         }
 
     def _measured(
         self,
         cell: Cell,
         settings: dict[str, JsonValue],
-        baseline: Measurement | None,
+        why: str,
         until: float,
     ) -> AttackDocument:
         started = time.monotonic()
         clock = _Clock(min(until, started + self.cell_seconds), self.watcher.trial)
-        finding = self._finding(cell, baseline, clock)
+        finding = self._finding(cell, why, clock)
         spent = time.monotonic() - started
         measurement = Measurement(
             attack=cell.attack,
@@ -206,20 +222,17 @@ class Matrix:
         )
         return AttackDocument(measurement=measurement, about=about)
 
-    def _finding(self, cell: Cell, baseline: Measurement | None, clock: _Clock) -> Finding:
+    def _finding(self, cell: Cell, why: str, clock: _Clock) -> Finding:
         if clock.over:
             return Finding.none("out_of_time", "the audit's time was over before this cell")
-        own = (cell.exposure, cell.defence)
-        if own not in (CONTROL, entry(cell.attack).baseline_of(cell.exposure)):
-            why = why_void(baseline)
-            if why:
-                return Finding.none("void", why)
+        if why:
+            return Finding.none("void", why)
         try:
             return entry(cell.attack).measure(self.run, cell, self.limits, clock)
         except NotApplicable as error:
             return Finding.none("not_applicable", str(error))
 
-    def _kept(self, cell: Cell, settings: dict[str, JsonValue]) -> AttackDocument | None:
+    def _kept(self, cell: Cell, settings: dict[str, JsonValue], why: str) -> AttackDocument | None:
         path = self._path(cell)
         if not path.exists():
             return None
@@ -228,8 +241,15 @@ class Matrix:
         except RemoteProtocolError:
             return None  # another key's, or broken: made again
         found = document.measurement
-        whole = found.verdict != "out_of_time" and found.n in (0, len(cell.seeds))
-        return document if whole and found.settings == settings else None
+        if found.settings != settings or found.model != Subject(**self.run.subject()):
+            return None
+        if why or (found.verdict == "void" and found.n == 0):
+            # The baseline may have been made anew since, and decides again.
+            same = (found.verdict, found.n, found.reason) == ("void", 0, why)
+            return document if same else None
+        # Several records may count for one trial.
+        whole = found.verdict == "not_applicable" or found.n >= len(cell.seeds)
+        return document if whole else None
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / f"{cell.name}.json"
@@ -242,6 +262,15 @@ class Matrix:
             "public": public.raw.hex(),
         }
         write_whole(self.folder / "signer.json", json.dumps(signer, sort_keys=True) + "\n")
+
+
+@functools.cache
+def code_digest() -> str:
+    """SHA-256 over the source files of this package, in hexadecimal."""
+    root = Path(securefed.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    listing = [[path.relative_to(root).as_posix(), file_sha256(path)] for path in files]
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def why_void(baseline: Measurement | None) -> str:

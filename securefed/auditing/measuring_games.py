@@ -8,7 +8,7 @@ from securefed.attacks.base import Limits
 from securefed.auditing.cells import OFF, Cell, NotApplicable
 from securefed.auditing.entries import Clock, Column, Finding, Measure
 from securefed.auditing.from_config import AuditedRun
-from securefed.auditing.games import GameResult, play, together
+from securefed.auditing.games import PLANTED, GameResult, play, together
 from securefed.auditing.rounds import Bench
 from securefed.errors import ConfigError
 from securefed.evidence.results import Metric
@@ -17,7 +17,6 @@ AS_IT_IS: Column = ("game", "protocol")
 WEAKENED: Column = ("game", OFF)
 """With the check removed that the game is about: there the server must read the victim's text."""
 
-PLANTED = "planted-model"
 _CLIENTS = 4
 
 
@@ -65,13 +64,13 @@ def game(name: str) -> Measure:
 def _bench(run: AuditedRun, name: str) -> Bench:
     """Rounds of the run's model in which an update tells its text; games bring their own policy.
 
-    For a planted model it is the run's own adapter: planting needs no more than it has.
+    For planted models it is the run's own adapter: planting needs no more than it has.
     """
     if run.config.model.quantize != "none":
         raise NotApplicable("games are played on weights that are not quantised")
     own = run.setup(1, _CLIENTS)
     plain = replace(own, local_steps=1, learning_rate=1.0, optimizer="sgd", warm=0.02)
-    if name == PLANTED:
+    if name in PLANTED:
         return run.fresh(replace(plain, sharing="ffa", turn=1, warm=0.0))
     longest = max(map(len, run.texts))
     return run.fresh(replace(plain, rank=2 * longest, sharing="ffa", turn=1))

@@ -40,21 +40,26 @@ def on_texts(make: Callable[[AuditedRun], Attack]) -> Measure:
                 seconds=max(1.0, min(limits.seconds, clock.left)), max_tokens=limits.max_tokens
             )
             started = time.monotonic()
-            found.append(attempt(attack, captured, prior, limits=within))
-            at_limit += time.monotonic() - started >= within.seconds
+            trial = attempt(attack, captured, prior, limits=within)
+            ended = time.monotonic() - started >= within.seconds
+            if ended and within.seconds < limits.seconds:
+                break  # the cell's time cut it off: a failure would be the clock's
+            found.append(trial)
+            at_limit += ended
             predicted = dict(asdict(captured.prediction))
             clock.trial(len(found), len(cell.seeds))
         if not found:
             return Finding.none("out_of_time", "no trial fitted the time")
         results = {name: summarise(attack.name, name, found) for name in METRICS}
         recall = results[HEADLINE]
+        says = "the attack says itself that it does not apply"
         return Finding(
             metrics={name: _metric(each) for name, each in results.items()},
             headline=HEADLINE,
             seeds=recall.seeds,
             n=recall.n,
             verdict=recall.verdict,
-            reason="the attack says itself that it does not apply" if recall.void else "",
+            reason=f"{says} in {recall.void} of {recall.n} trials" if recall.void else "",
             void=recall.void,
             predicted=predicted,
             seconds_per_trial=recall.seconds,

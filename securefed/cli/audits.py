@@ -122,7 +122,7 @@ def attack(
     count = AMOUNTS["full"].trials if trials is None else trials
     seeds = tuple(range(seed, seed + count))
     wanted = Cell(name, view, chosen, batch, clients, seeds)
-    wanted.check()
+    known.check(wanted)
     cells = [wanted]
     baseline = known.baseline_of(view)
     if (view, chosen) not in (baseline, CONTROL):
@@ -132,6 +132,7 @@ def attack(
     limits = Limits(seconds=seconds)
     signer = _key(key, key_password)
     quiet_libraries()
+    _say_whose(read)
     run = _loaded(read, folder, offline)
     limits = replace(limits, max_tokens=_longest(run))
     target = out or _new_folder(f"{name}-{view}")
@@ -189,8 +190,12 @@ def audit(
     allowed = amount.seconds if seconds is None else seconds
     if not allowed > 0.0:
         raise ConfigError(f"--seconds {allowed}: must be > 0")
+    of_cell = allowed / 5.0 if cell_seconds is None else cell_seconds
+    if not of_cell > 0.0:
+        raise ConfigError(f"--cell-seconds {of_cell}: must be > 0")
     signer = _key(key, key_password)
     quiet_libraries()
+    _say_whose(read)
     run = _loaded(read, folder, offline)
     wanted = cells(run, profile, attacks=attacks or (), trials=trials, seed=seed)
     target = out or _new_folder(read.output.name)
@@ -199,8 +204,7 @@ def audit(
     limits = Limits(seconds=amount.trial_seconds, max_tokens=_longest(run))
     try:
         with audit_watching() as shown:
-            whole = Matrix(run, target, signer, limits, watcher=shown,
-                            cell_seconds=cell_seconds or allowed / 5.0)  # fmt: skip
+            whole = Matrix(run, target, signer, limits, cell_seconds=of_cell, watcher=shown)
             documents = whole.measure(wanted, seconds=allowed)
     except KeyboardInterrupt:
         errors.print(f"stopped; finished cells are in {target}", markup=False)
@@ -289,6 +293,15 @@ def _loaded(config: RunConfig, folder: Path | None, offline: bool) -> AuditedRun
 
     with watching() as shown:
         return AuditedRun.load(config, folder=folder, offline=offline, observer=shown)
+
+
+def _say_whose(config: RunConfig) -> None:
+    """What results of texts of one's own are: no budget pays for them."""
+    if not config.data.source.startswith("builtin:"):
+        say(
+            "note: no text is written, but figures are made of the texts themselves, and no budget "
+            "is charged: results are for those who may read these texts"
+        )
 
 
 def _longest(run: AuditedRun) -> int:

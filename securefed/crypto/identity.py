@@ -37,7 +37,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
-from securefed.crypto.keys import labelled
+from securefed.crypto.keys import derive, labelled
 from securefed.crypto.prg import KEY_BYTES, RandomBytes, SecretHolder, draw, system_random
 from securefed.errors import ConfigError, RemoteProtocolError
 
@@ -218,6 +218,14 @@ class IdentityKey(SecretHolder):
     def sign_enveloped(self, payload_type: str, payload: bytes) -> bytes:
         """The signature on :func:`pre_authentication` of an envelope's type and payload."""
         return self._key.sign(pre_authentication(payload_type, payload))
+
+    def secret(self, *, label: bytes, context: bytes) -> bytes:
+        """32 bytes that are always the same for a context, and look uniform to all other parties.
+
+        Raises:
+            ConfigError: as :func:`~securefed.crypto.keys.derive`.
+        """
+        return derive(self._key.private_bytes_raw(), label=label, context=context)
 
     def save(self, path: Path, *, password: bytes | None = None) -> None:
         """Write the key to a new file that only its owner can read (PKCS #8, PEM).

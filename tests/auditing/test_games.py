@@ -7,9 +7,10 @@ import attacked
 import pytest
 
 from securefed.attacks import views
+from securefed.attacks.base import Guess
 from securefed.auditing.games import AS_IT_IS, GAMES, PLANTED, play, together
 from securefed.auditing.games.parties import BARE, NOISED, Parties, given
-from securefed.auditing.games.planted import planted_model
+from securefed.auditing.games.planted import _refusal, planted_model
 from securefed.auditing.games.rounds import same_victim
 from securefed.errors import ConfigError
 
@@ -60,6 +61,31 @@ def test_as_it_is_a_client_refuses_by_name_and_nothing_is_read(name, benches):
     assert message in result.refused_by.message
     assert result.recovered == 0.0
     assert (result.protocol, result.refused) == (AS_IT_IS, 1)
+
+
+@pytest.mark.parametrize("name", ["planted-model", "pasquini"])
+def test_the_honest_weights_are_refused_by_nobody(name, benches):
+    assert _refusal(Parties(benches[name], 1), {}) is None
+
+
+def test_only_the_victims_text_counts_as_read_and_only_the_unseen_one_as_control(benches):
+    parties = Parties(benches["pasquini"], 1)
+    read = [parties.scored(Guess((parties.texts[name],))) for name in parties.names]
+    assert read == [(1.0, 0.0), *[(0.0, 0.0)] * 3]
+    assert parties.scored(Guess((parties._unseen,))) == (0.0, 1.0)
+
+
+def test_how_long_the_texts_in_a_round_are_is_not_told_to_the_server(benches):
+    texts = [tuple(range(5, 9))] * 5 + [tuple(range(5, 15))]
+    parties = Parties(benches["pasquini"], 1, texts)
+    told = []
+
+    class Attack:
+        def run(self, view, public, *, generator, limits):
+            told.append(limits.max_tokens)
+
+    parties.guessed(None, parties.session(), Attack())
+    assert told == [12]
 
 
 def test_sybils_are_not_refused_and_leave_the_victim_its_own_share_of_the_noise(benches):

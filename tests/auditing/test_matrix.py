@@ -2,22 +2,26 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from run_audits import load
 
 from securefed.attacks.base import Guess, Limits
+from securefed.attacks.inversion.exact import SpanInversion
 from securefed.auditing import catalogue, measuring_texts
+from securefed.auditing import matrix as modules_matrix
 from securefed.auditing.cells import MASKS, OFF, Cell
-from securefed.auditing.entries import CONTROL, Entry
+from securefed.auditing.entries import CONTROL, Entry, Finding
 from securefed.auditing.matrix import Matrix, Unwatched
 from securefed.auditing.profiles import cells
 from securefed.auditing.summary import matrix_cells, sweep, write_summary
 from securefed.auditing.trials import capture
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError
-from securefed.evidence.results import read_result
+from securefed.evidence.results import Metric, read_result
 
 KEY = IdentityKey.generate()
 LIMITS = Limits(seconds=20.0, max_tokens=10)
@@ -121,6 +125,107 @@ def test_finished_cells_are_kept_as_long_as_nothing_changed(run, tmp_path):
     path = tmp_path / f"{columns[1].name}.json"
     path.write_text(path.read_text().replace('"sig": "', '"sig": "A'))
     assert kept() == [True, False]
+
+
+def test_other_texts_another_model_or_other_code_are_never_taken_for_these(
+    run, tmp_path, monkeypatch
+):
+    columns = wanted("span-inversion", PLAIN, n=1)
+
+    def kept(of):
+        seen = Recorder()
+        (found,) = matrix(of, tmp_path, watcher=seen).measure(columns, seconds=600.0)
+        return seen.kept, found.measurement.settings["inputs"]
+
+    _, inputs = kept(run)
+    assert kept(run) == ([True], inputs)
+    # As many texts, from a folder of the same name.
+    other = replace(run, background=[*run.background[:-1], run.background[-1][::-1]])
+    assert kept(other)[0] == [False]
+    kept(run)
+    labels = {text: replace(row, labels=np.array([1])) for text, row in run._rows.items()}
+    assert kept(replace(run, _rows=labels))[0] == [False]
+    kept(run)
+    monkeypatch.setattr(run.workbench, "fingerprint", "0" * 64)
+    assert kept(run)[0] == [False]
+    monkeypatch.setattr(modules_matrix, "code_digest", lambda: "of other code")
+    assert kept(run)[0] == [False]
+    # Nobody else can make the digest that says so, and with it test guesses of a text.
+    assert inputs != run.digest().hex()
+    assert Matrix(run, tmp_path, IdentityKey.generate(), LIMITS, 60.0).settings(columns[0])[
+        "inputs"
+    ] not in (inputs, run.digest().hex())
+
+
+def test_a_baseline_that_is_made_anew_decides_anew_about_what_was_kept(
+    run, tmp_path, monkeypatch, silent
+):
+    columns = wanted("silent", PLAIN, ("sum", MASKS), n=3)
+    baseline = tmp_path / f"{columns[0].name}.json"
+
+    def measured():
+        baseline.unlink(missing_ok=True)
+        return matrix(run, tmp_path).measure(columns, seconds=600.0)[1].measurement
+
+    assert (measured().verdict, measured().n) == ("void", 0)
+    works = measuring_texts.on_texts(lambda run: SpanInversion(forced=True))
+    monkeypatch.setitem(
+        catalogue.CATALOGUE, "silent", Entry("silent", "texts", "works", "full", works)
+    )
+    assert (measured().verdict, measured().n) == ("guessed", 3)
+    monkeypatch.setattr(modules_matrix, "why_void", lambda baseline: "it failed this time")
+    assert (measured().verdict, measured().reason) == ("void", "it failed this time")
+
+
+def test_a_trial_that_the_cells_time_cuts_off_does_not_count_as_a_failure(run):
+    class Slow(Silent):
+        def run(self, view, public, *, generator, limits):
+            time.sleep(limits.seconds)
+            return super().run(view, public, generator=generator, limits=limits)
+
+    class Clock:
+        over, left = False, 0.5
+
+        def trial(self, done, total):
+            Clock.over = True
+
+    measure = measuring_texts.on_texts(lambda run: Slow())
+    (cell,) = wanted("slow", PLAIN, n=1)
+    found = measure(run, cell, Limits(seconds=20.0, max_tokens=10), Clock())
+    assert (found.verdict, found.n) == ("out_of_time", 0)
+    found = measure(run, cell, Limits(seconds=1.0, max_tokens=10), Clock())
+    assert (found.verdict, found.n, found.ended_by_time) == ("guessed", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        (Cell("span-inversion", "plain", "protocol"), "defence = 'protocol'"),
+        (Cell("span-inversion", "sum", "clip"), "defence = 'clip'"),
+        (Cell("span-inversion", "game", OFF), "exposure = 'game'"),
+        (Cell("retry", "game", "noise"), "knows 'off', 'protocol'"),
+        (Cell("retry", "game", "protocol", batch=4), "batch = 4"),
+        (Cell("canary-epsilon", "canaries", OFF, clients=8), "clients = 8"),
+    ],
+)
+def test_a_defence_that_an_attack_does_not_know_is_refused_before_anything_is_written(
+    run, tmp_path, cell, words
+):
+    with pytest.raises(ConfigError, match=words):
+        matrix(run, tmp_path / "out").measure([replace(cell, seeds=(0,))], seconds=60.0)
+    assert not list((tmp_path / "out").glob("*.json"))
+
+
+def test_a_measurement_of_more_records_than_trials_is_kept(run, tmp_path, monkeypatch):
+    records = Entry(
+        "records", "texts", "of many", "full",
+        lambda *_: Finding(seeds=(0,), n=1000, headline="m", metrics={"m": Metric(value=1.0)}),
+    )  # fmt: skip
+    monkeypatch.setitem(catalogue.CATALOGUE, "records", records)
+    seen = Recorder()
+    for _ in range(2):
+        matrix(run, tmp_path, watcher=seen).measure(wanted("records", PLAIN), seconds=60.0)
+    assert seen.kept == [False, True]
 
 
 def test_an_interrupt_leaves_whole_files_that_are_gone_on_with(run, tmp_path):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from securefed.attacks.frequencies import most_frequent
 from securefed.errors import ConfigError
 
 _UNSEEN = 1.0
@@ -33,16 +34,14 @@ class Background:
     def __init__(
         self, texts: Iterable[Sequence[int]], vocabulary: int, special: Iterable[int]
     ) -> None:
-        left_out = sorted(set(special))
-        counts, pairs = torch.full((vocabulary,), _UNSEEN), Counter[tuple[int, int]]()
-        for text in texts:
-            counted = Counter(token for token in text if token not in left_out)
-            for token, times in counted.items():
-                if not 0 <= token < vocabulary:
-                    raise ConfigError(f"texts: token {token}; the vocabulary has {vocabulary}")
+        left_out = frozenset(special)
+        counts = torch.full((vocabulary,), _UNSEEN)
+        self.ranking = most_frequent(known := list(texts), left_out)
+        for token in self.ranking:
+            if not 0 <= token < vocabulary:
+                raise ConfigError(f"texts: token {token}; the vocabulary has {vocabulary}")
+        for token, times in Counter(token for text in known for token in text).items():
+            if token not in left_out:
                 counts[token] += times
-                pairs.update((token, nth) for nth in range(times))
         counts[[token for token in left_out if token < vocabulary]] = 0.0
         self.log_prior = (counts / counts.sum()).log()
-        ranked = sorted(pairs, key=lambda pair: (-pairs[pair], pair))
-        self.ranking = tuple(token for token, _ in ranked)

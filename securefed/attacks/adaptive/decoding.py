@@ -61,7 +61,8 @@ class Decoding:
     Args:
         groups: the updates of its matrices.
         inputs: of the model.
-        places: how many places are looked at.
+        places: how many places are looked at; fewer if the time is over before, but enough for a
+            text of one token.
         head: tokens that every text begins with.
         log_prior: float32[vocabulary].
         deadline: on ``time.monotonic``'s clock.
@@ -92,7 +93,10 @@ class Decoding:
         self._spectra: list[torch.Tensor] = []
         self._seen: list[list[torch.Tensor]] = []
         self._direct: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
+        least = len(head) + len(also) + 1
         for place in range(places):
+            if place >= least and time.monotonic() >= deadline:
+                break
             every = self._inputs(place, None)
             spectrum = self._spectrum(every).masked_fill(torch.isinf(log_prior), -torch.inf)
             best = spectrum.topk(min(_CANDIDATES, len(spectrum))).indices
@@ -114,6 +118,11 @@ class Decoding:
         for group in self._groups:
             total += group.spectrum(given)
         return total
+
+    @property
+    def places(self) -> int:
+        """How many were looked at."""
+        return len(self._candidates)
 
     def standing(self, place: int, token: int) -> float:
         """How far a candidate's spectrum stands out of its place's, in standard deviations."""

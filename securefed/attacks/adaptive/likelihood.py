@@ -25,7 +25,8 @@ from securefed.attacks.adaptive.evidence import Group
 from securefed.attacks.adaptive.head import HeadEvidence
 from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
 from securefed.attacks.inversion.algebra import entry_noise
-from securefed.attacks.inversion.inputs import InputReader, Observed, observed
+from securefed.attacks.inversion.answers import void
+from securefed.attacks.inversion.inputs import InputReader, Observed, around, observed
 
 SURE = 0.2
 """Posterior probability below which a place is left to the prior."""
@@ -64,20 +65,18 @@ class SparseBayes:
         deadline = time.monotonic() + limits.seconds
         blocks = observed(public, public.layout.unflatten(view.reading(public)))
         if 0 not in blocks:
-            return _void("no layer that reads the embeddings is in the update")
+            return void("no layer that reads the embeddings is in the update")
         modules = {n: each[0].module for n, each in blocks.items()}
         reader = InputReader(public.model, modules, self._kept)
         log_prior = self.log_prior(public, reader.vocabulary)
         groups = groups_of(blocks[0], reader, view, public, log_prior)
         if not groups:
-            return _void("no signal: the update of block 0 is zero, or mixes several lifts")
+            return void("no signal: the update of block 0 is zero, or mixes several lifts")
         if reader.absolute and public.batch_size == 1:
             output = HeadEvidence.of(view, public, log_prior) if self._head else None
             best = likeliest(groups, reader, public, limits, log_prior, deadline, output)
             return self.guess(best, public)
-        around = [int(token) for token in public.tokenizer("")["input_ids"]]
-        head = around[: len(around) // 2] if reader.absolute else []
-        tail = around[len(around) // 2 :] if reader.absolute else []
+        head, tail = around(public) if reader.absolute else ([], [])
         decoding = Decoding(
             groups,
             lambda place, tokens: _inputs(reader, place, tokens),
@@ -200,8 +199,7 @@ def likeliest(
 ) -> Weighed:
     """The likeliest text, over the likeliest lengths."""
     share = 0.0 if output is None else 0.6 * limits.seconds  # what is kept for the output layer
-    around = [int(token) for token in public.tokenizer("")["input_ids"]]
-    head, tail = around[: len(around) // 2], around[len(around) // 2 :]
+    head, tail = around(public)
     decoding = Decoding(
         groups,
         lambda place, tokens: _inputs(reader, place, tokens),
@@ -211,14 +209,15 @@ def likeliest(
         deadline=deadline,
         also=tail,
     )
-    lengths = list(range(len(around) + 1, limits.max_tokens + 1))
+    lengths = list(range(len(head) + len(tail) + 1, limits.max_tokens + 1))
     if public.window_tokens is not None:
         lengths = [min(public.window_tokens, limits.max_tokens)]
-    elif tail:
+    # What was not looked at before the time was over is no place of the text.
+    lengths = [n for n in lengths if n <= decoding.places] or [decoding.places]
+    if tail and public.window_tokens is None:
         lengths.sort(key=lambda n: -decoding.standing(n - len(tail), tail[0]))
         lengths = lengths[:_LENGTHS]
-    else:
-        lengths = lengths[-1:]
+    lengths = lengths if tail else lengths[-1:]
     ends = {length: dict(enumerate(tail, start=length - len(tail))) for length in lengths}
     found = [decoding.text(ends[lengths[0]], lengths[0], "spectrum")]
     for begin in BEGINNINGS:
@@ -235,7 +234,3 @@ def likeliest(
 
 def _inputs(reader: InputReader, place: int, tokens: torch.Tensor | None) -> torch.Tensor:
     return reader.every(place) if tokens is None else reader.first(tokens, place)
-
-
-def _void(reason: str) -> Guess:
-    return Guess(verdict="void", reason=reason)

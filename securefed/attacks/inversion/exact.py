@@ -186,11 +186,14 @@ class _Session:
         )
 
     def _scan(self, spans: Spans, known: Mapping[int, int]) -> list[list[int]]:
-        """By place, tokens in the span, best first."""
-        accepted = []
+        """By place, tokens in the span, best first; none where the time is over."""
+        accepted: list[list[int]] = []
         for place in range(self._limits.max_tokens):
             if place in known:
                 accepted.append([known[place]])
+                continue
+            if time.monotonic() >= self._deadline:
+                accepted.append([])
                 continue
             inputs = self._reader.every(place)
             near = spans.accept(inputs)
@@ -203,6 +206,8 @@ class _Session:
         fit = fits(space, [self._reader.first([t], p)[0] for p, t in known.items()])
         likely = torch.zeros(self._limits.max_tokens, self._reader.vocabulary)
         for place in range(len(self._head), self._limits.max_tokens):
+            if time.monotonic() >= self._deadline:
+                break
             scores = fit(self._reader.every(place))
             scores[self._barred] = 0.0
             top = scores.topk(min(_TOP, len(scores)))

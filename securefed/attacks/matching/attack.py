@@ -21,6 +21,7 @@ from types import MappingProxyType
 import torch
 
 from securefed.attacks.base import AdversaryView, Guess, Limits, PublicKnowledge
+from securefed.attacks.inversion.inputs import around
 from securefed.attacks.matching.descent import RUNGS, Candidates, Descent, Schedule
 from securefed.attacks.matching.distances import (
     CosineDistance,
@@ -134,9 +135,7 @@ class GradientMatching:
         labellings = self._labellings(labels, public.batch_size, gradients)
         lengths: tuple[int, ...] = (self.length or 0,)
         if self.length is None:
-            lengths = likely_lengths(
-                view, public, limits, 1 + len(public.tokenizer("")["input_ids"])
-            )
+            lengths = likely_lengths(view, public, limits, 1 + sum(map(len, around(public))))
         best: tuple[Candidates, DiscreteSteps | None, torch.Tensor] | None = None
         for length in lengths:
             frame = frame_of(public, length)
@@ -224,8 +223,7 @@ def frame_of(public: PublicKnowledge, length: int) -> torch.Tensor:
         public: the tokenizer and the batch's size.
         length: of every text, special tokens included.
     """
-    around = [int(token) for token in public.tokenizer("")["input_ids"]]
-    head, tail = around[: len(around) // 2], around[len(around) // 2 :]
+    head, tail = around(public)
     frame = torch.full((public.batch_size, length), -1)
     frame[:, : len(head)] = torch.tensor(head, dtype=torch.int64)
     frame[:, length - len(tail) :] = torch.tensor(tail, dtype=torch.int64)

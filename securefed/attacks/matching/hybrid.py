@@ -14,6 +14,7 @@ from types import MappingProxyType
 import torch
 
 from securefed.attacks.base import AdversaryView, Attack, Guess, Limits, PublicKnowledge
+from securefed.attacks.inversion.inputs import around
 from securefed.attacks.matching.attack import every_labelling, frame_of
 from securefed.attacks.matching.descent import Descent, Schedule
 from securefed.attacks.matching.distances import CosineDistance
@@ -56,8 +57,10 @@ class HybridMatching:
         deadline = time.monotonic() + limits.seconds
         first = self._seed.run(view, public, generator=generator, limits=limits)
         observed, reason = observed_gradient(view, public)
-        if first.verdict == "void" or observed is None:
-            return Guess(verdict="void", reason=first.reason or reason)
+        if first.verdict == "void":
+            return Guess(verdict="void", reason=first.reason)
+        if observed is None:  # nothing to match with: what the spans say is all there is
+            return replace(first, reason=f"{first.reason}; {reason}")
         tokens = sorted(set(first.tokens))
         gradients = CandidateGradients(public, tuple(observed.tensors))
         length = self._length(first, public)
@@ -116,7 +119,7 @@ class HybridMatching:
         lengths = {len(text) for text in first.texts}
         if len(lengths) != 1:
             return None
-        return lengths.pop() + len(public.tokenizer("")["input_ids"])
+        return lengths.pop() + sum(map(len, around(public)))
 
     @staticmethod
     def _begun(

@@ -61,10 +61,13 @@ class Parties:
     def __init__(self, bench: Bench, seed: int, texts: Sequence[Text] | None = None) -> None:
         self.bench, self.names, self.victim = bench, bench.names, bench.names[0]
         self._keys = {name: IdentityKey.generate() for name in self.names}
+        # Not of the texts that are dealt: how long those are, nobody tells the server.
+        longest = max(map(len, texts)) if texts else 0
         dealt = self._dealt(np.random.default_rng([seed, 2]), texts)
         self.texts = dict(zip(self.names, dealt[:-1], strict=True))
         self._unseen = dealt[-1]
         self._seed = seed
+        self._longest = longest or max(map(len, dealt))
 
     def _dealt(self, rng: np.random.Generator, texts: Sequence[Text] | None) -> list[Text]:
         need = len(self.names) + 1
@@ -155,12 +158,11 @@ class Parties:
 
     def guessed(self, view: AdversaryView, session: RoundSession, attack: Attack) -> Guess:
         """What an attack makes of a view; it is told that what is in the view is one client's."""
-        longest = max(map(len, self.texts.values()))
         return attack.run(
             view,
             self.bench.public(session),
             generator=torch.Generator().manual_seed(self._seed),
-            limits=Limits(seconds=_SECONDS, max_tokens=longest + 2),
+            limits=Limits(seconds=_SECONDS, max_tokens=self._longest + 2),
         )
 
     def scored(self, guess: Guess) -> tuple[float, float]:

@@ -173,33 +173,47 @@ def _watched(
 
 
 def _refusal(parties: Parties, values: Mapping[str, torch.Tensor]) -> ConfigError | None:
-    """What a client says that loads the planted weights with the honest ones pinned."""
+    """What a client says that loads the planted weights with the honest ones pinned.
+
+    Raises:
+        ConfigError: it says something else than that the fingerprint is not the pinned one.
+    """
     model, task = parties.bench.model, parties.bench.setup.task
     with tempfile.TemporaryDirectory() as name:
         honest, other = Path(name) / "honest", Path(name) / "planted"
         _write(model, honest)
         with holding(model, values):
             _write(model, other)
+        for folder in (honest, other):
+            parties.bench.tokenizer.save_pretrained(folder)
         section = ModelSection(
             source=str(other),
             task=task,
-            labels=2 if task == "sequence-classification" else None,
+            labels=cast(Any, model).config.num_labels if task.startswith("sequence") else None,
             fingerprint=weights_fingerprint(honest),
         )
         try:
             load_model(section, cache=Path(name), offline=True, device=CPU)
         except ConfigError as error:
+            if not str(error).startswith("model.fingerprint"):
+                raise
             return ConfigError(str(error).replace(f"{name}/", ""))  # no path of this machine
     return None
 
 
 def _write(model: nn.Module, folder: Path) -> None:
-    """The base model's weights and configuration, without the adapter."""
+    """The base model's weights and configuration, without the adapter, by the base's own names."""
     folder.mkdir()
     tensors = {
-        name.replace(".base_layer.", "."): p.detach().clone().contiguous()
+        _own_name(name): p.detach().clone().contiguous()
         for name, p in model.named_parameters(remove_duplicate=False)
-        if ".lora_" not in name
+        if ".lora_" not in name and ".original_module." not in name
     }
     save_file(tensors, folder / "model.safetensors")
     cast(Any, model).config.save_pretrained(folder)
+
+
+def _own_name(name: str) -> str:
+    """A parameter's name without what an adapter adds to it."""
+    plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return plain.replace(".modules_to_save.default.", ".")

@@ -95,7 +95,8 @@ class RateAt:
         fpr: the bound, in (0, 1).
         false_positives: how many others are above the threshold, floor(fpr n) or (ties) fewer.
         value: the rate of members above it.
-        interval: of Clopper and Pearson, for the threshold given.
+        interval: of Clopper and Pearson, for the threshold given and these very records: trials are
+            counted as independent, and what other records would give is not in it.
         resolved: whether there are 1 / fpr other records or more; else the threshold lies above all
             of them, and the true rate of false positives at it is known up to about 3 / n only.
     """
@@ -144,6 +145,10 @@ def auc_interval(
         confidence: in (0, 1).
         seed: of the bootstrap.
 
+    Where members and others do not overlap all resamples say the same, and their interval has no
+    width.  Then it is that of Clopper and Pearson for half as many pairs, each of a member and
+    another record, as there are records: pairs without a common record are independent.
+
     Source: Efron and Tibshirani 1993, chapter 13; Field and Welsh 2007, "Bootstrapping Clustered
     Data", for whole clusters.
     """
@@ -163,6 +168,9 @@ def auc_interval(
     if not pairs.any():
         raise ConfigError(f"records: {len(names)}; too few to resample")
     found = won[pairs > 0] / pairs[pairs > 0]
+    if found.min() == found.max() and found[0] in (0.0, 1.0):
+        apart = min(len(names) // 2, int(truth.sum()), int((~truth).sum()))
+        return clopper_pearson(round(found[0]) * apart, apart, confidence)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(found, [tail, 1.0 - tail])
     return float(low), float(high)

@@ -31,7 +31,7 @@ from securefed.privacy.accounting import (
 )
 from securefed.privacy.policy import PrivacyPolicy
 
-Judgement = Literal["consistent", "violated", "unprotected"]
+Judgement = Literal["consistent", "violated", "out_of_reach", "unprotected"]
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, in releases."""
 
@@ -94,14 +94,32 @@ class AuditResult:
         return next(each for each in self.bounds if each.method == method)
 
     @property
+    def reach(self) -> float:
+        """What the bound that decides would be if scores told every canary; infinity: any number.
+
+        An audit cannot find that more than this is promised and not kept.
+        """
+        return lower_bound(
+            self.judged.method,
+            np.ones(self.inside),
+            np.zeros(self.outside),
+            delta=self.judged.delta,
+            confidence=self.judged.confidence,
+            seed=self.seed,
+        ).epsilon
+
+    @property
     def verdict(self) -> Judgement:
         """``"violated"`` where the bound that decides exceeds what is promised.
 
-        ``"unprotected"`` where nothing is promised that could be.
+        ``"unprotected"`` where nothing is promised that could be, and ``"out_of_reach"`` where no
+        scores of so few canaries could have shown that the promise is broken.
         """
         if not self.statement.protected:
             return "unprotected"
-        return "violated" if self.judged.epsilon > self.statement.epsilon else "consistent"
+        if self.judged.epsilon > self.statement.epsilon:
+            return "violated"
+        return "consistent" if self.reach > self.statement.epsilon else "out_of_reach"
 
     def __str__(self) -> str:
         found, judged = self.bound(self.primary), self.judged
@@ -121,6 +139,7 @@ class AuditResult:
             "statement": self.statement.to_record(),
             "bounds": [each.to_record() for each in self.bounds],
             "judged": self.judged.to_record(),
+            "reach": self.reach if math.isfinite(self.reach) else "unbounded",
             "verdict": self.verdict,
         }
 
@@ -277,10 +296,12 @@ def self_test(
         clients: n of a round.
         faults: those that clients under this policy cannot have are left out.
         options: further arguments of :func:`audit_policy`.
+
+    Raises:
+        ConfigError: none is left, so that nothing would be tested; or as :func:`audit_policy`.
     """
     given = replace(policy, sampling_probability=1.0)
-    return tuple(
-        audit_policy(given, clients=clients, fault=fault, **options)
-        for fault in faults
-        if fault.applies(policy)
-    )
+    planted = [fault for fault in faults if fault.applies(policy)]
+    if not planted:
+        raise ConfigError("faults: clients under this policy can have none of them")
+    return tuple(audit_policy(given, clients=clients, fault=fault, **options) for fault in planted)

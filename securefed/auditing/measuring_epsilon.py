@@ -26,7 +26,8 @@ def canaries(run: AuditedRun, cell: Cell, limits: Limits, clock: Clock) -> Findi
     """One audit for each adversary; of the planted fault, one.
 
     ``prior`` is what is promised, and ``lift`` how far the bound that decides exceeds it: above 0
-    the promise is broken.
+    the promise is broken.  An audit that could not have found that, whatever it saw, is no evidence
+    and is left out; the reason names it.
     """
     seed = cell.seeds[0]
     policy = run.settings.stated
@@ -44,9 +45,11 @@ def canaries(run: AuditedRun, cell: Cell, limits: Limits, clock: Clock) -> Findi
     except ConfigError as error:
         raise NotApplicable(str(error)) from None
     clock.trial(len(cell.seeds), len(cell.seeds))
-    results = tuple(each for each in results if each.verdict != "unprotected")
+    far = [_name(each) for each in results if each.verdict == "out_of_reach"]
+    left_out = f"; more is promised than so few canaries can test: {', '.join(far)}" if far else ""
+    results = tuple(each for each in results if each.verdict in ("consistent", "violated"))
     if not results:
-        raise NotApplicable("nothing is promised that could be audited")
+        raise NotApplicable(f"nothing is promised that could be audited{left_out}")
     found = {_name(each): _metric(each) for each in results}
     worst = max(found, key=lambda name: found[name].lift or 0.0)
     promises: dict[str, JsonValue] = {_name(each): each.statement.epsilon for each in results}
@@ -55,7 +58,7 @@ def canaries(run: AuditedRun, cell: Cell, limits: Limits, clock: Clock) -> Findi
         headline=HEADLINE,
         seeds=(seed,),
         n=results[0].inside + results[0].outside,
-        reason=f"{worst.replace('_', ' ')}: {_verdict(found[worst])}",
+        reason=f"{worst.replace('_', ' ')}: {_verdict(found[worst])}{left_out.replace('_', ' ')}",
         predicted=promises,
         seconds_per_trial=sum(each.seconds for each in results),
     )

@@ -30,6 +30,7 @@ from securefed.federation.server_optimizer import ServerOptimizer
 from securefed.federation.server_step import ServerStep
 from securefed.federation.session import RoundSession
 from securefed.lora.adapter import adapter_state
+from securefed.privacy.mechanisms import RoundPlan
 from securefed.secagg.aggregator import SESSION_BYTES
 from securefed.training.data import ClientData, Examples, client_sizes
 from securefed.training.models import load_model, resolve_device
@@ -206,7 +207,7 @@ class MembershipBench:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         words = NoiseGenerator.from_key(rng.bytes(32))  # the attacker's own, kept from nobody
         plan, policy = settings.plan, settings.sum_policy
-        std = math.hypot(math.sqrt(len(self.names)) * plan.local_std, plan.server_std)
+        std = noise_of_all(plan, len(self.names))
         bench.begin_anew()
         step = ServerStep(bench.parts, lambda initial: ServerOptimizer.of(initial, training))
         for number in range(1, training.rounds + 1):
@@ -265,6 +266,14 @@ class MembershipBench:
         )
 
 
+def noise_of_all(plan: RoundPlan, clients: int) -> float:
+    """Std in grid units of the noise in the opened sum of a round that no client is missing from.
+
+    Where excess noise is removed, what is left.
+    """
+    return math.hypot(math.sqrt(clients) * plan.retained_std(0), plan.server_std)
+
+
 def attack_runs(
     attacks: Sequence[MembershipAttack],
     bench: MembershipBench,
@@ -306,10 +315,13 @@ def membership_trial(
         attack: that is tried.
         question: what it is given.
         inside: bool[n], which candidates are members.
-        seed: of its random choices.
+        seed: of its random choices, which share no draw with a generator of the same seed.
     """
+    # Apart from the draws of who is a member, which come from a generator of the seed itself: an
+    # attack with that one in its hands could draw them again.
+    own = int(np.random.SeedSequence([seed, 1]).generate_state(1, np.uint64)[0])
     started = time.perf_counter()
-    guess = attack.run(question, generator=torch.Generator().manual_seed(seed))
+    guess = attack.run(question, generator=torch.Generator().manual_seed(own))
     spent = time.perf_counter() - started
     return MembershipTrial(guess.scores, inside, guess.verdict, seed, spent)
 

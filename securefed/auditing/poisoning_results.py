@@ -73,8 +73,9 @@ class Rate:
 
     Attributes:
         value: mean over runs and examples.
-        interval: for other runs and other examples at once: both are resampled; where every
-            example of every run says the same, Clopper and Pearson's of one run's examples.
+        interval: for other runs and other examples at once: both are resampled.  Of one run, and
+            where every example of every run says the same (then Clopper and Pearson's of one run's
+            examples), it is for other examples alone: how far runs differ does not show in it.
         method: which of the two.
         runs: the share in each run.
         examples: of one run.

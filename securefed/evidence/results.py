@@ -62,7 +62,9 @@ class Subject(Section):
 
 
 class Measurement(Section):
-    """What was found; everything here is repeatable.
+    """What was found; everything here is repeatable from the same captured views.
+
+    Rounds that add noise have it from the operating system: captured anew, they are other views.
 
     ``verdict``: ``guessed``: the attack ran, and the metrics are what it reached.  ``void``: its
     failure shows nothing, for the ``reason`` given.  ``not_applicable``: this exposure or defence

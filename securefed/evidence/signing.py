@@ -45,6 +45,8 @@ def canonical(document: Mapping[str, Any]) -> bytes:
         encoded = rfc8785.dumps(dict(document))
     except (rfc8785.CanonicalizationError, RecursionError) as error:
         raise ConfigError(f"document: has no canonical form: {error}") from None
+    except UnicodeEncodeError:  # whose message would hold the text
+        raise ConfigError("document: has no canonical form: a name is not Unicode text") from None
     if len(encoded) > PAYLOAD_LIMIT:
         raise ConfigError(f"document: {len(encoded)} bytes; at most {PAYLOAD_LIMIT} are allowed")
     return encoded
@@ -101,11 +103,13 @@ def verify(
         raise RemoteProtocolError(
             f"envelope: {len(signatures)} signatures; 1 to {_MOST_SIGNATURES} are allowed"
         )
-    payload = _decoded(encoded, "payload")
-    if not any(_holds(each, trusted, kind, payload) for each in signatures):
-        raise RemoteProtocolError("envelope: no trusted key has signed it")
     if kind != payload_type:
-        raise RemoteProtocolError(f"envelope: payloadType = {kind!r}; it must be {payload_type!r}")
+        raise RemoteProtocolError(
+            f"envelope: payloadType = {kind[:80]!r}; it must be {payload_type!r}"
+        )
+    payload = _decoded(encoded, "payload")
+    if not any(_holds(each, trusted, payload_type, payload) for each in signatures):
+        raise RemoteProtocolError("envelope: no trusted key has signed it")
     try:
         document = json.loads(payload)
         again = rfc8785.dumps(document)

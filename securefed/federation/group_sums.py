@@ -57,8 +57,8 @@ class GroupedSession:
 
     Args:
         session: 16 fresh random bytes naming this attempt; the division follows from them.
-        round: number of the round, >= 1.
-        cohort: ids of the invited clients, sorted.
+        round: number of the round, in 1..2^32 - 1.
+        cohort: ids of the invited clients, sorted, without repeats.
         roster: identity keys; the client's own copy, not one the server sent.
         groups: g >= 2, sums in the round; divides the size of the cohort.
         dimension: d, length of an update.
@@ -91,6 +91,11 @@ class GroupedSession:
 
     def __post_init__(self) -> None:
         size = len(self.cohort)
+        if list(self.cohort) != sorted(set(self.cohort)):
+            # Here and not in the groups' own rounds: a client named twice could be in two of them.
+            raise ConfigError("cohort: client ids must be sorted and without repeats")
+        if not 1 <= self.round < 2**32:
+            raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
         if self.groups < 2 or size % self.groups:
             raise ConfigError(
                 f"groups = {self.groups}: must be >= 2 and divide the cohort of {size} clients"

@@ -14,7 +14,10 @@ from securefed.attacks.membership.loss import LossThreshold, ReferenceLoss
 from securefed.attacks.membership.rmia import RobustMembership
 from securefed.attacks.membership.shadows import Shadows
 from securefed.attacks.roc import Roc
+from securefed.auditing.membership import membership_trial, noise_of_all
+from securefed.auditing.releases import Releases, Setting
 from securefed.errors import ConfigError
+from securefed.privacy.policy import PrivacyPolicy
 
 GENERATOR = torch.Generator()
 
@@ -187,3 +190,45 @@ def test_shadows_and_guesses_that_make_no_sense_are_refused():
         RobustMembership(gamma=0.0)
     with pytest.raises(ConfigError, match="ridge"):
         GradientAlignment(ridge=0.0)
+
+
+class Replay:
+    """Draws from its own generator what a run drew from one of the same seed: its members."""
+
+    name = "replay"
+
+    def run(self, question, *, generator):
+        """Scores the half that ``sum_trials`` would have dealt."""
+        count = len(question.records.candidates)
+        scores = np.zeros(count)
+        scores[torch.randperm(count, generator=generator).numpy()[: count // 2]] = 1.0
+        return MembershipGuess(scores)
+
+
+def test_an_attack_cannot_draw_the_members_again_from_its_own_seed():
+    question, _ = world(records=40)
+    right = []
+    for seed in range(20):
+        inside = Replay().run(question, generator=torch.Generator().manual_seed(seed)).scores > 0.0
+        right.append(membership_trial(Replay(), question, inside, seed).scores[inside].mean())
+    assert 0.4 < np.mean(right) < 0.6  # 1.0 where the two are in step
+    twice = [membership_trial(Replay(), question, inside, 3).scores for _ in range(2)]
+    assert np.array_equal(*twice)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_an_attackers_own_runs_have_the_noise_of_real_sums_with_the_excess_removed(removed):
+    policy = PrivacyPolicy(
+        clip_norm=1.0,
+        noise_multiplier=1.0,
+        corrupt_fraction=0.0,
+        dropout_fraction=0.375,
+        remove_excess_noise=removed,
+    )
+    setting = Setting(policy=policy, clients=8, adversary="release", dimension=512, dropouts=0)
+    releases = Releases(setting)
+    released, _ = releases.release({name: np.zeros((1, 512)) for name in releases.names})
+    plan = releases.stated.plan
+    expected = noise_of_all(plan, 8) * plan.resolution
+    assert float(np.std(released)) == pytest.approx(expected, rel=0.15)
+    assert expected == pytest.approx(1.0 if removed else np.sqrt(8 / 5), rel=0.05)

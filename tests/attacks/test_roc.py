@@ -12,6 +12,7 @@ from securefed.attacks.membership_results import (
     MembershipTrial,
     summarise_membership,
 )
+from securefed.attacks.results import clopper_pearson
 from securefed.attacks.roc import (
     Roc,
     auc_interval,
@@ -100,6 +101,22 @@ def test_trials_of_one_record_do_not_make_the_interval_shorter_as_if_they_were_n
     assert again[1] - again[0] == pytest.approx(once[1] - once[0], rel=0.15)
 
 
+def test_a_few_records_that_happen_to_lie_apart_do_not_count_as_certain():
+    # One member above one other record: chance gives that every second time.
+    assert auc_interval(np.array([1.0, 0.0]), np.array([True, False]), np.arange(2))[0] < 0.5
+    above = 0
+    for seed in range(60):
+        scores = np.random.default_rng(seed).normal(size=4)
+        member = np.random.default_rng([seed, 1]).permutation(4) < 2
+        above += auc_interval(scores, member, np.arange(4), seed=seed)[0] > 0.5
+    assert above <= 6  # of 60 without any signal, at 2.5 %; without width it was every fifth
+    many = np.repeat([1.0, 0.0], 50)
+    low, high = auc_interval(many, many > 0.5, np.arange(100))
+    assert (low, high) == (pytest.approx(0.025 ** (1 / 50)), 1.0)
+    low, high = auc_interval(-many, many > 0.5, np.arange(100))
+    assert (low, high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 50)))
+
+
 def test_what_dp_allows_is_the_less_of_both_bounds_and_at_least_chance():
     fpr = np.array([0.0, 0.001, 0.1, 0.5, 1.0])
     allowed = private_tpr(fpr, 1.0, 1e-3)
@@ -144,12 +161,35 @@ def test_a_guess_at_random_shows_no_epsilon_and_one_that_knows_shows_much():
     assert epsilon_lower_bound(member.astype(float), member, records, delta=1e-5) > 3.0
 
 
+def test_the_lower_bound_is_that_of_two_rates_at_half_of_the_error_each_on_half_of_the_records():
+    member = np.tile([True, True, False, False], 50)
+    found = epsilon_lower_bound(
+        member.astype(np.float64), member, np.arange(200), delta=0.1, confidence=0.9
+    )
+    low, high = clopper_pearson(50, 50, 0.9)[0], clopper_pearson(0, 50, 0.9)[1]
+    assert found == pytest.approx(np.log((low - 0.1) / high))
+
+
+def test_choosing_a_threshold_costs_nothing_since_other_records_count():
+    positive = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        member = rng.permutation(200) < 100
+        found = epsilon_lower_bound(
+            rng.normal(size=200), member, np.arange(200), delta=0.0, confidence=0.6
+        )
+        positive += found > 0.0
+    assert positive <= 9  # of 60; about half where records choose the threshold that judges them
+
+
 def test_a_result_says_whether_scores_exceed_a_promise():
     scores, member = randomised_response(0, 3.0)
     runs = [trial(scores, member)]
     kept = summarise_membership("a", "v", runs, epsilon=3.0, delta=1e-5, changes=1)
     broken = summarise_membership("a", "v", runs, epsilon=1.0, delta=1e-5, changes=1)
     twice = summarise_membership("a", "v", runs, epsilon=1.5, delta=1e-5)
+    wide = summarise_membership("a", "v", runs, epsilon=1.0, delta=0.3, changes=1)
+    assert wide.epsilon_lower < broken.epsilon_lower - 0.1  # the promise's delta is its own
     assert not kept.violates
     assert broken.violates
     assert not twice.violates  # where another record stands in its place
@@ -173,10 +213,13 @@ def test_the_worst_record_is_found_and_its_interval_holds_for_all_records():
     assert found.worst is not None
     assert (found.worst.inside, found.worst.outside) == (12, 12)
     assert found.worst.advantage == 1.0
-    assert found.worst.interval[0] > 0.0
+    each = 1.0 - 0.05 / (2 * 20)  # two rates of each of the records that it is the worst of
+    low, high = clopper_pearson(12, 12, each)[0], clopper_pearson(0, 12, each)[1]
+    assert found.worst.interval[0] == pytest.approx(low - high)
+    assert low > high
     assert abs(found.advantage) < 0.2
-    for each in trials:
-        each.scores[7] = rng.standard_normal()
+    for one in trials:
+        one.scores[7] = rng.standard_normal()
     chance = summarise_membership("a", "v", trials)
     assert chance.worst is not None
     assert chance.worst.interval[0] < 0.0  # though the largest of twenty is well above 0

@@ -117,6 +117,15 @@ def test_a_secret_sample_is_judged_by_the_method_that_assumes_nothing():
     assert found.verdict == "consistent"
 
 
+def test_a_promise_that_so_few_canaries_cannot_break_is_not_called_consistent():
+    loose = replace(EXAMPLES, sampling_probability=0.5, noise_multiplier=0.7)
+    (fault,) = (fault for fault in FAULTS if fault.name == "noise quartered")
+    found = audit(loose, fault=fault)
+    assert found.judged.epsilon <= found.reach < found.statement.epsilon
+    assert found.verdict == "out_of_reach"
+    assert audit(replace(loose, sampling_probability=1.0), fault=fault).verdict == "violated"
+
+
 def test_without_noise_nothing_is_promised_and_everything_seen():
     found = audit(PrivacyPolicy(clip_norm=0.5, mechanism="none"))
     assert found.verdict == "unprotected"
@@ -166,7 +175,8 @@ def test_a_run_file_is_audited_given_the_sample_and_with_it_over_all_rounds():
     )
     seen = [(each.statement.against, each.primary, each.composed) for each in found]
     assert seen == [("release", "gaussian", 1), ("release", "clopper_pearson", 6)]
-    assert {each.verdict for each in found} == {"consistent"}
+    # 100 canaries cannot break what is promised of six rounds with a secret sample.
+    assert [each.verdict for each in found] == ["consistent", "out_of_reach"]
     assert found[1].statement.epsilon == settings.guarantee("release", 6).epsilon
 
 
@@ -192,4 +202,5 @@ def test_a_self_test_plants_what_the_policy_can_have():
     )
     assert [each.fault for each in found] == [fault.name for fault in FAULTS[-2:]]
     assert {each.verdict for each in found} == {"violated"}
-    assert self_test(replace(FULL, mechanism="central"), clients=32) == ()
+    with pytest.raises(ConfigError, match="none of them"):  # nothing tested is no test passed
+        self_test(replace(FULL, mechanism="central"), clients=32)

@@ -36,6 +36,17 @@ def test_clopper_pearson_is_that_of_jax_privacy(case):
     assert float(found) == pytest.approx(case["clopper_pearson"], rel=0.01)
 
 
+def test_delta_is_taken_from_what_is_caught():
+    # Of a mechanism that shows everything with probability 0.5 and nothing else: (0, 0.5)-DP.
+    found = [
+        float(epsilon_of_counts(5000, 10000, 1, 10000, delta=delta, confidence=0.95))
+        for delta in (1e-5, 0.25, 0.5)
+    ]
+    low, high = stats.beta.ppf(0.025, 5000, 5001), stats.beta.ppf(0.975, 2, 9999)
+    assert found[:2] == pytest.approx([math.log((low - d) / high) for d in (1e-5, 0.25)])
+    assert found[2] == 0.0
+
+
 def test_one_run_is_that_of_jax_privacy(case):
     caught, inside, false, outside = counts(case)
     found = epsilon_of_guesses(
@@ -83,6 +94,41 @@ def randomised_response(epsilon, n, rng):
     share = 1.0 / (1.0 + math.exp(-epsilon))
     inside, outside = rng.random(n) < share, rng.random(n) < 1.0 - share
     return inside.astype(float), outside.astype(float)
+
+
+def test_choosing_a_threshold_costs_nothing_since_other_scores_count():
+    positive = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        found = lower_bound(
+            "clopper_pearson",
+            rng.normal(size=100),
+            rng.normal(size=100),
+            delta=DELTA,
+            confidence=0.6,
+            seed=seed,
+        )
+        positive += found.epsilon > 0.0
+    assert positive <= 12  # one or two; 45 where scores choose the threshold they are counted by
+
+
+def test_far_and_near_gaps_are_bounded_alike():
+    rng = np.random.default_rng(0)
+    noise, outside = rng.normal(size=20), rng.normal(size=20)
+    shares = []
+    for gap in (2.5e3, 3.5e3):  # on either side of where the noncentral t is given up
+        estimate, bound = gaussian_mu(noise + gap, outside, 0.95)
+        shares.append(bound / estimate)
+    assert shares[0] == pytest.approx(shares[1], rel=1e-3)
+    assert shares[1] < 0.85  # 38 degrees of freedom: S may well be a fifth too small
+
+
+def test_one_run_pays_for_each_share_of_guesses_that_it_looked_at():
+    found = lower_bound(
+        "one_run", np.ones(200), np.zeros(200), delta=DELTA, confidence=0.95, seed=0
+    )
+    once = [epsilon_of_guesses(400, 400, 400, DELTA, confidence) for confidence in (0.95, 0.99)]
+    assert once[0] > found.epsilon == pytest.approx(once[1])
 
 
 @pytest.mark.parametrize("method", ["clopper_pearson", "one_run"])

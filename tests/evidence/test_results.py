@@ -76,6 +76,13 @@ def test_a_document_with_other_fields_is_no_result_though_signed():
             opened(sign(values, key, payload_type=RESULT_TYPE), [key.public])
 
 
+def test_a_result_signed_as_something_else_is_no_result():
+    key = IdentityKey.generate()
+    values = document().model_dump(mode="json")
+    with pytest.raises(RemoteProtocolError, match="payloadType"):
+        opened(sign(values, key, payload_type=RESULT_TYPE + ";draft"), [key.public])
+
+
 def test_the_digest_is_of_the_measurement_alone():
     one = document()
     other = one.model_copy(update={"about": About(time="now", seconds=9.0, version="9")})

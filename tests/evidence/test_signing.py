@@ -103,6 +103,7 @@ def test_a_signature_of_the_protocol_is_none_of_an_envelope(key, envelope):
         ({"payload": "e30="}, "no trusted key"),
         ({"payload": "!!"}, "payload is not base64"),
         ({"payload": 5}, "needs payload"),
+        ({"payloadType": "\ud800"}, "payloadType = "),  # a lone surrogate has no bytes to sign
         ({"signatures": []}, "0 signatures"),
         ({"signatures": [{}] * 17}, "17 signatures"),
         ({"signatures": [{"keyid": "a"}]}, "needs a sig"),
@@ -131,6 +132,12 @@ def test_a_payload_that_is_not_one_canonical_object_is_refused_though_signed(key
 def test_what_json_cannot_hold_is_not_signed(key, value):
     with pytest.raises(ConfigError, match="canonical form"):
         sign({"a": value}, key, payload_type=KIND)
+
+
+def test_a_name_that_is_not_unicode_is_not_signed_and_not_shown(key):
+    with pytest.raises(ConfigError, match="canonical form") as caught:
+        sign({"secret\ud800": 1}, key, payload_type=KIND)
+    assert "secret" not in str(caught.value)
 
 
 def test_the_key_file_is_its_owners_alone_and_can_be_encrypted(tmp_path):

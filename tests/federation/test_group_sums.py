@@ -108,6 +108,25 @@ def test_who_was_told_of_another_division_is_in_no_sum_with_the_rest():
     assert mine.context.digest != theirs.context.digest
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": b"n" * 32},
+        {"dimension": 41},
+        {"policy": replace(QUIET, clip_norm=2.0)},
+        # The same for a group of four: two corrupt clients, no dropouts.
+        {"policy": replace(QUIET, corrupt_fraction=0.11)},
+        {"aggregation": PlaintextAggregation()},
+    ],
+    ids=["model", "dimension", "clip", "corrupt", "aggregation"],
+)
+def test_who_was_told_of_other_terms_is_in_no_sum_with_the_rest(change):
+    ours, theirs = session_of(), session_of(**change)
+    assert ours.members == theirs.members
+    for one, other in zip(ours.sessions, theirs.sessions, strict=True):
+        assert one.context.digest != other.context.digest
+
+
 def test_no_two_groups_and_no_two_attempts_share_a_digest():
     digests = [one.context.digest for one in session_of().sessions]
     digests += [one.context.digest for one in session_of(session=b"f" * 16).sessions]
@@ -132,7 +151,25 @@ def test_a_group_has_the_floors_and_thresholds_of_its_size_with_all_corrupt_clie
         ({"groups": 6}, "groups = 6: must be >= 2 and divide"),
         ({"groups": 10}, r"group 0 of 2 clients: .*use fewer groups|2 may be corrupt"),
         ({"session": b"short"}, "session of 5 bytes"),
+        # Each group would hold "c00" once only, and "c00" be in more than one of them.
+        ({"cohort": ("c00", "c00", *list(KEYS)[:18])}, "without repeats"),
+        ({"cohort": tuple(reversed(KEYS))}, "must be sorted"),
+        ({"round": 0}, "round = 0"),
+        ({"round": 1 << 32}, "round = 4294967296"),
         ({"aggregation": HomomorphicAggregation()}, "'pairwise' rounds only"),
+        (
+            {
+                "policy": replace(
+                    QUIET,
+                    mechanism="central",
+                    noise_multiplier=1.0,
+                    unit="example",
+                    max_examples=8,
+                    separation=2,
+                )
+            },
+            "separation = 2",
+        ),
         (
             {
                 "policy": replace(
@@ -208,7 +245,7 @@ def test_a_client_charges_its_account_once_a_round_and_not_for_other_groups(tmp_
         one = session_of(policy=NOISED, round=round, session=bytes([round]) * 16)
         account.charge(one.event())
     account.close()
-    assert len(read_charges(path)) == 2
+    assert [record.body["groups"] for record in read_charges(path)] == [5, 5]
     with pytest.raises(ConfigError):
         open_account(path, session_of(policy=NOISED, groups=4), "c00")
 

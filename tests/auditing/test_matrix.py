@@ -118,6 +118,7 @@ def test_finished_cells_are_kept_as_long_as_nothing_changed(run, tmp_path):
     assert kept() == [False, False]
     assert kept() == [True, True]
     assert kept(limits=replace(LIMITS, seconds=19.0)) == [False, False]
+    assert kept(limits=replace(LIMITS, max_tokens=11)) == [False, False]
     assert kept(of=[replace(cell, seeds=(0, 5)) for cell in columns]) == [False, False]
     assert kept(key=IdentityKey.generate()) == [False, False]
     assert kept() == [False, False]

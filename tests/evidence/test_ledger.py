@@ -519,7 +519,9 @@ def test_after_a_kill_every_acknowledged_record_is_there(tmp_path, seed):
         heard = [process.stdout.readline()]
         time.sleep(chance.uniform(0.0, 0.12))
         process.send_signal(signal.SIGKILL)
-        heard += process.communicate(timeout=60)[0].splitlines(keepends=True)
+        # communicate() would miss what readline() has already buffered.
+        heard += process.stdout.read().splitlines(keepends=True)
+        process.wait(timeout=60)
         # The last acknowledgement may itself be torn.
         for line in heard:
             if line.endswith("\n"):

@@ -9,6 +9,7 @@ from securefed.attacks.scoring import UnigramPrior
 from securefed.auditing.exposures import ROUNDS
 from securefed.auditing.texts import sentences
 from securefed.auditing.trials import attempt, capture
+from securefed.secagg.aggregations import PairwiseAggregation
 from securefed.training.corpora import Corpus
 from securefed.training.folder import Document
 
@@ -73,3 +74,22 @@ def test_dropout_masks_cannot_be_drawn_again_without_the_texts():
         bench.update([text])
     assert 0.3 < np.mean(drawn[0]) < 0.7
     assert np.mean(drawn[0] == drawn[1]) < 0.7
+
+
+def test_what_all_others_tell_bares_the_victim_in_a_sum_and_not_behind_its_own_mask():
+    bench = attacked.bench("bert", attacked.setup("bert"), aggregation=PairwiseAggregation())
+    texts = attacked.texts("bert", 1, count=3)
+
+    def off(exposure):
+        seen = capture(bench, texts, exposure=exposure, seed=0)
+        update = bench.update(seen.inside[0])
+        update /= max(1.0, np.linalg.norm(update))  # the clip
+        return np.linalg.norm(seen.view.reading(seen.public) - update), seen.view
+
+    bare, view = off("sum with all others")
+    assert bare < 0.01
+    assert view.contributions == 1
+    assert off("sum")[0] > 0.5
+    masked, view = off("masked with all others")
+    assert masked > 10.0  # the self-mask, which only whoever opens the sum can ask for
+    assert view.adversary != off("masked")[1].adversary

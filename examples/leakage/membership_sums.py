@@ -118,7 +118,7 @@ def measure(
             delta=promise.delta if private else 0.0,
         )
         facts = {
-            "model": options.model,
+            "model": Path(options.model).name,  # a folder's place is nobody's business
             "clients": len(bench.names),
             "records": options.records,
             "rank": options.rank,

@@ -67,7 +67,7 @@ def matrix_cells(cells: Sequence[Cell], documents: Sequence[AttackDocument]) -> 
         row = cell.attack if cell.batch == 1 else f"{cell.attack}, {cell.batch} texts"
         lift, words = None if main is None else main.lift, ""
         if measurement.attacks == "epsilon" and main is not None and main.prior is not None:
-            # Its lift is over a promise: a bound below that shows no leak, and is not shaded as one.
+            # Its lift is over a promise: a bound below that shows no leak, and is not shaded.
             lift = 1.0 if main.shows_lift else 0.0
             words = f"\u03b5 \u2265 {main.value:.2f}\n{_PROMISED[main.shows_lift]} {main.prior:.2f}"
         found.append(

@@ -53,7 +53,8 @@ def test_there_are_run_files_to_check():
 @pytest.mark.parametrize("path", RUN_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_run_file_validates_against_the_models_and_the_schema(path, schema):
     config = load_config(path)
-    assert config.privacy.mechanism == "distributed"
+    # What is attacked by the scripts of examples/leakage is unprotected on purpose.
+    assert config.privacy.mechanism == "distributed" or path.parent.name == "leakage"
     schema.validate(tomllib.loads(path.read_text(encoding="utf-8")))
 
 

@@ -84,6 +84,7 @@ def test_wrong_arguments_end_in_one_sentence_and_make_no_folder(tmp_path, noise,
     assert not (tmp_path / "accounts").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_opened_where_two_of_three_are_lost(tmp_path):
     done = run(tmp_path, "0", "site-1,site-3")
     assert done.returncode == 1

@@ -168,7 +168,8 @@ def test_the_bound_of_a_sampled_mechanism_holds_in_both_directions(q, variance, 
             exact_own = {value: divergence(pmf, shift, value) for value in range(2, order + 1)}
             exact = divergence(pmf, shift, order, sampled=mpf(q))
             stated = amplified_divergence(order, q, exact_own.__getitem__)
-            assert exact <= stated
+            # At order 2 the bound is the divergence itself; the last bit is the processor's.
+            assert exact <= stated * (1 + 1e-14)
             assert stated <= exact_own[order]
             # Loose by the factor 3 of its higher terms, and exact to first order at a = 2.
             assert stated <= (1.2 if order == 2 else 3.0) * exact

@@ -85,7 +85,7 @@ def rows(model: str) -> list[Row]:
     return [
         Row("full", "full gradients", replace(warm, sharing="full", turn=1)),
         Row("r32-b4", "A r=32, 4 texts", four, seconds=240.0),
-        Row("r32-b4-large", "the same, B of std .1", replace(four, warm=0.1), seconds=240.0),
+        Row("r32-b4-large", "A r=32, 4 texts, B of std .1", replace(four, warm=0.1), seconds=240.0),
         Row("r32-b2", "A r=32, 2 texts", replace(wide, batch=2)),
         Row("r32", "A r=32", wide),
         Row("r8", "A r=8, 16 tokens", longer, tokens=16),

@@ -129,6 +129,24 @@ def ranged(interval: list[float], sign: str = "") -> str:
     return f"[{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
 
 
+def matching_table() -> list[str]:
+    """A line for each attack and view."""
+    rows: dict[tuple[str, str], dict[str, Line]] = {}
+    for line in lines_of("matching.jsonl"):
+        rows.setdefault((line["attack"], line["row"]), {})[line["metric"]] = line
+    lines = ["| attack | row | n | token recall | ROUGE-L | prior | lift | s |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for (attack, row), found in rows.items():
+        recall = found["token_recall"]
+        lines.append(
+            f"| {attack} | `{row}` | {recall['n']} | {recalled(recall)} | "
+            f"{found['rouge_l']['value']:.2f} | {recall['prior']:.2f} | "
+            f"{recall['lift']:+.2f} {ranged(recall['lift_interval'], '+')} | "
+            f"{recall['seconds']:.1f} |"
+        )
+    return lines
+
+
 def membership_table() -> list[str]:
     """A line for each attack on adapters: AUC with and without noise."""
     rows: dict[str, dict[str, Line]] = {}
@@ -200,6 +218,7 @@ def tables() -> Iterable[list[str]]:
     yield rows_table(read("inversion.jsonl", "smollm2"))
     yield sums_table(read("sums.jsonl", "minilm"))
     yield ladder_table()
+    yield matching_table()
     yield membership_table()
     yield sums_of_members_table()
     yield poisoning_table()

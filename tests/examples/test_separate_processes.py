@@ -29,6 +29,7 @@ def figures(done: subprocess.CompletedProcess[str]) -> tuple[float, float, float
     return float(means[1]), float(means[2]), float(largest[1])
 
 
+@pytest.mark.slow
 def test_the_decoded_mean_is_the_plain_one_where_there_is_no_noise_and_one_client_is_lost(
     tmp_path,
 ):

@@ -314,6 +314,7 @@ def test_the_claim_holds_only_with_both_its_figures(scripts, after, sent, holds)
     assert found["holds"] is holds
 
 
+@pytest.mark.slow
 def test_the_modes_run_under_noise_and_resume(scripts, mail, tmp_path, monkeypatch):
     corpus = Corpus("mails", mail.ground._senders, [], tuple(mail.ground._senders), "", False)
     design = scripts.sharing_private.Design(

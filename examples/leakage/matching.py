@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from inversion import MODELS, SHOWN, Row, shown
@@ -28,7 +29,7 @@ from securefed.attacks.matching.priors import LanguagePrior, NGramPrior
 from securefed.attacks.results import summarise
 from securefed.attacks.scoring import UnigramPrior
 from securefed.auditing.rounds import CPU, Bench, Setup, adapted
-from securefed.auditing.texts import sentences
+from securefed.auditing.texts import sentences, set_aside
 from securefed.auditing.trials import trials
 from securefed.config import ModelSection
 from securefed.secagg.aggregations import PairwiseAggregation
@@ -64,17 +65,15 @@ def rows(model: str) -> list[Row]:
     ]
 
 
-def language(corpus: Corpus, tokenizer: object, vocabulary: int) -> NGramPrior:
+def language(corpus: Corpus, tokenizer: Any, vocabulary: int) -> NGramPrior:
     """A prior of documents whose sentences are not attacked."""
-    encode, special = tokenizer, frozenset(tokenizer.all_special_ids)  # type: ignore[attr-defined]
     texts = []
     for documents in corpus.clients.values():
         for number, document in enumerate(documents):
-            held_out = number % 2 == 1 if document.held_out is None else document.held_out
-            if held_out:
+            if set_aside(document, number):
                 lines = document.text.splitlines()
-                texts += [encode(line)["input_ids"] for line in lines if line.strip()]  # type: ignore[operator]
-    return NGramPrior(texts, special, vocabulary)
+                texts += [tokenizer(line)["input_ids"] for line in lines if line.strip()]
+    return NGramPrior(texts, frozenset(tokenizer.all_special_ids), vocabulary)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def canary_run(
             f"'causal-lm', 1 .. {width - 1} and >= 100"
         )
     special = bench.public.special_tokens
-    embeddings = bench.public.model.get_input_embeddings()  # type: ignore[operator]
+    embeddings = cast(Any, bench.public.model).get_input_embeddings()
     alphabet = tuple(t for t in range(embeddings.num_embeddings) if t not in special)
     forms, secrets = [], []
     for _ in copies:

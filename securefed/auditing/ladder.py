@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from securefed.attacks.base import Attack, Limits
 from securefed.attacks.results import AttackResult, Trial, summarise
@@ -101,7 +102,7 @@ class Ladder:
                 exposure=exposure,
                 seeds=seeds,
                 limits=limits,
-                done=lambda trial, name=name: done(name, trial),  # type: ignore[misc]
+                done=partial(done, name),
             )
         return judged(self.defence.name, tried, confidence)
 

@@ -6,6 +6,17 @@ import re
 from typing import Any
 
 from securefed.training.corpora import Corpus
+from securefed.training.folder import Document
+
+
+def set_aside(document: Document, number: int) -> bool:
+    """Whether a document is for priors and never attacked: held out, or every second one.
+
+    Args:
+        document: of a corpus.
+        number: its place among its client's documents, from 0.
+    """
+    return number % 2 == 1 if document.held_out is None else document.held_out
 
 
 def sentences(
@@ -23,8 +34,7 @@ def sentences(
     found = []
     for client in sorted(corpus.clients):
         for number, document in enumerate(corpus.clients[client]):
-            flag = document.held_out
-            if (number % 2 == 1 if flag is None else flag) != held_out:
+            if set_aside(document, number) != held_out:
                 continue
             for sentence in re.split(r"(?<=[.!?])\s+", document.text):
                 if not 2 * tokens < len(sentence) < 12 * tokens:

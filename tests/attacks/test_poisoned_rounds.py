@@ -63,26 +63,27 @@ def run(made, attack, defence, rounds=4, malicious=BAD, seed=0):
 def test_without_an_attacker_the_trigger_does_nothing(plain):
     for defence in (OPEN, MEDIAN):
         accuracy, success, base = run(plain, None, defence)
-        assert accuracy > 0.8
+        assert accuracy > 0.9
         assert success - base < 0.1
 
 
 def test_without_a_defence_one_client_of_nine_has_its_backdoor_and_the_task_is_kept(plain):
     accuracy, success, base = run(plain, REPLACE, OPEN)
-    assert accuracy > 0.8
-    assert success > 0.8
+    assert accuracy > 0.9
+    assert success > 0.9
     assert base < 0.1
 
 
 def test_the_clip_holds_off_a_client_that_keeps_it_and_nothing_of_one_that_does_not(plain):
     kept = Backdoor(TRIGGER, boost=CLIENTS / 2, effort=8)
     assert run(plain, kept, CLIP)[1] < 0.2
-    assert run(plain, REPLACE, CLIP)[1] > 0.8
+    assert run(plain, REPLACE, CLIP)[1] > 0.9
 
 
 def test_a_median_of_group_means_holds_off_a_client_that_skips_the_clip(plain):
-    accuracy, success, _ = run(plain, REPLACE, MEDIAN)
-    assert accuracy > 0.8
+    # Rounding draws from the system's generator: one run of 60 texts may miss a few more.
+    accuracy, success, _ = np.mean([run(plain, REPLACE, MEDIAN) for _ in range(3)], axis=0)
+    assert accuracy > 0.9
     assert success < 0.2
 
 
@@ -91,13 +92,13 @@ def test_garbage_of_one_client_ends_the_task_in_one_sum_and_not_in_groups(plain)
         # Garbage is of the system's generator: one run may be lucky.
         return np.mean([run(plain, Garbage(), defence, rounds=3)[0] for _ in range(3)])
 
-    assert accuracy(CLIP) < 0.75
-    assert accuracy(MEDIAN) > 0.75
+    assert accuracy(CLIP) < 0.8
+    assert accuracy(MEDIAN) > 0.8
 
 
 def test_masks_change_nothing_of_it():
     accuracy, success, base = run(federation(PairwiseAggregation()), REPLACE, OPEN)
-    assert accuracy > 0.8
+    assert accuracy > 0.9
     assert success - base > 0.8
 
 

@@ -198,7 +198,9 @@ def test_a_result_says_whether_scores_exceed_a_promise():
     assert np.allclose(twice.bound, kept.bound, atol=1e-4)
     assert broken.epsilon_lower > 1.0
     assert broken.bound is not None
-    assert any(tpr > allowed for (_, tpr), (_, allowed) in zip(broken.roc, broken.bound))  # noqa: B905
+    assert any(
+        tpr > allowed for (_, tpr), (_, allowed) in zip(broken.roc, broken.bound, strict=True)
+    )
 
 
 def test_the_worst_record_is_found_and_its_interval_holds_for_all_records():

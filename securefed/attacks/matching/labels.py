@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any, cast
 
 import torch
 
@@ -75,7 +76,7 @@ class LabelInference:
         read = labels_from_head(public, observed, generator)
         if read is not None:
             return LabelGuess(read, reason="gradient of the head")
-        classes = int(public.model.config.num_labels)  # type: ignore[union-attr, arg-type]
+        classes = int(cast(Any, public.model).config.num_labels)
         if not every_labelling(public.batch_size, classes):
             return LabelGuess(
                 verdict="void", reason="no head in the update, and too many labellings to try"

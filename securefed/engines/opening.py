@@ -23,6 +23,7 @@ from securefed.engines.parties import Parties
 from securefed.engines.run_files import check_config
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
+from securefed.engines.software import software
 from securefed.engines.threat_model_files import THREAT_MODELS, check_threat_models
 from securefed.engines.witnesses import check_witnesses, recorded_roster
 from securefed.engines.witnessing import unwitnessed, witnesses_of
@@ -34,7 +35,6 @@ from securefed.evidence.ledger import Ledger
 from securefed.evidence.software import (
     dependencies,
     dependencies_sha256,
-    software,
     source_sha256,
 )
 from securefed.evidence.witness import account_genesis

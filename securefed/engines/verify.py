@@ -40,6 +40,7 @@ from securefed.engines.run_files import (
 )
 from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings, unit_name
+from securefed.engines.software import software
 from securefed.engines.threat_model_files import check_threat_models
 from securefed.engines.witnesses import (
     WitnessedHead,
@@ -53,7 +54,7 @@ from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
 from securefed.evidence.kinds import ROUND_SUMMED
 from securefed.evidence.ledger import Record, read_ledger
 from securefed.evidence.roster import Roster, read_roster
-from securefed.evidence.software import dependencies_sha256, software, source_sha256
+from securefed.evidence.software import dependencies_sha256, source_sha256
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
 _FIGURES = ("against", "epsilon", "delta", "rounds")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import rfc8785
 
-import securefed
 from securefed.errors import ConfigError
 
 _DISTRIBUTION = "securefed"
@@ -21,15 +20,10 @@ _FOR_TESTS = re.compile(r"extra\s*==\s*['\"]test['\"]")
 _EXTRA = re.compile(r"\bextra\s*==")
 
 
-def software() -> str:
-    """Name and version of this package, as ledgers hold it."""
-    return f"securefed {securefed.__version__}"
-
-
 @functools.cache
 def source_sha256() -> str:
     """SHA-256 over the source files of this package, by path and content, in hexadecimal."""
-    root = Path(securefed.__file__).parent
+    root = Path(__file__).parents[1]
     listing = [
         [path.relative_to(root).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
         for path in sorted(root.rglob("*.py"))

@@ -20,6 +20,7 @@ from securefed.engines.identities import Identities
 from securefed.engines.metering import Meter
 from securefed.engines.openings import check_openings, first_record
 from securefed.engines.parties import Parties
+from securefed.engines.releases import release_records
 from securefed.engines.run_files import check_config
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
@@ -96,6 +97,7 @@ class Opening:
                 "dependencies": versions,
                 "dependencies_sha256": dependencies_sha256(versions),
                 "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                "releases": release_records(self._settings, self._settings.stated.rounds),
                 "roster": identities.roster.to_record(),
                 THREAT_MODELS: digests(threat_models),
             }

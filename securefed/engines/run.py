@@ -28,6 +28,7 @@ from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.plan_records import values_down
 from securefed.engines.recorded import Shown, read_shown, recorded_event, recorded_figures
+from securefed.engines.releases import release_records
 from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import halves_of
@@ -187,6 +188,7 @@ class Run:
                 "rounds": last,
                 "charges": charges,
                 "guarantees": [statement.to_record() for statement in guarantees.values()],
+                "releases": release_records(self.settings, charges),
                 "stopped": stopped,
                 "files": released_files(self.folder.path),
             }

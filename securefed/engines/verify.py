@@ -39,6 +39,7 @@ from securefed.engines.run_files import (
     uncovered,
 )
 from securefed.engines.run_plan import RunPlan
+from securefed.engines.second_opinions import Second, second_opinions, told_of_second
 from securefed.engines.settings import Settings, unit_name
 from securefed.engines.software import software
 from securefed.engines.threat_model_files import check_threat_models
@@ -95,6 +96,7 @@ class VerifiedRun:
         anchored: the keys that signed were compared with a roster that the reader trusts.
         heads: every head that must be signed, and who has signed it; none in folders of versions
             that kept no witnesses.
+        second: what other accountants say of each statement; none in such folders.
         incomplete: why the evidence is not whole, in words; empty if it is.
         notes: what changes nothing, in words.
         threat_models: paths of the threat models inside the folder.
@@ -109,6 +111,7 @@ class VerifiedRun:
     ignored: list[str]
     anchored: bool
     heads: list[WitnessedHead]
+    second: list[Second]
     incomplete: list[str]
     notes: list[str]
     threat_models: set[str]
@@ -164,6 +167,7 @@ def verify_run(folder: Path, roster: Path | None = None) -> Verdict:
             f"epsilon against {who}: {epsilon_text(statement.epsilon)} "
             f"({unit_name(run.settings.config)}, delta {statement.delta:g}), recomputed"
         )
+    lines.extend(told_of_second(each) for each in run.second)
     lines.extend(_participation(run))
     for who, spent in histogram_guarantees(run.settings.histograms, run.histogram_charges).items():
         lines.append(
@@ -286,6 +290,16 @@ def _verified(folder: Path, records: list[Record], trusted: Roster | None) -> Ve
         raise LedgerTampered(f"{torn[0]}; the run was closed before it")
     ignored = [f"ignored: {tail}; a kill can leave it, and --resume cuts it off" for tail in torn]
     evidence = _evidence(folder, records, settings, trusted)
+    second = []
+    if "roster" in genesis:
+        second = second_opinions(
+            ledger,
+            genesis,
+            history,
+            settings,
+            charges=charges,
+            histogram_charges=histogram_charges,
+        )
     if history.closed is None:
         evidence.incomplete.insert(0, "the run is not finished")
     return VerifiedRun(
@@ -298,6 +312,7 @@ def _verified(folder: Path, records: list[Record], trusted: Roster | None) -> Ve
         ignored=ignored,
         anchored=evidence.anchored,
         heads=evidence.heads,
+        second=second,
         incomplete=evidence.incomplete,
         notes=evidence.notes,
         threat_models=evidence.threat_models,

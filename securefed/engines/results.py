@@ -11,7 +11,7 @@ from securefed.engines.histogram_records import recorded_histogram
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.noised_histogram import NoisedHistogram
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
-from securefed.engines.verify import verified_run
+from securefed.engines.verified import verified_run
 from securefed.errors import LedgerTampered
 from securefed.evidence.kinds import is_closed
 from securefed.evidence.ledger import read_ledger

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from securefed.errors import ConfigError
 from securefed.threats.conditions import Conditions, check, check_path
 from securefed.threats.files import read_bounded
-from securefed.threats.model import AttackEvidence, Bound, Claim, LedgerEvidence, ThreatModel
+from securefed.threats.model import AttackEvidence, Bound, Claim, LedgerEvidence, Named, ThreatModel
 from securefed.threats.views import why_not_seen
 from securefed.threats.yaml_files import Document, Place, read_yaml
 
@@ -59,7 +59,11 @@ def load_threat_models(files: Mapping[str, bytes]) -> list[ThreatModel]:
     first: dict[str, str] = {}
     for model in models:
         places: list[tuple[str, Place]] = [(model.id, ("id",))]
-        for kind, items in (("threats", model.threats), ("claims", model.claims)):
+        several: list[tuple[str, Sequence[Named]]] = [
+            ("threats", model.threats),
+            ("claims", model.claims),
+        ]
+        for kind, items in several:
             places += [(item.id, (kind, n, "id")) for n, item in enumerate(items)]
         for name, place in places:
             if name in first:
@@ -89,12 +93,13 @@ def _of_schema(error: ValidationError) -> Iterator[Fault]:
 
 
 def _faults(model: ThreatModel) -> Iterator[Fault]:
-    for kind, items in (
+    several: list[tuple[str, Sequence[Named]]] = [
         ("assets", model.assets),
         ("actors", model.actors),
         ("threats", model.threats),
         ("claims", model.claims),
-    ):
+    ]
+    for kind, items in several:
         seen: set[str] = set()
         for number, item in enumerate(items):
             if item.id in seen:

@@ -65,7 +65,13 @@ class System(Strict):
     config_ref: Annotated[str, Field(pattern=r"^[^/].*\.toml$")]
 
 
-class Asset(Strict):
+class Named(Strict):
+    """A part that others refer to."""
+
+    id: str
+
+
+class Asset(Named):
     """What is to be protected."""
 
     id: Annotated[str, Field(pattern=r"^AS-[a-z0-9-]+$")]
@@ -73,7 +79,7 @@ class Asset(Strict):
     privacy_unit: Literal["example", "user", "client", "none"]
 
 
-class Actor(Strict):
+class Actor(Named):
     """Who may attack, and all that it sees."""
 
     id: Annotated[str, Field(pattern=r"^AC-[a-z0-9-]+$")]
@@ -130,7 +136,7 @@ class OwaspMl(Strict):
     match: Match
 
 
-class Threat(Strict):
+class Threat(Named):
     """What an actor may do to an asset."""
 
     id: Annotated[str, Field(pattern=r"^T-[a-z0-9-]+$")]
@@ -287,7 +293,7 @@ class ResidualRisk(Strict):
     accepted_by: Words | None = None
 
 
-class Claim(Strict):
+class Claim(Named):
     """What is said to hold against some threats, and what shows it."""
 
     id: Annotated[str, Field(pattern=r"^C-[a-z0-9-]+$")]

@@ -95,7 +95,7 @@ class _Reader:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._resolver = yaml.SafeLoader("")
+        self._resolver: Any = yaml.SafeLoader("")
         self.lines: dict[Place, int] = {}
 
     def document(self, events: Iterator[yaml.Event]) -> Any:
@@ -112,13 +112,13 @@ class _Reader:
         return value
 
     def _value(self, event: yaml.Event, events: Iterator[yaml.Event], place: Place) -> Any:
-        self.lines.setdefault(place, event.start_mark.line + 1)
+        self.lines.setdefault(place, _line(event))
         if len(place) > _DEPTH_LIMIT:
             self._refuse(event, f"is nested deeper than {_DEPTH_LIMIT}")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             self._refuse(event, "anchors (&) and aliases (*) are not allowed; write it out")
-        if getattr(event, "tag", None) is not None:
-            self._refuse(event, f"the tag {event.tag!r} is not allowed")
+        if (tag := getattr(event, "tag", None)) is not None:
+            self._refuse(event, f"the tag {tag!r} is not allowed")
         if isinstance(event, yaml.ScalarEvent):
             return self._scalar(event)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -137,7 +137,7 @@ class _Reader:
                 self._refuse(event, "a key must be text")
             if key in found:
                 self._refuse(event, f"the key {key[:80]!r} stands twice")
-            self.lines[(*place, key)] = event.start_mark.line + 1
+            self.lines[(*place, key)] = _line(event)
             found[key] = self._value(next(events), events, (*place, key))
         return found
 
@@ -162,7 +162,11 @@ class _Reader:
         return value
 
     def _refuse(self, event: yaml.Event, what: str) -> NoReturn:
-        raise ConfigError(f"{self._name}:{event.start_mark.line + 1}: {what}")
+        raise ConfigError(f"{self._name}:{_line(event)}: {what}")
+
+
+def _line(event: yaml.Event) -> int:
+    return 1 if event.start_mark is None else event.start_mark.line + 1
 
 
 def _plain_key(event: yaml.Event) -> bool:

@@ -23,7 +23,6 @@ import datetime
 import math
 from collections.abc import Sequence
 
-from securefed import __version__
 from securefed.threats.attack_evidence import UNKNOWN_SIGNER, judge_attack
 from securefed.threats.conditions import (
     ORDERED,
@@ -72,6 +71,7 @@ def judge(
     tests: StoredTests,
     *,
     now: datetime.datetime,
+    software: str,
     source_sha256: str,
 ) -> Judgement:
     """Every claim of every model.
@@ -81,7 +81,8 @@ def judge(
         facts: of the run.
         tests: stored results.
         now: the present time, with its zone.
-        source_sha256: of the code that judges.
+        software: name and version of the code that judges.
+        source_sha256: of that code.
     """
     findings = [
         judge_claim(model, claim, facts, tests, today=now.date())
@@ -90,7 +91,7 @@ def judge(
     ]
     made = now.astimezone(datetime.UTC).replace(microsecond=0).isoformat()
     return Judgement(
-        software=f"securefed {__version__}",
+        software=software,
         source_sha256=source_sha256,
         made=made.replace("+00:00", "Z"),
         findings=findings,

@@ -1,0 +1,481 @@
+"""``report.json``: all that a report says of a run, before it is said in a language.
+
+It holds facts, and sentences as a key of the catalogue with the values that stand in them; a
+rendering adds nothing.  Text of a threat model is there in the languages that the model has.  A
+figure carries references to where it stands: a line of a ledger, or a place in a result file.
+
+Nothing here is recomputed: :mod:`securefed.reports.build` fills it from facts that were verified.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import Field, JsonValue
+
+from securefed.config.base import Section
+from securefed.threats.verdicts import Digest, EvidenceType, Finite, Reference, Verdict
+
+FORMAT: Literal["securefed/report/1"] = "securefed/report/1"
+
+FigureKind = Literal[
+    "epsilon",  # three digits, rounded up
+    "probability",  # with a power of ten where it is small
+    "count",
+    "bytes",
+    "seconds",
+    "percent",  # of 1
+    "figure",  # four significant digits
+    "digest",  # hexadecimal
+    "name",
+]
+OpenKind = Literal["unmet", "void", "stale", "unanswered", "unfinished", "unanchored"]
+"""``unmet``: a claim is refuted, inconclusive or was not tried; ``unanswered``: software cannot."""
+RowVerdict = Literal["evidenced", "partly", "organisational", "not_met", "not_applicable"]
+
+
+class Text(Section):
+    """Words that come with the run, in English and perhaps in Japanese."""
+
+    en: str
+    ja: str | None = None
+
+
+class Figure(Section):
+    """One figure, and where it stands.
+
+    Attributes:
+        value: None where it was not measured; of an epsilon that is infinite ``"unprotected"``.
+        kind: how it is written.
+        interval: of the value.
+        references: each to a place that holds ``value``; empty where it follows from others.
+    """
+
+    value: int | Finite | str | None
+    kind: FigureKind
+    interval: tuple[Finite, Finite] | None = None
+    references: list[Reference] = Field(default=[])
+
+
+class Said(Section):
+    """A sentence or a word: a key of the catalogue, and what stands at its places."""
+
+    key: str
+    values: dict[str, Value] = Field(default={})
+
+
+class Verbatim(Section):
+    """Words of a record that the catalogue does not know, as they stand there, in English."""
+
+    verbatim: str
+
+
+Item = Said | Figure | Text | Verbatim | int | Finite | str
+Value = Item | list[Item]
+Words = Said | Text | Verbatim
+
+
+class Fact(Section):
+    """A named fact: a row of a list of settings."""
+
+    label: Said
+    value: Figure | Words
+
+
+class OpenItem(Section):
+    """What a reader must know first, and who must answer for it.
+
+    Attributes:
+        kind: of it.
+        what: in a sentence.
+        who: must answer.
+        model, claim: ids, where it is about a claim.
+        references: where it stands.
+    """
+
+    kind: OpenKind
+    what: Words
+    who: Words
+    model: str | None = None
+    claim: str | None = None
+    detail: list[Words] = Field(default=[])
+    references: list[Reference] = Field(default=[])
+
+
+class Identity(Section):
+    """Which run this is, and how far it can be relied on.
+
+    Attributes:
+        name: of the run file.
+        finished: it has a closing record.
+        anchored: its signatures were checked against keys that the reader trusts.
+        model: source of the base model, and ``weights`` its digest.
+        software: that made the run.
+        facts: the rest, in the order in which it is shown.
+    """
+
+    name: str
+    finished: bool
+    anchored: bool
+    model: str
+    weights: Digest | None = None
+    software: str
+    facts: list[Fact]
+
+
+class Role(Section):
+    """A party: who it is, what it sees and whether it is trusted."""
+
+    name: Words
+    count: Figure | None = None
+    sees: list[Words]
+    trusted: Words
+
+
+class Node(Section):
+    """A box of the data-flow diagram; ``layer`` is its column, from 0."""
+
+    id: str
+    label: Words
+    layer: Annotated[int, Field(ge=0)]
+    adversary: bool = False
+
+
+class Flow(Section):
+    """An arrow of the diagram: what goes from one node to another, and how it is protected."""
+
+    source: str
+    target: str
+    what: Words
+    protected: bool
+    how: Words
+
+
+class System(Section):
+    """The parties and what flows between them."""
+
+    purpose: Words
+    roles: list[Role]
+    nodes: list[Node]
+    flows: list[Flow]
+    facts: list[Fact]
+
+
+class Statement(Section):
+    """A differential-privacy statement against one adversary, with all that it rests on.
+
+    ``subject``: ``"training"``, or ``"held_out"`` for figures on held-out data.  ``second`` is the
+    epsilon of ``second_accountant``; None where there is none for this mechanism.
+    """
+
+    subject: Literal["training", "held_out"]
+    against: Literal["server", "release", "fellow_client"]
+    protected: bool
+    epsilon: Figure
+    delta: Figure
+    rounds: Figure
+    unit: Words
+    adjacency: Words
+    mechanism: Words
+    sampling: Words
+    accountant: Words
+    trust: list[Words]
+    assumptions: list[Words]
+    second: Figure | None = None
+    second_accountant: Words | None = None
+
+
+class Privacy(Section):
+    """What differential privacy the run has, in words, with its hazards."""
+
+    hazards: list[Said]
+    statements: list[Statement]
+
+
+class RoundRow(Section):
+    """What happened in one round: who was asked, who is in the sum, who was lost and where."""
+
+    round: Figure
+    cohort: Figure
+    survivors: Figure
+    lost: Figure
+    late: Figure
+    silent: Figure
+    refused: Figure
+
+
+class Aggregation(Section):
+    """How single contributions are hidden, and what it took in each round."""
+
+    kind: str
+    statement: list[Said]
+    parameters: list[Fact]
+    rounds: list[RoundRow]
+
+
+class AttackRow(Section):
+    """What one attack was measured to do.
+
+    Attributes:
+        file: of the result, inside the run folder.
+        attack, exposure, defence: as the result names them.
+        anchored: it is signed by a key that the reader trusts.
+        fits: it is of this run's model; None where that cannot be told.
+        verdict, reason: of the result.
+        metric: name of the headline metric.
+        value: reached, with its interval; ``prior`` without seeing anything; ``lift`` over that.
+        worst: of the worst record, ``average`` over all of them, where the result has both.
+        n: trials, ``confidence`` of each interval.
+        baseline: ``file`` of the same attack with the defence off; None where there is none, and
+            for the baseline itself.
+        bound: (epsilon, delta) that the defence promises here.
+    """
+
+    file: str
+    attack: str
+    kind: str
+    exposure: str
+    defence: str
+    anchored: bool
+    fits: bool | None
+    verdict: str
+    reason: Words | None = None
+    metric: str | None = None
+    value: Figure | None = None
+    prior: Figure | None = None
+    lift: Figure | None = None
+    worst: Figure | None = None
+    average: Figure | None = None
+    n: Figure
+    confidence: Finite
+    time: str
+    defended: bool
+    baseline: str | None = None
+    bound: tuple[Finite, Finite] | None = None
+    settings: dict[str, JsonValue] = Field(default={})
+
+
+class Curve(Section):
+    """A receiver operating characteristic as (false, true) positive rates."""
+
+    file: str
+    attack: str
+    exposure: str
+    defence: str
+    points: list[tuple[Finite, Finite]]
+    bound: tuple[Finite, Finite] | None = None
+
+
+class Leakage(Section):
+    """What attacks found out, attack by attack."""
+
+    attacks: list[AttackRow]
+    curves: list[Curve]
+    notes: list[Said]
+
+
+class UtilityRow(Section):
+    """The quality after a round."""
+
+    round: Figure
+    perplexity: Figure
+    accuracy: Figure
+    epsilon: Figure
+    bytes_up: Figure
+    bytes_down: Figure
+
+
+class CostRow(Section):
+    """A cost of the run."""
+
+    label: Said
+    value: Figure
+    share: Finite | None = None
+
+
+class Utility(Section):
+    """What the run reached and what it took."""
+
+    statement: list[Said]
+    rounds: list[UtilityRow]
+    costs: list[CostRow]
+    notes: list[Said]
+
+
+class Actor(Section):
+    """An adversary of a threat model, as its file says."""
+
+    id: str
+    role: str
+    corruption: str
+    colluding: int | None = None
+    view: list[str]
+    words: Text | None = None
+
+
+class Asset(Section):
+    """What is to be protected."""
+
+    id: str
+    words: Text
+    unit: str
+
+
+class Mapped(Section):
+    """An entry of another catalogue of threats; ``exact`` or near to it."""
+
+    catalogue: str
+    entry: str
+    exact: bool
+
+
+class ThreatRow(Section):
+    """A threat of a threat model."""
+
+    id: str
+    title: Text
+    actor: str
+    asset: str
+    severity: str
+    mapped: list[Mapped]
+
+
+class EvidenceRow(Section):
+    """A piece of evidence, and what it came to."""
+
+    type: EvidenceType
+    cites: str
+    verdict: Verdict
+    reason: Words | None = None
+    value: Figure | None = None
+    allowed: str | None = None
+    references: list[Reference] = Field(default=[])
+
+
+class ClaimRow(Section):
+    """A claim with its threats, controls, evidence, verdict and residual risk."""
+
+    id: str
+    threats: list[str]
+    statement: Text
+    kind: str
+    assumptions: list[Text]
+    controls: list[str]
+    evidence: list[EvidenceRow]
+    verdict: Verdict
+    reason: Words | None = None
+    residual_level: str
+    residual: Text
+    crosswalk: list[str] = Field(default=[])
+
+
+class OutOfScope(Section):
+    """What a threat model leaves out, and why."""
+
+    threat: Text
+    reason: Text
+    demonstrated_by: str | None = None
+
+
+class ThreatModelPart(Section):
+    """One threat model, judged; ``sha256`` is of its file."""
+
+    id: str
+    file: str
+    sha256: Digest
+    title: Text
+    assets: list[Asset]
+    actors: list[Actor]
+    threats: list[ThreatRow]
+    claims: list[ClaimRow]
+    out_of_scope: list[OutOfScope]
+
+
+class CrosswalkRow(Section):
+    """A requirement of a framework, and what of it this run shows.
+
+    Attributes:
+        id: of the place in the framework's text.
+        requirement: in short words of our own.
+        verdict: of the row.
+        why: what it is from.
+        who: must answer what software cannot; None where nothing is left to anybody.
+        claims: ``model/claim`` that stand for it.
+        sections: keys of the report's parts that answer it.
+        checked: the mapping was compared with the framework's text, and not made from memory.
+        references: where figures named in ``why`` stand.
+    """
+
+    id: str
+    requirement: Text
+    verdict: RowVerdict
+    why: Words
+    who: Words | None = None
+    claims: list[str] = Field(default=[])
+    sections: list[str] = Field(default=[])
+    checked: bool
+    references: list[Reference] = Field(default=[])
+
+
+class Framework(Section):
+    """A framework of the crosswalk; ``source`` and ``edition`` say which text was meant."""
+
+    id: str
+    title: Text
+    edition: str
+    source: str
+    note: Text | None = None
+    rows: list[CrosswalkRow]
+
+
+class Command(Section):
+    """A command that makes something of this report again."""
+
+    what: Said
+    command: str
+
+
+class Reproduce(Section):
+    """How to make the report again, and from what."""
+
+    commands: list[Command]
+    facts: list[Fact]
+
+
+class Report(Section):
+    """The whole report, in the order in which it is read.
+
+    Attributes:
+        open_items: first of all.
+        summary: the first page's sentences, each figure with its reference.
+        not_this: what a reader must not take it for.
+    """
+
+    format: Literal["securefed/report/1"] = FORMAT
+    identity: Identity
+    open_items: list[OpenItem]
+    summary: list[Said]
+    not_this: list[Said]
+    system: System
+    privacy: Privacy
+    aggregation: Aggregation
+    leakage: Leakage
+    utility: Utility
+    threat_models: list[ThreatModelPart]
+    crosswalk: list[Framework]
+    limitations: list[Words]
+    reproduce: Reproduce
+
+    def to_text(self) -> str:
+        """The file: the same report gives the same bytes."""
+        values = self.model_dump(mode="json")
+        return json.dumps(values, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def report_schema() -> str:
+    """The JSON Schema of a report, as text; ``securefed/schemas/report.json`` is this."""
+    schema = Report.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["$id"] = "urn:securefed:schema:report-1"
+    return json.dumps(schema, indent=1, sort_keys=True) + "\n"

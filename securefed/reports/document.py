@@ -15,72 +15,14 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue
 
 from securefed.config.base import Section
-from securefed.threats.verdicts import Digest, EvidenceType, Finite, Reference, Verdict
+from securefed.reports.judged import Framework, ThreatModelPart
+from securefed.reports.values import Fact, Figure, Said, Words
+from securefed.threats.verdicts import Digest, Finite, Reference
 
 FORMAT: Literal["securefed/report/1"] = "securefed/report/1"
 
-FigureKind = Literal[
-    "epsilon",  # three digits, rounded up
-    "probability",  # with a power of ten where it is small
-    "count",
-    "bytes",
-    "seconds",
-    "percent",  # of 1
-    "figure",  # four significant digits
-    "digest",  # hexadecimal
-    "name",
-]
 OpenKind = Literal["unmet", "void", "stale", "unanswered", "unfinished", "unanchored"]
 """``unmet``: a claim is refuted, inconclusive or was not tried; ``unanswered``: software cannot."""
-RowVerdict = Literal["evidenced", "partly", "organisational", "not_met", "not_applicable"]
-
-
-class Text(Section):
-    """Words that come with the run, in English and perhaps in Japanese."""
-
-    en: str
-    ja: str | None = None
-
-
-class Figure(Section):
-    """One figure, and where it stands.
-
-    Attributes:
-        value: None where it was not measured; of an epsilon that is infinite ``"unprotected"``.
-        kind: how it is written.
-        interval: of the value.
-        references: each to a place that holds ``value``; empty where it follows from others.
-    """
-
-    value: int | Finite | str | None
-    kind: FigureKind
-    interval: tuple[Finite, Finite] | None = None
-    references: list[Reference] = Field(default=[])
-
-
-class Said(Section):
-    """A sentence or a word: a key of the catalogue, and what stands at its places."""
-
-    key: str
-    values: dict[str, Value] = Field(default={})
-
-
-class Verbatim(Section):
-    """Words of a record that the catalogue does not know, as they stand there, in English."""
-
-    verbatim: str
-
-
-Item = Said | Figure | Text | Verbatim | int | Finite | str
-Value = Item | list[Item]
-Words = Said | Text | Verbatim
-
-
-class Fact(Section):
-    """A named fact: a row of a list of settings."""
-
-    label: Said
-    value: Figure | Words
 
 
 class OpenItem(Section):
@@ -301,132 +243,6 @@ class Utility(Section):
     rounds: list[UtilityRow]
     costs: list[CostRow]
     notes: list[Said]
-
-
-class Actor(Section):
-    """An adversary of a threat model, as its file says."""
-
-    id: str
-    role: str
-    corruption: str
-    colluding: int | None = None
-    view: list[str]
-    words: Text | None = None
-
-
-class Asset(Section):
-    """What is to be protected."""
-
-    id: str
-    words: Text
-    unit: str
-
-
-class Mapped(Section):
-    """An entry of another catalogue of threats; ``exact`` or near to it."""
-
-    catalogue: str
-    entry: str
-    exact: bool
-
-
-class ThreatRow(Section):
-    """A threat of a threat model."""
-
-    id: str
-    title: Text
-    actor: str
-    asset: str
-    severity: str
-    mapped: list[Mapped]
-
-
-class EvidenceRow(Section):
-    """A piece of evidence, and what it came to."""
-
-    type: EvidenceType
-    cites: str
-    verdict: Verdict
-    reason: Words | None = None
-    value: Figure | None = None
-    allowed: str | None = None
-    references: list[Reference] = Field(default=[])
-
-
-class ClaimRow(Section):
-    """A claim with its threats, controls, evidence, verdict and residual risk."""
-
-    id: str
-    threats: list[str]
-    statement: Text
-    kind: str
-    assumptions: list[Text]
-    controls: list[str]
-    evidence: list[EvidenceRow]
-    verdict: Verdict
-    reason: Words | None = None
-    residual_level: str
-    residual: Text
-    crosswalk: list[str] = Field(default=[])
-
-
-class OutOfScope(Section):
-    """What a threat model leaves out, and why."""
-
-    threat: Text
-    reason: Text
-    demonstrated_by: str | None = None
-
-
-class ThreatModelPart(Section):
-    """One threat model, judged; ``sha256`` is of its file."""
-
-    id: str
-    file: str
-    sha256: Digest
-    title: Text
-    assets: list[Asset]
-    actors: list[Actor]
-    threats: list[ThreatRow]
-    claims: list[ClaimRow]
-    out_of_scope: list[OutOfScope]
-
-
-class CrosswalkRow(Section):
-    """A requirement of a framework, and what of it this run shows.
-
-    Attributes:
-        id: of the place in the framework's text.
-        requirement: in short words of our own.
-        verdict: of the row.
-        why: what it is from.
-        who: must answer what software cannot; None where nothing is left to anybody.
-        claims: ``model/claim`` that stand for it.
-        sections: keys of the report's parts that answer it.
-        checked: the mapping was compared with the framework's text, and not made from memory.
-        references: where figures named in ``why`` stand.
-    """
-
-    id: str
-    requirement: Text
-    verdict: RowVerdict
-    why: Words
-    who: Words | None = None
-    claims: list[str] = Field(default=[])
-    sections: list[str] = Field(default=[])
-    checked: bool
-    references: list[Reference] = Field(default=[])
-
-
-class Framework(Section):
-    """A framework of the crosswalk; ``source`` and ``edition`` say which text was meant."""
-
-    id: str
-    title: Text
-    edition: str
-    source: str
-    note: Text | None = None
-    rows: list[CrosswalkRow]
 
 
 class Command(Section):

@@ -53,7 +53,12 @@ class Identity(Section):
         finished: it has a closing record.
         anchored: its signatures were checked against keys that the reader trusts.
         model: source of the base model, and ``weights`` its digest.
-        software: that made the run.
+        software: that made the run, ``source_sha256`` the digest of its code, and ``dependencies``
+            name -> version of what it ran with; empty where the run did not write them down.
+        genesis, head: hashes of the ledger's first and last record, ``records`` how many there are.
+        begun, closed: when the first and the last record were written, RFC 3339.
+        task: what the model was trained to do, as the run file names it.
+        lora: settings of the adapter, by their names in the run file.
         facts: the rest, in the order in which it is shown.
     """
 
@@ -63,6 +68,15 @@ class Identity(Section):
     model: str
     weights: Digest | None = None
     software: str
+    source_sha256: Digest | None = None
+    dependencies: dict[str, str] = Field(default={})
+    genesis: Digest
+    head: Digest
+    records: Annotated[int, Field(ge=1)]
+    begun: str
+    closed: str
+    task: str
+    lora: dict[str, JsonValue] = Field(default={})
     facts: list[Fact]
 
 

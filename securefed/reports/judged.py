@@ -113,7 +113,9 @@ class CrosswalkRow(Section):
         who: must answer what software cannot; None where nothing is left to anybody.
         claims: ``model/claim`` that stand for it.
         sections: keys of the report's parts that answer it.
-        checked: the mapping was compared with the framework's text, and not made from memory.
+        checked: the mapping was compared with the text as its issuer publishes it.
+        checked_against: the text, or what there was of it, that it was compared with, and when;
+            None where it was made from memory.
         references: where figures named in ``why`` stand.
     """
 
@@ -125,6 +127,7 @@ class CrosswalkRow(Section):
     claims: list[str] = Field(default=[])
     sections: list[str] = Field(default=[])
     checked: bool
+    checked_against: Words | None = None
     references: list[Reference] = Field(default=[])
 
 

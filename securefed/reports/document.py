@@ -90,31 +90,53 @@ class Role(Section):
 
 
 class Node(Section):
-    """A box of the data-flow diagram; ``layer`` is its column, from 0."""
+    """A box of the diagram; ``column`` and ``row`` are its place, from 0."""
 
     id: str
     label: Words
-    layer: Annotated[int, Field(ge=0)]
-    adversary: bool = False
+    column: Annotated[int, Field(ge=0)]
+    row: Annotated[int, Field(ge=0)] = 0
 
 
 class Flow(Section):
-    """An arrow of the diagram: what goes from one node to another, and how it is protected."""
+    """An arrow of the diagram: what goes from one node to another, and how it is protected.
 
+    Attributes:
+        number: on the arrow, from 1.
+        source, target: ids of nodes.
+        what: goes there, and ``how`` it is protected.
+        protected: whether it is hidden from whoever carries it, or holds nothing of one client.
+        views: how threat models name it.
+        seen_by: actors of the threat models that see it, ``model/actor``.
+    """
+
+    number: Annotated[int, Field(ge=1)]
     source: str
     target: str
     what: Words
     protected: bool
     how: Words
+    views: list[str]
+    seen_by: list[str]
+
+
+class Adversary(Section):
+    """An actor of a threat model; ``name`` is ``model/actor``, and ``sees`` numbers of flows."""
+
+    name: str
+    role: Said
+    corruption: Said
+    sees: list[int]
 
 
 class System(Section):
-    """The parties and what flows between them."""
+    """The parties and what flows between them; ``adversaries`` are those of the threat models."""
 
     purpose: Words
     roles: list[Role]
     nodes: list[Node]
     flows: list[Flow]
+    adversaries: list[Adversary]
     facts: list[Fact]
 
 
@@ -278,14 +300,14 @@ class Report(Section):
 
     Attributes:
         open_items: first of all.
-        summary: the first page's sentences, each figure with its reference.
+        summary: the first page's figures, each with its reference.
         not_this: what a reader must not take it for.
     """
 
     format: Literal["securefed/report/1"] = FORMAT
     identity: Identity
     open_items: list[OpenItem]
-    summary: list[Said]
+    summary: list[Fact]
     not_this: list[Said]
     system: System
     privacy: Privacy

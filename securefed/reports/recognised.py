@@ -1,9 +1,9 @@
 """The words of a record, found again in the catalogue, so that they can be said in any language.
 
 A ledger holds its statements in English sentences, and these are what is claimed.  A report says
-the same ones: each is looked for among the English sentences of the catalogue whose keys begin with
-``held.``.  One that is not there is shown as it stands, in English, and marked as such; a test holds
-every sentence that :mod:`securefed.privacy` can write to be known.
+the same ones: each is looked for among the English sentences of the catalogue whose keys begin
+with ``held.``.  One that is not there is shown as it stands, in English, and marked as such; a test
+holds every sentence that :mod:`securefed.privacy` can write to be known.
 """
 
 from __future__ import annotations

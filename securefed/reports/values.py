@@ -64,7 +64,11 @@ Words = Said | Text | Verbatim
 
 
 class Fact(Section):
-    """A named fact: a row of a list of settings."""
+    """A named fact: a row of a list of settings.
+
+    ``references``: where figures inside words stand, beside those that figures name themselves.
+    """
 
     label: Said
     value: Figure | Words
+    references: list[Reference] = Field(default=[])

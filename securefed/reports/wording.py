@@ -122,9 +122,7 @@ class Wording:
             low, high = (self.number(end, figure.kind) for end in figure.interval)
             text = f"{text} [{low}, {high}]"
         code = figure.kind in ("digest", "name")
-        return (
-            Run(text, references=tuple(figure.references), value=figure.value, code=code),
-        )
+        return (Run(text, references=tuple(figure.references), value=figure.value, code=code),)
 
     def _joined(self, values: Sequence[Value], kind: str) -> Line:
         between = self._table["join_sentences" if kind == "sentences" else "join"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from securefed.reports.catalogue import Language
@@ -20,6 +21,8 @@ class Run:
         strong: to be set apart.
         code: a name, a path or a command.
         badge: the verdict, or the kind of open item, that this text is the name of.
+        link: id of the place on the page that it leads to.
+        anchor: id of the place that it is itself.
     """
 
     text: str
@@ -29,6 +32,8 @@ class Run:
     strong: bool = False
     code: bool = False
     badge: str | None = None
+    link: str | None = None
+    anchor: str | None = None
 
 
 Line = tuple[Run, ...]
@@ -120,10 +125,47 @@ class Page:
         language: of its words.
         title: of it.
         first: what stands on the first page: the run, what is open, and the figures.
-        sections: the rest.
+        sections: the rest; the last one lists the references by their numbers.
+        numbers: of references, as they are drawn beside figures.
     """
 
     language: Language
     title: str
     first: tuple[Section, ...]
     sections: tuple[Section, ...]
+    numbers: Mapping[Reference, int]
+
+
+def lines_of(sections: tuple[Section, ...]) -> Iterator[Line]:
+    """Every line of some sections, in the order in which it is read."""
+    for section in sections:
+        for block in section.blocks:
+            yield from _lines(block)
+
+
+def _lines(block: Block) -> Iterator[Line]:
+    match block:
+        case Paragraph(line=line):
+            yield line
+        case Bullets(items=items):
+            yield from items
+        case Table(rows=rows):
+            for row in rows:
+                for cell in row:
+                    yield from cell
+        case Picture(table=table):
+            yield from _lines(table)
+        case Definitions(pairs=pairs):
+            for head, cell in pairs:
+                yield head
+                yield from cell
+
+
+def numbered(sections: tuple[Section, ...]) -> dict[Reference, int]:
+    """The number of every reference, from 1, by where it is first met."""
+    found: dict[Reference, int] = {}
+    for line in lines_of(sections):
+        for run in line:
+            for reference in run.references:
+                found.setdefault(reference, len(found) + 1)
+    return found

@@ -73,6 +73,14 @@ class Wording:
             return (Run(value),)
         return (Run(self.number(value, _KINDS.get(kind, "figure")), value=value),)
 
+    def line_of(self, key: str, **values: Any) -> Line:
+        """The sentence at ``key``."""
+        return self.line(Said(key=key, values=values))
+
+    def text(self, value: Value) -> str:
+        """Anything in words, as plain text."""
+        return plain(self.line(value))
+
     def cell(self, *values: Value) -> Cell:
         """Lines of a table's cell."""
         return tuple(self.line(value) for value in values)
@@ -150,6 +158,18 @@ _KINDS: dict[str, FigureKind] = {
 def plain(line: Line) -> str:
     """A line's text alone."""
     return "".join(run.text for run in line)
+
+
+def reference_text(reference: Reference) -> str:
+    """Where a figure stands, in one short text: ``ledger.jsonl:9 /epsilon``."""
+    line = "" if reference.line is None else f":{reference.line}"
+    pointer = "" if reference.pointer is None else f" {reference.pointer}"
+    return f"{reference.path}{line}{pointer}"
+
+
+def without_references(line: Line) -> Line:
+    """A line whose references stand elsewhere."""
+    return tuple(replace(run, references=()) for run in line)
 
 
 def referred(line: Line, references: Sequence[Reference]) -> Line:

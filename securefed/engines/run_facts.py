@@ -9,7 +9,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from securefed.crypto.identity import IdentityPublicKey
-from securefed.engines.verify import VerifiedRun, software
+from securefed.engines.software import software
+from securefed.engines.threat_model_files import THREAT_MODELS
+from securefed.engines.verify import VerifiedRun
 from securefed.errors import RemoteProtocolError
 from securefed.evidence.anchoring import read_signed
 from securefed.evidence.results import RESULT_TYPE, AttackDocument
@@ -27,8 +29,6 @@ from securefed.threats.verdicts import Judgement, Reference
 
 ATTACKS = "attacks"
 """Folder of a run folder that holds results of attacks on it (``securefed audit --out``)."""
-THREAT_MODELS = "threat_models"
-"""Folder of a run folder that holds the threat models that it was begun under."""
 
 
 def run_facts(
@@ -51,12 +51,20 @@ def run_facts(
     return RunFacts(
         config=verified.settings.config,
         records=verified.records,
-        beside=Beside(openings_beyond_sums=beyond),
+        beside=Beside(openings_beyond_sums=beyond, unsigned_rounds=_unsigned(verified)),
         source_sha256=genesis.get("source_sha256"),
         model_fingerprint=genesis.get("model_fingerprint"),
         attacks=read_attacks(folder, trusted),
         statements=read_statements(folder, trusted),
     )
+
+
+def _unsigned(verified: VerifiedRun) -> int | None:
+    """Heads with no witnessed one at or after them; None of folders that kept no witnesses."""
+    if not verified.heads:
+        return None
+    places = [n for n, head in enumerate(verified.heads, start=1) if head.witnessed]
+    return len(verified.heads) - max(places, default=0)
 
 
 def read_attacks(folder: Path, trusted: Collection[IdentityPublicKey] = ()) -> list[MeasuredAttack]:

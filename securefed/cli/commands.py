@@ -17,6 +17,7 @@ from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
+from securefed.cli.threats import statement, threats
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
     RunConfig,
@@ -183,6 +184,8 @@ def plan(
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)
+app.command()(threats)
+app.command()(statement)
 
 
 @app.command()
@@ -207,18 +210,27 @@ def fetch(offline: Offline = False) -> None:
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Check a run's ledgers and recompute its epsilon.  Exit code 1: tampered, 3: unfinished."""
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
+    ] = None,
+) -> None:
+    """Check a run's ledgers and signatures, and recompute its epsilon.
+
+    Exit code 0: all holds, 1: tampered, 2: usage, 3: incomplete (unfinished, or too few witnesses).
+    """
     from securefed.engines.verify import verify_run
 
     try:
-        verdict = verify_run(folder)
+        verdict = verify_run(folder, roster)
     except LedgerTampered as error:
         errors.print(f"TAMPERED: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
     for line in verdict.lines:
         say(line)
-    if not verdict.finished:
+    if verdict.incomplete:
         raise typer.Exit(3)
 
 

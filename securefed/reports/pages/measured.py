@@ -124,9 +124,7 @@ def _curves(curves: list[Curve], word: Wording) -> Table:
     rows = []
     for curve in curves:
         name = word.line_of("roc.curve", attack=curve.attack, defence=curve.defence)
-        at = [
-            max((y for x, y in curve.points if x <= rate), default=0.0) for rate in _POINTS
-        ]
+        at = [max((y for x, y in curve.points if x <= rate), default=0.0) for rate in _POINTS]
         cells = tuple(word.cell(Figure(value=value, kind="figure")) for value in at)
         bound = word.line_of("roc.no_bound")
         if curve.bound is not None:
@@ -141,11 +139,15 @@ def utility(report: Report, word: Wording) -> Section:
     """Held-out figures by round, and costs."""
     found = report.utility
     blocks: list[Block] = [Paragraph(word.line(each)) for each in found.statement]
+    metrics = [
+        metric
+        for metric in ("perplexity", "accuracy")
+        if any(getattr(row, metric).value is not None for row in found.rounds)
+    ]
     rows = [
         (
             shown(row.round, word),
-            shown(row.perplexity, word),
-            shown(row.accuracy, word),
+            *(shown(getattr(row, metric), word) for metric in metrics),
             shown(row.epsilon, word),
             shown(row.bytes_up, word),
             shown(row.bytes_down, word),
@@ -153,7 +155,7 @@ def utility(report: Report, word: Wording) -> Section:
         )
         for row in found.rounds
     ]
-    columns = ("round", "perplexity", "accuracy", "spent", "up", "down", "source")
+    columns = ("round", *metrics, "spent", "up", "down", "source")
     by_rounds = table("table.utility", columns, rows, word)
     for metric in ("perplexity", "accuracy"):
         if sum(getattr(row, metric).value is not None for row in found.rounds) > 1:

@@ -24,14 +24,14 @@ _KINDS: dict[Verdict, OpenKind] = {
 """What leaves a claim open, worst first; ``manual`` stands by the statement that was signed."""
 
 _UNANSWERED = (
-    ("lawful_basis", "controller"),
-    ("necessity", "controller"),
-    ("consultation", "controller"),
-    ("advice", "dpo"),
-    ("rights", "controller"),
-    ("sign_off", "controller"),
+    ("lawful_basis", "controller", "lawful-basis"),
+    ("necessity", "controller", ""),
+    ("consultation", "controller", "impact-assessment"),
+    ("advice", "dpo", ""),
+    ("rights", "controller", ""),
+    ("sign_off", "controller", ""),
 )
-"""What no software can answer, and who must."""
+"""What no software can answer, who must, and the question of a threat model that asks the same."""
 
 
 def open_items(material: Material, parts: list[ThreatModelPart]) -> list[OpenItem]:
@@ -42,7 +42,18 @@ def open_items(material: Material, parts: list[ThreatModelPart]) -> list[OpenIte
     judged.sort(key=lambda found: order.index(found[0]))
     items += [item for _, item in judged]
     items += list(_asked(material))
-    items += [_item("unanswered", f"open.{what}", who) for what, who in _UNANSWERED]
+    asked = {
+        evidence.manual
+        for one in material.models
+        for claim in one.model.claims
+        for evidence in claim.evidence
+        if isinstance(evidence, ManualEvidence)
+    }
+    items += [
+        _item("unanswered", f"open.{what}", who)
+        for what, who, by_models in _UNANSWERED
+        if by_models not in asked
+    ]
     return items
 
 
@@ -139,6 +150,8 @@ def _asked(material: Material) -> Iterator[OpenItem]:
     for one in material.models:
         for claim in one.model.claims:
             found = findings.get((one.model.id, claim.id))
+            if found is not None and found.verdict == "not_applicable":
+                continue
             signed = {
                 each.cites
                 for each in (found.evidence if found is not None else [])

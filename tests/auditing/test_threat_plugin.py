@@ -52,6 +52,7 @@ TESTS = """
 INI = """
     [pytest]
     addopts = --strict-markers -p securefed.auditing.threat_plugin -m "not slow"
+        -p no:hypothesispytest -p no:cacheprovider --assert=plain
     markers = slow: takes minutes
     testpaths = tests
 """

@@ -184,8 +184,8 @@ def judge_test(
     result = stored.result
     signer = "" if stored.anchored else UNKNOWN_SIGNER
     verdict: Verdict = "verified"
-    if result.source_sha256 != source_sha256:
-        verdict, reason = "stale", f"the result of {result.date} is of other code"
+    if reason := tests.why_stale(result, source_sha256):
+        verdict = "stale"
     elif result.outcome == "failed":
         verdict, reason = "refuted", f"failed on {result.date}"
     elif result.outcome == "skipped":

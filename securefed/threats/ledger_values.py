@@ -44,8 +44,8 @@ class Beside:
     Attributes:
         openings_beyond_sums: sums that a decryptor opened and that no record of the ledger holds;
             None where there is no decryptor, or nobody looked.
-        unsigned_rounds: heads of the ledger that too few clients have signed; None where nobody
-            looked.
+        unsigned_rounds: heads of the ledger with no head at or after them that enough clients have
+            signed; None where nobody looked.
     """
 
     openings_beyond_sums: int | None = None

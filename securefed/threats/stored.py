@@ -12,8 +12,9 @@ covered: helpers that tests share, other packages, and the machine.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,9 +88,12 @@ class StoredTests:
 
     Args:
         stored: several may be of one test; the last one of the asked code counts.
+        root: of a clone, where tests' files can be compared with those that were run; None: they
+            are not at hand, and are not compared.
     """
 
-    def __init__(self, stored: Iterable[Stored] = ()) -> None:
+    def __init__(self, stored: Iterable[Stored] = (), *, root: Path | None = None) -> None:
+        self._root = root
         self._by_test: dict[str, list[Stored]] = {}
         for each in sorted(stored, key=lambda each: _instant(each.result.date)):
             self._by_test.setdefault(each.result.test, []).append(each)
@@ -100,13 +104,37 @@ class StoredTests:
         same = [each for each in every if each.result.source_sha256 == source_sha256]
         return next(iter(reversed(same or every)), None)
 
-    def results(self) -> list[TestResult]:
-        """The last result of each test, by node id."""
-        return [every[-1].result for _, every in sorted(self._by_test.items())]
+    def why_stale(self, result: TestResult, source_sha256: str | None) -> str:
+        """Why a result says nothing about this code; empty where it does."""
+        if source_sha256 is None or result.source_sha256 != source_sha256:
+            return f"the result of {result.date} is of other code"
+        if self._root is not None:
+            digest = test_sha256(self._root, result.test)
+            if digest != result.test_sha256:
+                return f"the result of {result.date} is of another version of the test's file"
+        return ""
+
+    def __iter__(self) -> Iterator[Stored]:
+        return (each for every in self._by_test.values() for each in every)
+
+
+def test_sha256(root: Path, test: str) -> str | None:
+    """SHA-256 of the file of a test, hexadecimal; None where it is not there.
+
+    Args:
+        root: of the clone.
+        test: the node id.
+    """
+    path = root / test.partition("::")[0]
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def read_stored(
-    folder: Path, trusted: Collection[IdentityPublicKey] = (), *, shown: str = ""
+    folder: Path,
+    trusted: Collection[IdentityPublicKey] = (),
+    *,
+    shown: str = "",
+    root: Path | None = None,
 ) -> StoredTests:
     """The signed results in a folder.
 
@@ -114,6 +142,7 @@ def read_stored(
         folder: need not be there.
         trusted: keys whose word counts; results by others are not anchored.
         shown: the folder's path in references; its own without it.
+        root: as of :class:`StoredTests`.
 
     Raises:
         ConfigError, RemoteProtocolError: as :func:`read_signed`; or a document is no such one.
@@ -134,7 +163,7 @@ def read_stored(
                 sha256=file.sha256,
             )
             found.append(Stored(result, reference, file.anchored))
-    return StoredTests(found)
+    return StoredTests(found, root=root)
 
 
 def to_text(envelope: Mapping[str, Any]) -> str:

@@ -51,13 +51,18 @@ class Document:
     def line(self, place: Place) -> int:
         """The line of a value, or of the nearest one around it that is there.
 
-        Parts that are in no file are passed over: pydantic puts the names of kinds between them.
+        Parts that are in no file are passed over: pydantic puts the names of kinds between them,
+        and a kind may be called like a key.
         """
-        here: Place = ()
-        for part in place:
-            if (*here, part) in self.lines:
-                here = (*here, part)
-        return self.lines.get(here, 1)
+        return self.lines.get(self._nearest((), place), 1)
+
+    def _nearest(self, here: Place, rest: Place) -> Place:
+        if not rest:
+            return here
+        passed_over = self._nearest(here, rest[1:])
+        if (*here, rest[0]) not in self.lines:
+            return passed_over
+        return max(passed_over, self._nearest((*here, rest[0]), rest[1:]), key=len)
 
     def where(self, place: Place) -> str:
         """``file:line`` of a value."""

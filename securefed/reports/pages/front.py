@@ -74,7 +74,6 @@ def _places(fact: Fact, word: Wording) -> Cell:
         found += [one for one in run.references if one not in found]
     found += [one for one in fact.references if one not in found]
     lines: list[Line] = [
-        (Run("", references=(one,)), Run(" "), Run(reference_text(one), code=True))
-        for one in found
+        (Run("", references=(one,)), Run(" "), Run(reference_text(one), code=True)) for one in found
     ]
     return tuple(lines) or (word.line_of("figures.no_place"),)

@@ -23,8 +23,11 @@ def threats(report: Report, word: Wording) -> Section:
         return Section("threat_models", word("section.threat_models"), none)
     counted = Counter(claim.verdict for part in report.threat_models for claim in part.claims)
     rows = [
-        ((badge(verdict, word(f"verdict.{verdict}")),), word.cell(Said(key=f"means.{verdict}")),
-         word.cell(str(counted[verdict])))
+        (
+            (badge(verdict, word(f"verdict.{verdict}")),),
+            word.cell(Said(key=f"means.{verdict}")),
+            word.cell(str(counted[verdict])),
+        )
         for verdict in _ORDER
         if counted[verdict]
     ]
@@ -55,9 +58,7 @@ def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
     actors = [
         (
             (*((_code(actor.id),)), *(() if actor.words is None else (word.line(actor.words),))),
-            word.cell(
-                Said(key=f"actor.{actor.role}"), Said(key=f"corruption.{actor.corruption}")
-            ),
+            word.cell(Said(key=f"actor.{actor.role}"), Said(key=f"corruption.{actor.corruption}")),
             word.cell(str(actor.colluding or 0)),
             (word.line(list(actor.view), "code"),),
         )
@@ -178,6 +179,7 @@ def crosswalk(report: Report, word: Wording) -> Section:
         blocks.append(Paragraph((*edition, Run(" "), Run(framework.source, code=True)), note=True))
         if framework.note is not None:
             blocks.append(Paragraph(word.line(framework.note), note=True))
+        blocks += [Paragraph(word.line(text), note=True) for text in framework.texts]
         rows = [_framework_row(row, word) for row in framework.rows]
         blocks.append(table("table.crosswalk", columns, rows, word))
     if not report.crosswalk:

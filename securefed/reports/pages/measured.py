@@ -124,9 +124,7 @@ def _curves(curves: list[Curve], word: Wording) -> Table:
     rows = []
     for curve in curves:
         name = word.line_of("roc.curve", attack=curve.attack, defence=curve.defence)
-        at = [
-            max((y for x, y in curve.points if x <= rate), default=0.0) for rate in _POINTS
-        ]
+        at = [max((y for x, y in curve.points if x <= rate), default=0.0) for rate in _POINTS]
         cells = tuple(word.cell(Figure(value=value, kind="figure")) for value in at)
         bound = word.line_of("roc.no_bound")
         if curve.bound is not None:

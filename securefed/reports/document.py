@@ -144,7 +144,8 @@ class Statement(Section):
     """A differential-privacy statement against one adversary, with all that it rests on.
 
     ``subject``: ``"training"``, or ``"held_out"`` for figures on held-out data.  ``second`` is the
-    epsilon of ``second_accountant``; None where there is none for this mechanism.
+    epsilon that another accountant states; ``least`` what no accountant can truly stay below.  None
+    where no other accountant has this mechanism.
     """
 
     subject: Literal["training", "held_out"]
@@ -161,7 +162,7 @@ class Statement(Section):
     trust: list[Words]
     assumptions: list[Words]
     second: Figure | None = None
-    second_accountant: Words | None = None
+    least: Figure | None = None
 
 
 class Privacy(Section):

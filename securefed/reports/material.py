@@ -43,12 +43,18 @@ class AttackFile:
 
 @dataclass(frozen=True)
 class SecondEpsilon:
-    """A guarantee's epsilon, computed by another accountant; see ``Statement.second``."""
+    """What two other accountants say of a guarantee; see ``Statement.second``.
+
+    Attributes:
+        subject, against: of the guarantee.
+        least: no smaller epsilon can truly be stated.
+        epsilon: what the other accountant states.
+    """
 
     subject: Literal["training", "held_out"]
     against: Adversary
+    least: float
     epsilon: float
-    accountant: str
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class Material:
         config: the run file, and ``task`` and all else that it says.
         records: of the ledger, verified.
         finished, anchored: as of ``Identity``.
-        stale: why results are of other code or another configuration, in English words.
+        incomplete: why the evidence is not whole, in the words of ``securefed verify``.
+        shipped_models: the run keeps no threat models; those of the installation stand for them.
         policy: that statements are about, ``bounds`` of the whole cohort, ``parameters`` of the
             masked rounds, and ``encryption`` where contributions are encrypted.
         guarantees: of training, one for each adversary, recomputed.
@@ -77,7 +84,7 @@ class Material:
         metrics: lines of ``metrics.jsonl``, from the evaluation before round 1.
         costs: ``costs.json``; None where it was not written.
         attacks: results in the run folder.
-        models: threat models that the run was begun under.
+        models: threat models that its claims are from.
         judgement: of their claims; None where nobody judged.
         judged_path: where the judgement stands, inside the run folder.
     """
@@ -86,7 +93,7 @@ class Material:
     records: Sequence[Record]
     finished: bool
     anchored: bool
-    stale: Sequence[str] = ()
+    incomplete: Sequence[str] = ()
     policy: PrivacyPolicy
     bounds: CohortBounds
     parameters: PairwiseParameters
@@ -98,6 +105,7 @@ class Material:
     costs: Mapping[str, Any] | None = None
     attacks: Sequence[AttackFile] = ()
     models: Sequence[ModelFile] = ()
+    shipped_models: bool = False
     judgement: Judgement | None = None
     judged_path: str = VERDICTS
 

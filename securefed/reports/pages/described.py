@@ -96,15 +96,13 @@ def _statement(found: Statement, word: Wording) -> Iterator[Block]:
 
 
 def _second(found: Statement) -> Value:
-    if found.second is None or found.second_accountant is None:
-        return Said(key="statement.no_second" if found.protected else "statement.nothing")
+    if not found.protected:
+        return Said(key="statement.nothing")
+    if found.second is None or found.least is None:
+        return Said(key="statement.no_second")
     return Said(
         key="statement.second_is",
-        values={
-            "epsilon": found.second,
-            "delta": found.delta,
-            "accountant": found.second_accountant,
-        },
+        values={"epsilon": found.second, "delta": found.delta, "least": found.least},
     )
 
 

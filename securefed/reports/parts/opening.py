@@ -55,8 +55,8 @@ def _of_run(material: Material) -> Iterator[OpenItem]:
         yield _item("unfinished", "open.unfinished", "operator")
     if not material.anchored:
         yield _item("unanchored", "open.unanchored", "reader")
-    for why in material.stale:
-        yield OpenItem(kind="stale", what=recognised(why), who=Said(key="who.operator"))
+    for why in material.incomplete:
+        yield OpenItem(kind="unmet", what=recognised(why), who=Said(key="who.operator"))
     if material.config.aggregation.kind == "plaintext":
         yield _item("unmet", "open.plaintext", "operator")
     for number, held in enumerate(material.guarantees):
@@ -72,6 +72,8 @@ def _of_run(material: Material) -> Iterator[OpenItem]:
         yield _item("unmet", "open.no_threat_model", "operator")
     elif material.judgement is None:
         yield _item("unmet", "open.not_judged", "operator")
+    if material.shipped_models:
+        yield _item("unmet", "open.shipped_models", "operator")
     if not material.attacks:
         yield _item("unmet", "open.no_attack", "operator")
     elif not any(one.document.measurement.verdict == "guessed" for one in material.attacks):

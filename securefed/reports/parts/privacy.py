@@ -61,7 +61,7 @@ def _statement(
         trust=list(recognised_parts(held.trust)),
         assumptions=[recognised(each) for each in held.assumptions],
         second=None if second is None else _epsilon(second.epsilon),
-        second_accountant=None if second is None else recognised(second.accountant),
+        least=None if second is None else _epsilon(second.least),
     )
 
 

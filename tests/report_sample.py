@@ -119,7 +119,7 @@ def statement(**changes: Any) -> Statement:
         "epsilon": figure(3.21, "epsilon", 9),
         "delta": figure(1e-5, "probability", 1),
         "rounds": figure(6, "count", 9),
-        "unit": Said(key="unit.example"),
+        "unit": Said(key="held.unit.example"),
         "adjacency": verbatim("add or remove one example"),
         "mechanism": verbatim("distributed discrete Gaussian"),
         "sampling": verbatim("secret Poisson sample, q = 0.02"),
@@ -137,7 +137,7 @@ def attack(**changes: Any) -> AttackRow:
         "file": "attacks/membership-masked.json",
         "attack": "membership",
         "kind": "membership",
-        "exposure": "aggregate",
+        "exposure": "released",
         "defence": "noise",
         "anchored": True,
         "fits": True,
@@ -178,7 +178,7 @@ def report(**changes: Any) -> Report:
             closed="2026-11-29T10:05:00Z",
             task="causal-lm",
             lora={"rank": 4, "alpha": 8.0, "target_modules": ["v_proj"], "sharing": "ffa"},
-            facts=[Fact(label=Said(key="run.name"), value=verbatim("demo"))],
+            facts=[Fact(label=Said(key="held.drawn.users"), value=verbatim("demo"))],
         ),
         "open_items": [
             OpenItem(
@@ -199,11 +199,14 @@ def report(**changes: Any) -> Report:
                 )
             ],
             nodes=[
-                Node(id="client", label=verbatim("Client"), layer=0),
-                Node(id="server", label=verbatim("Server"), layer=1, adversary=True),
+                Node(id="client", label=verbatim("Client"), column=0),
+                Node(id="server", label=verbatim("Server"), column=1),
             ],
             flows=[
                 Flow(
+                    number=1,
+                    views=[],
+                    seen_by=[],
                     source="client",
                     target="server",
                     what=verbatim("masked update"),
@@ -211,6 +214,7 @@ def report(**changes: Any) -> Report:
                     how=verbatim("pairwise masks"),
                 )
             ],
+            adversaries=[],
             facts=[],
         ),
         "privacy": Privacy(hazards=[], statements=[statement()]),
@@ -237,7 +241,7 @@ def report(**changes: Any) -> Report:
                 Curve(
                     file="attacks/membership-masked.json",
                     attack="membership",
-                    exposure="aggregate",
+                    exposure="released",
                     defence="noise",
                     points=[(0.0, 0.0), (0.01, 0.02), (0.5, 0.52), (1.0, 1.0)],
                     bound=(3.21, 1e-5),
@@ -257,7 +261,7 @@ def report(**changes: Any) -> Report:
                     bytes_down=figure(240_000, "bytes"),
                 )
             ],
-            costs=[CostRow(label=Said(key="run.name"), value=figure(12.5, "seconds"))],
+            costs=[CostRow(label=Said(key="held.drawn.users"), value=figure(12.5, "seconds"))],
             notes=[],
         ),
         "threat_models": [
@@ -269,7 +273,7 @@ def report(**changes: Any) -> Report:
         "crosswalk": [],
         "limitations": [verbatim("Fairness was not measured.")],
         "reproduce": Reproduce(
-            commands=[Command(what=Said(key="run.name"), command="securefed verify demo")],
+            commands=[Command(what=Said(key="held.drawn.users"), command="securefed verify demo")],
             facts=[],
         ),
     }

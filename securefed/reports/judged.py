@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from securefed.config.base import Section
-from securefed.reports.values import Figure, Text, Words
+from securefed.reports.values import Figure, Said, Text, Words
 from securefed.threats.verdicts import Digest, EvidenceType, Reference, Verdict
 
 RowVerdict = Literal["evidenced", "partly", "organisational", "not_met", "not_applicable"]
@@ -132,11 +132,15 @@ class CrosswalkRow(Section):
 
 
 class Framework(Section):
-    """A framework of the crosswalk; ``source`` and ``edition`` say which text was meant."""
+    """A framework of the crosswalk; ``source`` and ``edition`` say which text was meant.
+
+    ``texts`` are those, or what there was of them, that the mapping was compared with.
+    """
 
     id: str
     title: Text
     edition: str
     source: str
     note: Text | None = None
+    texts: list[Said] = Field(default=[])
     rows: list[CrosswalkRow]

@@ -84,7 +84,13 @@ def test_every_sentence_of_a_crosswalk_is_in_the_catalogue(language):
     keys |= {f"crosswalk.who.{who}" for who in WHO}
     keys |= {f"crosswalk.seen.{c}" for c in ("official", "reproduction", "draft", "contents")}
     keys |= {f"crosswalk.why.{how}" for how in ("shown", "signed", "refuted", "open", "elsewhere")}
-    keys |= {"crosswalk.why", "crosswalk.why.organisational", "crosswalk.open", "crosswalk.absent"}
+    keys |= {
+        "crosswalk.then",
+        "crosswalk.text",
+        "crosswalk.why.organisational",
+        "crosswalk.open",
+        "crosswalk.absent",
+    }
     assert not keys - table.keys()
 
 
@@ -154,7 +160,7 @@ def test_a_unit_smaller_than_a_person_answers_in_part():
     text = ONE.replace("facts: [finished]", "partly_unless: [unit_is_person]\n    who: controller")
     assert row(text).verdict == "partly"
     people = sample.Privacy(
-        hazards=[], statements=[sample.statement(unit=sample.Said(key="unit.client"))]
+        hazards=[], statements=[sample.statement(unit=sample.Said(key="held.unit.client"))]
     )
     assert row(text, privacy=people).verdict == "evidenced"
 

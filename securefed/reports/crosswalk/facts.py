@@ -33,7 +33,7 @@ FactName = Literal[
 ]
 FACTS: tuple[FactName, ...] = get_args(FactName)
 
-_PERSONS = ("user", "client")
+_PERSONS = ("user", "field", "client")  # a field of records says whose they are
 
 
 @dataclass(frozen=True)

@@ -93,9 +93,9 @@ class Row(Section):
     requirement: BothLanguages
     most: Most = "evidenced"
     who: Who | None = None
-    claims: list[ClaimName] = []
-    facts: list[FactName] = []
-    partly_unless: list[FactName] = []
+    claims: list[ClaimName] = Field(default=[])
+    facts: list[FactName] = Field(default=[])
+    partly_unless: list[FactName] = Field(default=[])
     sections: list[Part]
     seen: str | None = None
 
@@ -119,7 +119,7 @@ class FrameworkFile(Section):
     edition: Words
     source: Annotated[str, Field(pattern=r"^https?://\S+$")]
     note: BothLanguages | None = None
-    seen: dict[str, Seen] = {}
+    seen: dict[str, Seen] = Field(default={})
     rows: Annotated[list[Row], Field(min_length=1)]
 
     @model_validator(mode="after")

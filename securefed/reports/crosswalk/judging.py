@@ -8,8 +8,8 @@ not_met            a claim is refuted, or nothing of it is shown
 not_applicable     every claim that it rests on is about something that this run does not do
 =================  =================================================================================
 
-A claim is shown by ``verified`` or ``not_refuted``.  ``manual``: somebody signed for it, which shows
-nothing by itself.  Any other verdict, or no such claim in the run, leaves it open.
+A claim is shown by ``verified`` or ``not_refuted``.  ``manual``: somebody signed for it, which
+shows nothing by itself.  Any other verdict, or no such claim in the run, leaves it open.
 """
 
 from __future__ import annotations
@@ -65,6 +65,13 @@ def crosswalk(report: Report, files: Sequence[FrameworkFile] | None = None) -> l
             edition=one.edition,
             source=one.source,
             note=None if one.note is None else _text(one.note),
+            texts=[
+                Said(
+                    key="crosswalk.text",
+                    values={"what": _text(seen.what), "address": seen.address, "date": seen.date},
+                )
+                for seen in one.seen.values()
+            ],
             rows=[_row(row, one, report, verdicts) for row in one.rows],
         )
         for one in (frameworks() if files is None else files)
@@ -91,7 +98,7 @@ def _row(
         if seen is None
         else Said(
             key=f"crosswalk.seen.{seen.copy_of}",
-            values={"what": _text(seen.what), "address": seen.address, "date": seen.date},
+            values={"what": _text(seen.what), "date": seen.date},
         ),
         references=answer.references,
     )
@@ -154,7 +161,10 @@ def _why(row: Row, answer: _Answer) -> Said:
     if answer.elsewhere:
         sentences.append(_names("elsewhere", answer.elsewhere))
     sentences += [Said(key=f"crosswalk.holds.{fact}") for fact in answer.holding]
-    return Said(key="crosswalk.why", values={"sentences": list(sentences)})
+    said = sentences[-1]
+    for sentence in reversed(sentences[:-1]):
+        said = Said(key="crosswalk.then", values={"first": sentence, "then": said})
+    return said
 
 
 def _names(how: str, names: list[str]) -> Said:

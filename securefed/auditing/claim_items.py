@@ -251,7 +251,7 @@ class Claims:
         if self._facts is None:
             terminalreporter.line(
                 "judged by tests alone; attacks, ledger values and statements are about a run: "
-                "--threat-run RUN"
+                "--threat-run=RUN"
             )
         if self._of_runs:
             names = ", ".join(sorted(self._of_runs))

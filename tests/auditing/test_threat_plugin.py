@@ -221,7 +221,7 @@ def test_claims_about_a_run_alone_are_named_and_not_passed(project):
     done.stdout.fnmatch_lines(
         [
             "*C-one VERIFIED*",
-            "judged by tests alone*--threat-run RUN",
+            "judged by tests alone*--threat-run=RUN",
             "about a run alone, not judged here: C-two",
         ]
     )

@@ -206,6 +206,17 @@ def test_a_statement_that_nobody_asked_for_is_refused(run, cli, claim_id, option
     assert not (tmp_path / "dpo.pem").exists()
 
 
+def test_nobody_signs_an_answer_to_a_question_that_was_changed(run, cli, tmp_path):
+    path = run / "threat_models" / "network-eavesdropper.yaml"
+    path.write_text(path.read_text().replace("key", "kettle", 1))
+    given = ("--text", "Yes.", "--role", "anybody", "--key", tmp_path / "k.pem")
+    code, _, err = cli("statement", run, "C-key-custody", *given)
+    assert code == 1
+    assert "TAMPERED" in err
+    assert "network-eavesdropper.yaml" in err
+    assert not (run / "statements").exists()
+
+
 def test_a_folder_that_holds_no_run_is_refused(cli, tmp_path):
     for command in (("threats", tmp_path), ("statement", tmp_path, "C-x", "--text", "a")):
         more = ("--role", "a", "--key", "k") if command[0] == "statement" else ()

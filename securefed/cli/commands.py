@@ -17,6 +17,7 @@ from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
+from securefed.cli.reporting import report
 from securefed.cli.threats import statement, threats
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
@@ -184,6 +185,7 @@ def plan(
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)
+app.command()(report)
 app.command()(threats)
 app.command()(statement)
 

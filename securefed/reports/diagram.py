@@ -106,7 +106,7 @@ def _straight(drawing: Drawing, flow: Flow, places: dict[str, Node], share: floa
             start, end = (x, y0), (x, y1 + _BOX[1])
     drawing.arrow([start, end], colour=_colour(flow), dash=_dash(flow))
     # Numbers of arrows side by side stand apart.
-    along = 0.2 + 0.5 * share if source.row == target.row else 0.5
+    along = 0.05 + 0.85 * share if source.row == target.row else 0.5
     x, y = (a + along * (b - a) for a, b in zip(start, end, strict=True))
     _numbered(drawing, flow, (x, y))
 

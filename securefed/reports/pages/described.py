@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from securefed.reports.blocks import Block, Cell, Definitions, Heading, Paragraph, Picture, Section
 from securefed.reports.diagram import data_flow
-from securefed.reports.document import Report, Statement
+from securefed.reports.document import Report, Role, Statement
 from securefed.reports.pages.rows import bullets, definitions, shown, source, table
 from securefed.reports.values import Item, Said, Value
 from securefed.reports.wording import Wording
@@ -17,7 +17,7 @@ def system(report: Report, word: Wording) -> Section:
     found = report.system
     roles = [
         (
-            (word.line(role.name), *(() if role.count is None else (word.line(role.count),))),
+            word.cell(role.name, *_count(role)),
             word.cell(*role.sees),
             (word.line(role.trusted),),
         )
@@ -49,6 +49,11 @@ def system(report: Report, word: Wording) -> Section:
         picture,
     )
     return Section("system", word("section.system"), blocks)
+
+
+def _count(role: Role) -> list[Said]:
+    values: dict[str, Value] = {} if role.count is None else {"count": role.count}
+    return [Said(key="role.client_count", values=values)] if values else []
 
 
 def _actors(names: Sequence[str]) -> list[Item]:

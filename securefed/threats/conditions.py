@@ -164,7 +164,7 @@ def is_off(path: str, found: Any) -> bool:
 
 
 def shown(path: str, found: Any) -> str:
-    """A setting in words, for a reason; of a folder its last name: where it lies concerns nobody."""
+    """A setting in words, for a reason; of a folder its last name alone."""
     if isinstance(found, str) and path.endswith(".source"):
         found = PurePath(found).name
     return f"{path} = {found!r}" if _is_set(found) else f"{path} is not set"

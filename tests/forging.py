@@ -39,18 +39,19 @@ def forge(
         change: of the ledger's (kind, body) pairs.
         accounts: of each account's; None leaves the accounts as they are, in the clients' hands.
         server: whose server key signs the heads anew; without it old signatures stay.
-        clients: whose client keys co-sign them, too.
+        clients: whose client keys co-sign them, too: of those whose accounts say that they did.
     """
-    records = change([(r.kind, dict(r.body)) for r in read_ledger(folder / "ledger.jsonl")])
-    old = [r.seq for r in read_ledger(folder / "ledger.jsonl") if signed(r.kind)]
+    before = read_ledger(folder / "ledger.jsonl")
+    records = change([(r.kind, dict(r.body)) for r in before])
+    old = [r.seq for r in before if signed(r.kind)]
     ledger = anew(folder / "ledger.jsonl", records[0][1])
     heads = []
     for kind, body in records[1:]:
         if kind == "witnessed" and server is not None:
             head = HeadStatement.of(ledger.records[0].hash, heads[-1])
             body = signed_by_server(head, server.server)
-            for key in (clients.clients if clients else {}).values():
-                body["signatures"].append(signed_by_client(head, key))
+            for name in present(folder, old[len(heads) - 1]) if clients else ():
+                body["signatures"].append(signed_by_client(head, clients.clients[name]))
         record = ledger.append(kind, body)
         if signed(kind):
             heads.append(record)
@@ -67,6 +68,15 @@ def forge(
                 body = body | {"seq": head.seq, "hash": head.hash}
             account.append(kind, body)
         account.close()
+
+
+def present(folder: Path, seq: int) -> list[str]:
+    """The clients whose accounts hold that they signed a line."""
+    found = []
+    for path in sorted(folder.glob("clients/*/budget.jsonl")):
+        heads = [r.body["seq"] for r in read_ledger(path) if r.kind == "witnessed"]
+        found += [path.parent.name] * (seq in heads)
+    return found
 
 
 def signed(kind: str) -> bool:

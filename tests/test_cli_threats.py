@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 from ledgers import copy_run
 from run_audits import run_file
-from threat_files import ATTACK_EVIDENCE, LEDGER_EVIDENCE, TODAY, model, stored_tests
+from threat_files import (
+    ATTACK_EVIDENCE,
+    LEDGER_EVIDENCE,
+    TODAY,
+    model,
+    stored_tests,
+    text,
+    values,
+)
 
 from securefed import Federation
 from securefed.crypto.identity import IdentityKey
@@ -21,6 +29,8 @@ from securefed.threats.judging import judge_claim
 from securefed.threats.statements import STATEMENT_TYPE as KIND
 from securefed.threats.statements import Statement
 from securefed.threats.verdicts import Judgement
+
+pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +206,50 @@ def test_a_statement_that_nobody_asked_for_is_refused(run, cli, claim_id, option
     assert not (tmp_path / "dpo.pem").exists()
 
 
+def test_nobody_signs_an_answer_to_a_question_that_was_changed(run, cli, tmp_path):
+    path = run / "threat_models" / "network-eavesdropper.yaml"
+    path.write_text(path.read_text().replace("key", "kettle", 1))
+    given = ("--text", "Yes.", "--role", "anybody", "--key", tmp_path / "k.pem")
+    code, _, err = cli("statement", run, "C-key-custody", *given)
+    assert code == 1
+    assert "TAMPERED" in err
+    assert "network-eavesdropper.yaml" in err
+    assert not (run / "statements").exists()
+
+
 def test_a_folder_that_holds_no_run_is_refused(cli, tmp_path):
     for command in (("threats", tmp_path), ("statement", tmp_path, "C-x", "--text", "a")):
         more = ("--role", "a", "--key", "k") if command[0] == "statement" else ()
         code, _, err = cli(*command, *more)
         assert code == 2
         assert "not a run folder" in err
+
+
+def test_pytest_judges_claims_by_a_run_folder_too(run, pytester):
+    pytester.makeini(
+        "[pytest]\naddopts = -p securefed.auditing.threat_plugin -p no:hypothesispytest\n"
+    )
+    folder = pytester.mkdir("tests")
+    (folder / "test_it.py").write_text("def test_it(): ...\n")
+    within = LEDGER_EVIDENCE | {"accept": {"op": "<", "value": 1e6}}
+    beyond = LEDGER_EVIDENCE | {"accept": {"op": "<", "value": 1e-6}}
+    test = {"type": "test", "test": "tests/test_it.py::test_it"}
+    one = values()["claims"][0]
+    claims = [
+        one | {"id": "C-within", "evidence": [test, within]},
+        one | {"id": "C-beyond", "evidence": [beyond]},
+        one | {"id": "C-other", "evidence": [test], "applies_when": {"aggregation.kind": "bfv"}},
+    ]
+    pytester.mkdir("threat_models")
+    path = pytester.path / "threat_models" / "small.yaml"
+    path.write_bytes(text(values() | {"claims": claims}))
+    done = pytester.runpytest_inprocess("--threat-models", f"--threat-run={run}", "-v")
+    assert done.ret == 1
+    done.stdout.fnmatch_lines(
+        [
+            "*::C-within VERIFIED*",
+            "*::C-beyond FAILED*",
+            "*::C-other NOT_APPLICABLE*",
+            "C-beyond (TM-small) is refuted: closing.epsilon.server: * is not < 1e-06*",
+        ]
+    )

@@ -1,6 +1,7 @@
 """The shipped threat models: what they name exists, and whom an auditor looks for is there."""
 
 import ast
+import datetime
 import functools
 import importlib.util
 import re
@@ -11,9 +12,12 @@ import pytest
 from securefed.auditing.catalogue import CATALOGUE
 from securefed.auditing.cells import Cell
 from securefed.config import load_config
+from securefed.threats.facts import RunFacts
 from securefed.threats.files import shipped
+from securefed.threats.judging import judge
 from securefed.threats.loading import load_threat_models
 from securefed.threats.model import Text
+from securefed.threats.stored import StoredTests
 
 ROOT = Path(__file__).parents[1]
 MODELS = load_threat_models(shipped())
@@ -126,6 +130,23 @@ def test_the_run_file_that_a_model_is_of_loads(model):
     config = load_config(ROOT / model.system.config_ref)
     assert config.cohort.min_clients == model.system.cohort.min_clients
     assert config.training.rounds == model.system.rounds
+
+
+def test_no_defence_is_off_in_the_demos_run_file():
+    facts = RunFacts(config=load_config(ROOT / "examples" / "demo.toml"))
+    now = datetime.datetime(2026, 11, 29, tzinfo=datetime.UTC)
+    found = judge(
+        MODELS, facts, StoredTests(), now=now, software="securefed", source_sha256="0" * 64
+    )
+    off = {each.claim: each.reason for each in found.findings if each.verdict == "refuted"}
+    assert off == {}
+    not_asked_for = {each.claim for each in found.findings if each.verdict == "void"}
+    assert not_asked_for == {
+        "C-figures-noised",
+        "C-no-single-figures",
+        "C-run-budget",
+        "C-whole-person",
+    }
 
 
 def test_claims_that_texts_refer_to_exist():

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-import securefed
 from securefed.auditing.cited_tests import Session, missing
-from securefed.errors import SecureFedError
+from securefed.crypto.identity import IdentityKey
+from securefed.engines.software import software
+from securefed.errors import ConfigError
 from securefed.evidence.anchoring import read_public_key, signer_record
 from securefed.evidence.signing import signing_key
 from securefed.evidence.software import source_sha256
@@ -109,6 +110,7 @@ class Claims:
             folder / "evidence", trusted, shown=f"{_FOLDER}/evidence", root=self._root
         )
         self._facts = self._of_run(config.getoption("--threat-run"), trusted)
+        self._target = _target(config)
         self._findings: list[ClaimFinding] = []
         self._of_runs: list[str] = []
 
@@ -251,7 +253,7 @@ class Claims:
         if self._facts is None:
             terminalreporter.line(
                 "judged by tests alone; attacks, ledger values and statements are about a run: "
-                "--threat-run RUN"
+                "--threat-run=RUN"
             )
         if self._of_runs:
             names = ", ".join(sorted(self._of_runs))
@@ -259,22 +261,33 @@ class Claims:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Store what cited tests came to."""
-        target = self._config.getoption("--threat-evidence")
-        if target is None or session.config.option.collectonly:
+        if self._target is None or session.config.option.collectonly:
             return
-        results = self._session.results(datetime.datetime.now(datetime.UTC))
+        path, key = self._target
         source_sha256.cache_clear()
         if source_sha256() != self._source:
             raise pytest.UsageError("--threat-evidence: the code has changed during the session")
-        document = TestResults(software=f"securefed {securefed.__version__}", results=results)
-        path = Path(target)
-        try:
-            key = signing_key(Path(self._config.getoption("--threat-key")), make=True)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(to_text(document.signed(key)), encoding="utf-8")
-            (path.parent / "signer.json").write_text(signer_record(key.public), encoding="utf-8")
-        except (SecureFedError, OSError) as error:
-            raise pytest.UsageError(f"--threat-evidence: {error}") from None
+        results = self._session.results(datetime.datetime.now(datetime.UTC))
+        document = TestResults(software=software(), results=results)
+        path.write_text(to_text(document.signed(key)), encoding="utf-8")
+        (path.parent / "signer.json").write_text(signer_record(key.public), encoding="utf-8")
+
+
+def _target(config: pytest.Config) -> tuple[Path, IdentityKey] | None:
+    """Where results are to be stored, and the key that signs them; found out before any test runs.
+
+    Raises:
+        ConfigError: the folder cannot be made, or the key is none.
+    """
+    name = config.getoption("--threat-evidence")
+    if name is None:
+        return None
+    path = Path(name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--threat-evidence {path}: {error.strerror}") from None
+    return path, signing_key(Path(config.getoption("--threat-key")), make=True)
 
 
 def cited_tests(model: ThreatModel, claim: str = "") -> list[str]:

@@ -5,11 +5,14 @@ once, then each claim as an item (``threat_models/malicious-server.yaml::C-one-l
 fails whose verdict is refuted, void, stale or not_run.  Slow tests run with ``-m slow`` only; else
 their stored results count (``threat_models/evidence/``), which are stale when code has changed.
 
-What an attack, a ledger or a person says is about a run: it counts with ``--threat-run RUN``, and
+What an attack, a ledger or a person says is about a run: it counts with ``--threat-run=RUN``, and
 without it is left out.  Claims that rest on nothing else are then no items; the summary names them.
 
-``--threat-evidence FILE --threat-key KEY`` stores what the cited tests of this session came to,
+``--threat-evidence=FILE --threat-key=KEY`` stores what the cited tests of this session came to,
 signed and dated.  All runs in one process: a claim needs the outcomes of tests of many files.
+
+Write these options with ``=``: before it knows them, pytest takes a path that stands by itself for
+one of tests, and looks for its settings there.
 
 Without ``--threat-models`` nothing of this does anything.
 """

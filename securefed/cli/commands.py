@@ -26,7 +26,13 @@ from securefed.config import (
     load_config,
     parse_config,
 )
-from securefed.errors import ConfigError, FetchError, LedgerTampered, SecureFedError
+from securefed.errors import (
+    ConfigError,
+    FetchError,
+    LedgerTampered,
+    RemoteProtocolError,
+    SecureFedError,
+)
 
 if TYPE_CHECKING:
     from securefed.engines.figures import Figures
@@ -217,16 +223,33 @@ def verify(
         Path | None,
         typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
     ] = None,
+    signer: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Public key of who signs results and statements; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
-    """Check a run's ledgers and signatures, and recompute its epsilon.
+    """Check a run's ledgers, signatures and report, and recompute its epsilon.
 
-    Exit code 0: all holds, 1: tampered, 2: usage, 3: incomplete (unfinished, or too few witnesses).
+    Exit code 0: all holds, 1: tampered, 2: usage, 3: incomplete (unfinished, too few witnesses, or
+    a report that was made with keys that are not named).
     """
-    from securefed.engines.verify import verify_run
+    from securefed.engines.reported import REPORT
+    from securefed.engines.verify import verdict_on, verified_run
+    from securefed.evidence.anchoring import read_public_key
 
+    trusted = [read_public_key(path) for path in signer or ()]
+    unlike: list[str] = []
     try:
-        verdict = verify_run(folder, roster)
-    except LedgerTampered as error:
+        run = verified_run(folder, roster)
+        if (folder / REPORT).exists():
+            from securefed.cli.rebuilt import check_rebuilt
+
+            unlike = check_rebuilt(folder, run, trusted)
+        verdict = verdict_on(folder, run, incomplete=unlike)
+    except (LedgerTampered, RemoteProtocolError) as error:
         errors.print(f"TAMPERED: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
     for line in verdict.lines:

@@ -53,7 +53,7 @@ def threats(
     try:
         models, judgement = judge_run(folder, verified_run(folder, roster), trusted)
     except (LedgerTampered, RemoteProtocolError) as error:
-        errors.print(f"TAMPERED: {error}", style="red", markup=False)
+        _say_tampered(error)
         raise typer.Exit(1) from None
     target = folder / "threats" / "verdicts.json"
     target.parent.mkdir(exist_ok=True)
@@ -86,13 +86,16 @@ def statement(
     """Sign an answer to a claim that only people can answer; writes RUN/statements/."""
     from securefed.engines.run_facts import threat_models_of
     from securefed.engines.run_folder import write_whole
+    from securefed.engines.verify import verified_run
     from securefed.evidence.anchoring import signer_record
-    from securefed.evidence.ledger import read_ledger
     from securefed.evidence.signing import key_id, signing_key
     from securefed.threats.statements import STATEMENTS, Statement
 
-    if not (folder / "ledger.jsonl").is_file():
-        raise ConfigError(f"{folder / 'ledger.jsonl'} is missing; not a run folder")
+    try:  # first: nobody shall sign an answer to a question that somebody has changed
+        verified = verified_run(folder)
+    except LedgerTampered as error:
+        _say_tampered(error)
+        raise typer.Exit(1) from None
     model, asked = _asked(threat_models_of(folder), claim, role, question)
     until, today = _date(expires), datetime.datetime.now(datetime.UTC).date()
     if until is not None and until < today:
@@ -100,7 +103,7 @@ def statement(
     if not text.strip():
         raise ConfigError("--text is empty; it must be the answer")
     document = Statement(
-        run=read_ledger(folder / "ledger.jsonl")[0].hash,
+        run=verified.records[0].hash,
         model=model.id,
         claim=claim,
         manual=asked.manual,
@@ -121,6 +124,10 @@ def statement(
     write_whole(place / f"signer-{short}.json", signer_record(signer.public))
     say(f"asked: {asked.asks.en}")
     say(f"signed statement: {target}")
+
+
+def _say_tampered(error: Exception) -> None:
+    errors.print(f"TAMPERED: {error}", style="red", markup=False)
 
 
 def _asked(

@@ -38,7 +38,7 @@ from securefed.evidence.kinds import ROUND_SUMMED
 from securefed.evidence.ledger import Record
 from securefed.privacy.accounting import ADVERSARIES, epsilon_text
 
-__all__ = ["Verdict", "VerifiedRun", "verified_run", "verify_run"]
+__all__ = ["Verdict", "VerifiedRun", "verdict_on", "verified_run", "verify_run"]
 
 _FIGURES = ("against", "epsilon", "delta", "rounds")
 _NAMED = 6
@@ -78,11 +78,27 @@ def verify_run(folder: Path, roster: Path | None = None, *, report: bool = True)
         LedgerTampered: a chain, a signature, a count, a claim or a figure of the report does not
             hold; the message says which.
     """
-    run = verified_run(folder, roster)
+    return verdict_on(folder, verified_run(folder, roster), report=report)
+
+
+def verdict_on(
+    folder: Path, run: VerifiedRun, *, report: bool = True, incomplete: Sequence[str] = ()
+) -> Verdict:
+    """The verdict on a folder that was verified.
+
+    Args:
+        folder: the run folder.
+        run: what was verified.
+        report: as of :func:`verify_run`.
+        incomplete: what more keeps the evidence from being whole, in words.
+
+    Raises:
+        LedgerTampered: the report says otherwise than what was recomputed.
+    """
     compared = check_report(folder, run) if report else None
-    incomplete = list(run.incomplete)
-    if compared is not None and compared.anchored and not run.anchored:
-        incomplete.append("the report says that its keys are anchored, and no roster was named")
+    lacking = [*run.incomplete, *incomplete]
+    if compared and not run.anchored:
+        lacking.append("the report says that its keys are anchored, and no roster was named")
     genesis, history, charges = run.records[0].body, run.history, run.charges
     unended = "; 1 attempt has no recorded end and counts for every client" if history.open else ""
     lines = [
@@ -105,12 +121,7 @@ def verify_run(folder: Path, roster: Path | None = None, *, report: bool = True)
     files = sorted({"config.toml", *files, *run.threat_models})
     lines.append(f"files that hold what the ledger says: {', '.join(files)}")
     if compared is not None:
-        lines.append(
-            f"{REPORT.as_posix()}: its statements are those recomputed, and {compared.looked_up} "
-            "references hold the figures that it shows"
-            + f"; {compared.outside} are to files outside the run folder"
-            * (compared.outside > 0)
-        )
+        lines.append(f"{REPORT.as_posix()}: its run and its statements are those recomputed")
     compared_paths = {REPORT.as_posix()} if compared is not None else set()
     covered = {*files, *compared_paths, *ledger_files(genesis["cohort"], run.settings)}
     loose = ", ".join(uncovered(folder, covered))
@@ -133,13 +144,13 @@ def verify_run(folder: Path, roster: Path | None = None, *, report: bool = True)
     unfinished = f"not finished{': resume it or leave it' * resumable}"
     lines.append("finished" if finished else unfinished)
     lines.extend(f"note: {note}" for note in run.notes)
-    lines.append(_told_verdict(incomplete, anchored=run.anchored))
+    lines.append(_told_verdict(lacking, anchored=run.anchored))
     return Verdict(
         finished=finished,
         charges=charges,
         lines=lines,
         anchored=run.anchored,
-        incomplete=incomplete,
+        incomplete=lacking,
     )
 
 

@@ -221,7 +221,7 @@ def test_claims_about_a_run_alone_are_named_and_not_passed(project):
     done.stdout.fnmatch_lines(
         [
             "*C-one VERIFIED*",
-            "judged by tests alone*--threat-run RUN",
+            "judged by tests alone*--threat-run=RUN",
             "about a run alone, not judged here: C-two",
         ]
     )
@@ -244,6 +244,10 @@ def test_workers_are_not_started_for_claims(project):
         (["--threat-evidence", "x.json"], "--threat-evidence goes with --threat-models"),
         (["--threat-models", "--threat-key", "x"], "go together"),
         (["--threat-models", "--threat-signer", "none"], "none: cannot be read"),
+        (
+            ["--threat-models", "--threat-evidence=/dev/null/x.json", "--threat-key=k.pem"],
+            "--threat-evidence /dev/null/x.json: ",
+        ),
         (["--threat-models", "--threat-run", "none"], "not a run folder"),
     ],
 )

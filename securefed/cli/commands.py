@@ -353,6 +353,8 @@ def _run(
 ) -> None:
     if resume:
         _folder_to_resume(out)
+    from securefed.engines.identities import ROSTER_FILE
+    from securefed.engines.run_folder import RunFolder
     from securefed.engines.simulation import Federation, new_run_folder
 
     quiet_libraries()
@@ -374,7 +376,9 @@ def _run(
         say(statements_of_figures(result) + "\n")
     if config.output.picture:
         draw(config, result, notes)
+    keys = RunFolder(result.folder).keys
     say(f"run folder: {result.folder}\n")
+    say(f"keys of its parties: {keys} (verify --roster takes {keys / ROSTER_FILE})\n")
     console.print(table(config, result))
     if compare:  # after all that the run itself has to show: a comparison may take as long again
         try:

@@ -363,11 +363,9 @@ class Run:
             applied["values_down"] = sent
         if (clip := next_clip_norm(self._policy)) is not None:
             applied["next_clip_norm"] = clip
-        # Who fell silent after sending does not sign either; it signs a later head.
-        silent_now = carried.unanswered | (set(members) - set(survivors))
-        self.parties.witness(
-            ledger, ledger.append(ROUND_APPLIED, name_of | applied), absent=silent_now
-        )
+        # Who was not in the round, or fell silent in it, signs a later head over these lines too.
+        absent = (set(self.cohort) - set(survivors)) | carried.unanswered
+        self.parties.witness(ledger, ledger.append(ROUND_APPLIED, name_of | applied), absent=absent)
         for client in self.parties.clients.values():
             client.policy = client.policy.after(fraction)
         if self.settings.encryption is not None:

@@ -172,8 +172,8 @@ def plan(
     if not read.cohort.profiles:
         raise ConfigError(f"{config}: has no cohort.profiles; there is nothing to plan from")
     from securefed.engines.planning import plan_cohort
-    from securefed.engines.run_folder import write_whole
     from securefed.engines.simulation import Federation
+    from securefed.engines.whole_files import write_whole
 
     quiet_libraries()
     with watching() as shown:

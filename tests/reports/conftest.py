@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-from reported import add_attacks
+from reported import add_attacks, material_of
 from tiny import write_run
 
 from securefed import Federation
+from securefed.reports.build import build
+from securefed.reports.document import Report
+from securefed.reports.material import Material
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,23 @@ def finished(tmp_path_factory) -> Path:
     folder = Federation.from_config(config).run(base / "run").folder
     add_attacks(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def known(finished) -> Material:
+    """Its material; the judgement lies where it is said to stand."""
+    found = material_of(finished)
+    place = finished / found.judged_path
+    place.parent.mkdir(exist_ok=True)
+    assert found.judgement is not None
+    place.write_text(found.judgement.model_dump_json())
+    return found
+
+
+@pytest.fixture(scope="session")
+def report(known) -> Report:
+    """Its report."""
+    return build(known)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from securefed.errors import ConfigError
-from securefed.reports.catalogue import Language
 from securefed.reports.document import Report, Statement
 from securefed.reports.markdown_text import escaped
 from securefed.reports.values import Said, Value
@@ -34,7 +33,7 @@ _HEAD = """\
 """
 
 
-def render(report: Report, language: Language) -> str:
+def render(report: Report, language: str) -> str:
     """The entry, as YAML.
 
     Raises:
@@ -73,7 +72,7 @@ def render(report: Report, language: Language) -> str:
 class _Markdown:
     """Words of a report in one language, escaped for Markdown with LaTeX."""
 
-    def __init__(self, language: Language) -> None:
+    def __init__(self, language: str) -> None:
         self._words = Wording(language)
 
     def __call__(self, key: str, **values: Value) -> str:
@@ -144,9 +143,9 @@ def _parameters(one: Statement, words: _Markdown) -> str:
         accountant=one.accountant,
         sampling=one.sampling,
     )
-    if one.second is None or one.second_accountant is None:
+    if one.second is None or one.least is None:
         return said
-    return f"{said} {words('second', second=one.second, accountant=one.second_accountant)}"
+    return f"{said} {words('second', second=one.second, least=one.least)}"
 
 
 def _model(report: Report, statement: Statement, words: _Markdown) -> dict[str, Any]:

@@ -21,11 +21,9 @@ from securefed.reports.blocks import (
     Table,
 )
 from securefed.reports.document import Report
+from securefed.reports.markdown_text import at_start, inline
 from securefed.reports.page import page
 from securefed.threats.verdicts import Reference
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~])")
-_AT_START = re.compile(r"^(\s*)([-+>]|\d+[.)])(\s)", re.MULTILINE)
 
 Numbers = Mapping[Reference, int]
 
@@ -59,7 +57,7 @@ def section(part: Section, numbers: Numbers, *, level: int = 2) -> str:
 def _block(block: Block, numbers: Numbers, deeper: int) -> str:
     match block:
         case Paragraph(line=line):
-            return _at_start(_line(line, numbers))
+            return at_start(_line(line, numbers))
         case Bullets(items=items):
             return "\n".join(f"- {_line(item, numbers)}" for item in items)
         case Table():
@@ -121,10 +119,5 @@ def _code(text: str) -> str:
     return f"{fence}{room}{text}{room}{fence}"
 
 
-def _text(text: str) -> str:
-    """Plain text: nothing in it is markup, and no line of it ends early."""
-    return _SPECIAL.sub(r"\\\1", re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text))
-
-
-def _at_start(text: str) -> str:
-    return _AT_START.sub(r"\1\\\2\3", text)
+_text = inline
+"""Plain text: nothing in it is markup, and no line of it ends early."""

@@ -105,6 +105,11 @@ verdict = securefed.engines.verify.verify_run(Path(sys.argv[1]))
 assert verdict.finished
 print(*verdict.lines, sep="\\n")
 
+from securefed.engines.run_facts import judge_run
+from securefed.engines.verify import verified_run
+models, judgement = judge_run(Path(sys.argv[1]), verified_run(Path(sys.argv[1])))
+assert len(judgement.findings) == sum(len(model.claims) for model in models) > 0
+
 try:
     import torch
 except ImportError:

@@ -95,19 +95,13 @@ class Claims:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._root = config.rootpath
+        self._root = config.rootpath.resolve()
         self._source = source_sha256()
         folder = self._root / _FOLDER
         files = {path.name: read_bounded(path) for path in sorted(folder.glob("*.yaml"))}
         models = load_threat_models(files)
         self._models = {folder / model.name: model for model in models}
-        cited = dict.fromkeys(
-            item.test
-            for model in models
-            for claim in model.claims
-            for item in claim.evidence
-            if isinstance(item, TestEvidence)
-        )
+        cited = dict.fromkeys(test for model in models for test in cited_tests(model))
         self._missing = missing(self._root, list(cited))
         self._session = Session(self._root, list(cited), self._source)
         trusted = [read_public_key(Path(name)) for name in config.getoption("--threat-signer")]
@@ -177,9 +171,16 @@ class Claims:
         config = session.config
         if config.args_source is not pytest.Config.ArgsSource.ARGS:
             config.args = [str(path) for path in self._models]
-        there = [test for test in self._session.cited if test not in self._missing]
+        asked = [name for argument in config.args for name in self._cited_by(argument)]
+        there = [test for test in dict.fromkeys(asked) if test not in self._missing]
         # Before the claims, which need their outcomes.
         config.args = [*(str(self._root / test) for test in there), *config.args]
+
+    def _cited_by(self, argument: str) -> list[str]:
+        """The tests that the claims of ``FILE.yaml`` or ``FILE.yaml::CLAIM`` cite."""
+        name, _, claim = argument.partition("::")
+        model = self._models.get((self._config.invocation_params.dir / name).resolve())
+        return [] if model is None else cited_tests(model, claim)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(
@@ -274,6 +275,17 @@ class Claims:
             (path.parent / "signer.json").write_text(signer_record(key.public), encoding="utf-8")
         except (SecureFedError, OSError) as error:
             raise pytest.UsageError(f"--threat-evidence: {error}") from None
+
+
+def cited_tests(model: ThreatModel, claim: str = "") -> list[str]:
+    """Node ids that one claim of a model cites, or all of them."""
+    return [
+        item.test
+        for each in model.claims
+        if claim in ("", each.id)
+        for item in each.evidence
+        if isinstance(item, TestEvidence)
+    ]
 
 
 def _wants_slow(expression: str) -> bool:

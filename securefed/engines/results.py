@@ -11,9 +11,9 @@ from securefed.engines.histogram_records import recorded_histogram
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.noised_histogram import NoisedHistogram
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
-from securefed.engines.verify import verified_run
+from securefed.engines.verified import verified_run
 from securefed.errors import LedgerTampered
-from securefed.evidence.kinds import is_closed
+from securefed.evidence.kinds import closing
 from securefed.evidence.ledger import read_ledger
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 
@@ -58,7 +58,7 @@ def recorded_result(folder: Path) -> RunResult | None:
     Raises:
         ConfigError, LedgerTampered: the folder does not verify.
     """
-    if not is_closed(read_ledger(folder / "ledger.jsonl")):
+    if closing(read_ledger(folder / "ledger.jsonl")) is None:
         return None  # another process may be writing it
     run = verified_run(folder)
     closed = run.history.closed or {}

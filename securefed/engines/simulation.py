@@ -17,7 +17,7 @@ from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings
-from securefed.engines.verify import recorded_plan, verified_run
+from securefed.engines.verified import recorded_plan, verified_run
 from securefed.engines.witnessing import witness_closing
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered

@@ -73,6 +73,6 @@ SIGNED = frozenset({ROUND_APPLIED, CLOSED})
 """Records at which the head is signed."""
 
 
-def is_closed(records: Iterable[Record]) -> bool:
-    """Whether a run's ledger holds its closing record."""
-    return any(record.kind == CLOSED for record in records)
+def closing(records: Iterable[Record]) -> Record | None:
+    """The closing record of a run's ledger; None where the run is not finished."""
+    return next((record for record in records if record.kind == CLOSED), None)

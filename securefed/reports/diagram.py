@@ -22,8 +22,8 @@ from securefed.reports.svg import (
 )
 from securefed.reports.wording import Wording, plain
 
-_BOX = (124.0, 56.0)
-_GAP, _ROW_GAP = 58.0, 66.0
+_BOX = (120.0, 64.0)
+_GAP, _ROW_GAP = 66.0, 58.0
 _LEFT, _TOP = 12.0, 40.0
 _CHIP_HEIGHT, _CHIPS = 40.0, 3
 _SIZE = 12.0
@@ -105,7 +105,10 @@ def _straight(drawing: Drawing, flow: Flow, places: dict[str, Node], share: floa
         if y1 < y0:
             start, end = (x, y0), (x, y1 + _BOX[1])
     drawing.arrow([start, end], colour=_colour(flow), dash=_dash(flow))
-    _numbered(drawing, flow, ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2))
+    # Numbers of arrows side by side stand apart.
+    along = 0.05 + 0.85 * share if source.row == target.row else 0.5
+    x, y = (a + along * (b - a) for a, b in zip(start, end, strict=True))
+    _numbered(drawing, flow, (x, y))
 
 
 def _bent(drawing: Drawing, flow: Flow, places: dict[str, Node], share: float) -> None:
@@ -148,11 +151,10 @@ def _adversaries(drawing: Drawing, system: System, word: Wording, top: float) ->
         y = top + 22.0 + (number // _CHIPS) * (_CHIP_HEIGHT + 8.0)
         drawing.rect((x, y), wide, _CHIP_HEIGHT, colour=VERMILION, rounded=3, dash="4 3")
         name = one.name.partition("/")[2]
-        sees = word("diagram.sees", flows=", ".join(map(str, one.sees)) or word("diagram.nothing"))
-        role = plain(word.line(one.role))
         size = 11.0
-        head = f"{name} ({role})"
-        if text_width(head, size) > wide - 12:
-            head = wrapped(head, wide - 12, size, most=1)[0]
+        sees = word("diagram.sees", flows=", ".join(map(str, one.sees)) or word("diagram.nothing"))
+        head = f"{name} ({plain(word.line(one.role))})"
+        if 1.1 * text_width(head, size) > wide - 16:  # the role stands in the threat model's table
+            head = name
         drawing.text((x + 8, y + 16), head, size=size, bold=True)
         drawing.text((x + 8, y + 31), sees, size=size, colour=GREY)

@@ -59,7 +59,7 @@ def _block(block: Block, numbers: Numbers, deeper: int) -> str:
         case Paragraph(line=line):
             return at_start(_line(line, numbers))
         case Bullets(items=items):
-            return "\n".join(f"- {_line(item, numbers)}" for item in items)
+            return "\n".join(f"- {at_start(_line(item, numbers))}" for item in items)
         case Table():
             return _table(block, numbers)
         case Picture(caption=caption, table=table):

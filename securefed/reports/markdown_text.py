@@ -24,7 +24,7 @@ def escaped(text: str) -> str:
 
     Example:
         >>> escaped("- <b> a_b $x$ 3.21")
-        '\\\\- &lt;b&gt; a\\\\_b \\\\$x\\\\$ 3.21'
+        '\\- &lt;b&gt; a\\_b \\$x\\$ 3.21'
     """
     return at_start(inline(text).strip())
 

@@ -22,6 +22,9 @@ PALE = "#f2f2f2"
 Anchor = Literal["start", "middle", "end"]
 Point = tuple[float, float]
 
+_NEVER_FIRST = "ー、。）」』・っゃゅょぁぃぅぇぉッャュョァィゥェォ"
+"""No line of Japanese begins with one of these."""
+
 _WIDE, _NARROW = 1.0, 0.56  # of the font size: a wide character, and a mean of the others
 
 
@@ -206,6 +209,9 @@ def _pieces(text: str) -> list[str]:
     """Words with the space or hyphen after them; wide characters each by itself."""
     found, piece = [], ""
     for letter in text:
+        if letter in _NEVER_FIRST and found and not piece:
+            found[-1] += letter
+            continue
         if unicodedata.east_asian_width(letter) in "WF":
             found += [piece, letter] if piece else [letter]
             piece = ""

@@ -155,6 +155,12 @@ _KINDS: dict[str, FigureKind] = {
 }
 
 
+def known(kind: str, name: str) -> Said | Verbatim:
+    """A name that a file gives, by the catalogue (``kind.name``), or as it stands there."""
+    key = f"{kind}.{name}"
+    return Said(key=key) if key in table("en") else Verbatim(verbatim=name)
+
+
 def plain(line: Line) -> str:
     """A line's text alone."""
     return "".join(run.text for run in line)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from securefed.evidence.results import Measurement, Metric
-from securefed.threats.bounds import figure, kept, words
+from securefed.threats.bounds import PLACES, figure, kept, words
 from securefed.threats.facts import MeasuredAttack, RunFacts, comparable
-from securefed.threats.model import AttackEvidence
+from securefed.threats.model import AttackEvidence, Of
 from securefed.threats.verdicts import EvidenceFinding, Reference, Verdict
 
 UNKNOWN_SIGNER = "; the reader does not know the signer's key"
@@ -71,7 +71,7 @@ def _baseline(item: AttackEvidence, facts: RunFacts) -> tuple[Verdict | None, st
     if base is None:
         return "void", f"with the defence off: {why}", []
     measured = base.document.measurement
-    references = [_reference(base, item.metric)]
+    references = [_reference(base, item.metric, wanted.expect.of)]
     if why:
         return "stale", f"with the defence off: {why}", references
     if measured.verdict != "guessed":
@@ -146,10 +146,14 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any], above: str = ""
     return ""
 
 
-def _reference(result: MeasuredAttack, metric: str) -> Reference:
-    pointer = f"/measurement/metrics/{metric}"
-    known = metric in result.document.measurement.metrics
-    return result.reference.model_copy(update={"pointer": pointer if known else "/measurement"})
+def _reference(result: MeasuredAttack, metric: str, of: Of) -> Reference:
+    """The very figure, where the result has it; else its metric, or all that was measured."""
+    found = result.document.measurement.metrics.get(metric)
+    pointer = "/measurement"
+    if found is not None:
+        pointer += f"/metrics/{metric}"
+        pointer += PLACES[of] if figure(found, of)[0] is not None else ""
+    return result.reference.model_copy(update={"pointer": pointer})
 
 
 def _told(
@@ -170,5 +174,8 @@ def _told(
         value=value,
         interval=interval,
         allowed=f"{item.metric} {words(item.accept)}",
-        references=[*([] if main is None else [_reference(main, item.metric)]), *baseline],
+        references=[
+            *([] if main is None else [_reference(main, item.metric, item.accept.of)]),
+            *baseline,
+        ],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from securefed.evidence.results import Metric
@@ -10,6 +11,15 @@ from securefed.threats.model import MeasuredBound, Of
 
 Kept = Literal["kept", "broken", "unclear"]
 Interval = tuple[float, float]
+PLACES: Mapping[Of, str] = {
+    "point": "/value",
+    "ci_lower": "/interval/0",
+    "ci_upper": "/interval/1",
+    "lift": "/lift",
+    "lift_lower": "/lift_interval/0",
+    "lift_upper": "/lift_interval/1",
+}
+"""JSON pointer of each figure inside a metric."""
 
 
 def figure(metric: Metric, of: Of) -> tuple[float | None, Interval | None]:

@@ -110,7 +110,13 @@ class _Requirement(Strict):
     def __str__(self) -> str:
         if self.op == "set":
             return "must be set" if self.value else "must not be set"
-        words = {"==": "must be", "in": "must be one of", "not_in": "must be none of"}
+        words = {
+            "==": "must be",
+            "!=": "must not be",
+            "in": "must be one of",
+            "not_in": "must be none of",
+            "starts_with": "must start with",
+        }
         return f"{words.get(self.op, f'must be {self.op}')} {self.value!r}"
 
 

@@ -143,8 +143,8 @@ def test_figures_say_where_they_stand():
     assert (found.value, found.interval) == (0.05, (0.0, 0.05))
     assert found.allowed == "token_recall <= 0.1 (ci_upper)"
     assert [(each.path, each.pointer) for each in found.references] == [
-        ("attacks/masked.json", "/measurement/metrics/token_recall"),
-        ("attacks/plain.json", "/measurement/metrics/token_recall"),
+        ("attacks/masked.json", "/measurement/metrics/token_recall/interval/1"),
+        ("attacks/plain.json", "/measurement/metrics/token_recall/interval/0"),
     ]
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from securefed.reports.blocks import Block, Cell, Definitions, Heading, Paragraph, Picture, Section
 from securefed.reports.diagram import data_flow
-from securefed.reports.document import Report, Statement
+from securefed.reports.document import Report, Role, Statement
 from securefed.reports.pages.rows import bullets, definitions, shown, source, table
-from securefed.reports.values import Said, Value
+from securefed.reports.values import Item, Said, Value
 from securefed.reports.wording import Wording
 
 
@@ -17,7 +17,7 @@ def system(report: Report, word: Wording) -> Section:
     found = report.system
     roles = [
         (
-            (word.line(role.name), *(() if role.count is None else (word.line(role.count),))),
+            word.cell(role.name, *_count(role)),
             word.cell(*role.sees),
             (word.line(role.trusted),),
         )
@@ -30,7 +30,7 @@ def system(report: Report, word: Wording) -> Section:
             ((*labels[flow.source], *word.line(" → "), *labels[flow.target]),),
             (word.line(flow.what),),
             (word.line(flow.how),),
-            (word.line(list(flow.seen_by), "code"),) if flow.seen_by else word.cell("—"),
+            (word.line(_actors(flow.seen_by), "code"),) if flow.seen_by else word.cell("—"),
         )
         for flow in found.flows
     ]
@@ -49,6 +49,16 @@ def system(report: Report, word: Wording) -> Section:
         picture,
     )
     return Section("system", word("section.system"), blocks)
+
+
+def _count(role: Role) -> list[Said]:
+    values: dict[str, Value] = {} if role.count is None else {"count": role.count}
+    return [Said(key="role.client_count", values=values)] if values else []
+
+
+def _actors(names: Sequence[str]) -> list[Item]:
+    """Ids of actors without those of their threat models, each once."""
+    return list(dict.fromkeys(name.partition("/")[2] for name in names))
 
 
 def privacy(report: Report, word: Wording) -> Section:
@@ -127,6 +137,7 @@ def aggregation(report: Report, word: Wording) -> Section:
     blocks += [
         Heading(word("heading.parameters")),
         definitions(found.parameters, word),
+        Paragraph(word.line_of("aggregation.derived"), note=True),
         Heading(word("heading.rounds")),
     ]
     if rows:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections import Counter
 
-from securefed.reports.blocks import Block, Cell, Heading, Line, Paragraph, Run, Section
+from securefed.reports.blocks import (
+    Block,
+    Cell,
+    Definitions,
+    Heading,
+    Line,
+    Paragraph,
+    Run,
+    Section,
+)
 from securefed.reports.document import Report
 from securefed.reports.judged import ClaimRow, CrosswalkRow, EvidenceRow, ThreatModelPart, ThreatRow
 from securefed.reports.pages.front import CLAIM
 from securefed.reports.pages.rows import badge, shown, table
 from securefed.reports.values import Said
 from securefed.reports.wording import Wording, referred
-from securefed.threats.verdicts import Reference
-
-_SHORT = 8
+from securefed.threats.verdicts import Reference, Verdict
 
 
 def threats(report: Report, word: Wording) -> Section:
@@ -40,7 +47,7 @@ def threats(report: Report, word: Wording) -> Section:
     return Section("threat_models", word("section.threat_models"), tuple(blocks))
 
 
-_ORDER = (
+_ORDER: tuple[Verdict, ...] = (
     "refuted",
     "void",
     "stale",
@@ -54,10 +61,9 @@ _ORDER = (
 
 
 def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
-    title = word.line(part.title)
     actors = [
         (
-            (*((_code(actor.id),)), *(() if actor.words is None else (word.line(actor.words),))),
+            (_code(actor.id), *(() if actor.words is None else (word.line(actor.words),))),
             word.cell(Said(key=f"actor.{actor.role}"), Said(key=f"corruption.{actor.corruption}")),
             word.cell(str(actor.colluding or 0)),
             (word.line(list(actor.view), "code"),),
@@ -65,7 +71,7 @@ def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
         for actor in part.actors
     ]
     blocks: list[Block] = [
-        Heading("".join(run.text for run in title)),
+        Heading(word.text(part.title)),
         Paragraph((Run(part.id, code=True), Run(" — "), Run(part.file, code=True)), note=True),
         table("table.actors", ("actor", "role", "colluding", "view"), actors, word),
         table(
@@ -76,12 +82,13 @@ def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
         ),
         table(
             "table.claims",
-            ("claim", "controls", "evidence", "verdict", "residual"),
+            ("claim", "threats", "controls", "evidence", "verdict", "residual"),
             [_claim(part, claim, word) for claim in part.claims],
             word,
         ),
-        Heading(word("heading.out_of_scope"), level=4),
     ]
+    for claim in part.claims:
+        blocks += _details(part, claim, word)
     left = [
         (
             (word.line(each.threat),),
@@ -92,6 +99,7 @@ def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
         )
         for each in part.out_of_scope
     ]
+    blocks.append(Heading(word("heading.out_of_scope"), level=4))
     blocks.append(table("table.out_of_scope", ("threat", "why"), left, word))
     return blocks
 
@@ -120,46 +128,74 @@ def _threat(threat: ThreatRow, word: Wording) -> tuple[Cell, ...]:
 
 
 def _claim(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> tuple[Cell, ...]:
+    """A claim in one row, from its threats to what is left."""
     anchor = CLAIM.format(model=part.id, claim=claim.id)
-    head: list[Line] = [
-        (Run(claim.id, code=True, anchor=anchor),),
-        word.line(claim.statement),
-        word.line_of("claim.against", threats=list(claim.threats)),
-    ]
-    head += [
-        word.line(Said(key="claim.assumes", values={"what": each})) for each in claim.assumptions
-    ]
+    counted = Counter((each.type, each.verdict) for each in claim.evidence)
+    evidence = tuple(
+        word.line_of(
+            "evidence.counted",
+            type=Said(key=f"evidence.{kind}"),
+            count=count,
+            verdict=Said(key=f"verdict.{verdict}"),
+        )
+        for (kind, verdict), count in counted.items()
+    )
+    return (
+        ((Run(claim.id, link=anchor),), word.line(claim.statement)),
+        tuple(_code(threat) for threat in claim.threats),
+        tuple(_code(control) for control in claim.controls) or word.cell("—"),
+        evidence or word.cell("—"),
+        (badge(claim.verdict, word(f"verdict.{claim.verdict}")),),
+        word.cell(Said(key=f"level.{claim.residual_level}")),
+    )
+
+
+def _details(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> list[Block]:
+    """All that a claim says and rests on."""
     verdict: list[Line] = [badge(claim.verdict, word(f"verdict.{claim.verdict}"))]
     if claim.reason is not None:
-        verdict.append(word.line(claim.reason))
-    evidence = [line for each in claim.evidence for line in _evidence(each, word)]
-    return (
-        tuple(head),
-        tuple(_code(control) for control in claim.controls) or word.cell("—"),
-        tuple(evidence) or word.cell("—"),
-        tuple(verdict),
-        word.cell(Said(key=f"level.{claim.residual_level}"), claim.residual),
-    )
+        verdict[0] = (*verdict[0], Run(" "), *word.line(claim.reason))
+    rows: list[tuple[str, Cell]] = [
+        ("verdict", tuple(verdict)),
+        ("threats", (word.line(list(claim.threats), "code"),)),
+        ("assumes", word.cell(*claim.assumptions)),
+        ("controls", tuple(_code(control) for control in claim.controls)),
+        ("evidence", tuple(_evidence(each, word) for each in claim.evidence)),
+        (
+            "residual",
+            word.cell(
+                Said(
+                    key="claim.residual",
+                    values={
+                        "level": Said(key=f"level.{claim.residual_level}"),
+                        "words": claim.residual,
+                    },
+                )
+            ),
+        ),
+    ]
+    anchor = CLAIM.format(model=part.id, claim=claim.id)
+    return [
+        Heading(claim.id, level=4, id=anchor),
+        Paragraph(word.line(claim.statement)),
+        Definitions(tuple((word.line_of(f"column.{name}"), cell) for name, cell in rows if cell)),
+    ]
 
 
-def _evidence(found: EvidenceRow, word: Wording) -> list[Line]:
-    head: Line = (
+def _evidence(found: EvidenceRow, word: Wording) -> Line:
+    """A piece of evidence in one line: its verdict, what it is, and what it came to."""
+    line: Line = (
         *badge(found.verdict, word(f"verdict.{found.verdict}")),
-        Run(" "),
-        Run(word(f"evidence.{found.type}")),
-        Run(" "),
+        Run(f" {word(f'evidence.{found.type}')} "),
         Run(found.cites, code=True),
     )
-    lines = [head]
     if found.value is not None:
-        value = shown(found.value, word)[0]
-        if found.allowed is not None:
-            value = (*value, Run(" "), *word.line_of("evidence.allowed", bound=found.allowed))
-        lines.append(value)
+        line = (*line, Run(" "), *shown(found.value, word)[0])
+    if found.allowed is not None:
+        line = (*line, Run(" "), *word.line_of("evidence.allowed", bound=found.allowed))
     if found.reason is not None:
-        lines.append(word.line(found.reason))
-    lines[-1] = referred(lines[-1], _files(found.references))
-    return lines
+        line = (*line, Run(" — "), *word.line(found.reason))
+    return referred(line, _files(found.references))
 
 
 def _files(references: list[Reference]) -> list[Reference]:
@@ -179,7 +215,6 @@ def crosswalk(report: Report, word: Wording) -> Section:
         blocks.append(Paragraph((*edition, Run(" "), Run(framework.source, code=True)), note=True))
         if framework.note is not None:
             blocks.append(Paragraph(word.line(framework.note), note=True))
-        blocks += [Paragraph(word.line(text), note=True) for text in framework.texts]
         rows = [_framework_row(row, word) for row in framework.rows]
         blocks.append(table("table.crosswalk", columns, rows, word))
     if not report.crosswalk:

@@ -7,7 +7,7 @@ from securefed.reports.document import AttackRow, Curve, Report
 from securefed.reports.pages.rows import badge, bullets, shown, source, table
 from securefed.reports.plots import bars, by_round, heat_map, lifts, roc
 from securefed.reports.values import Figure, Said
-from securefed.reports.wording import Wording, plain
+from securefed.reports.wording import Wording, known, plain
 
 _POINTS = (0.001, 0.01, 0.1)
 
@@ -66,7 +66,7 @@ def _attack(row: AttackRow, word: Wording) -> Cell:
     where = Said(
         key="attack.where",
         values={
-            "exposure": Said(key=f"exposure.{row.exposure}"),
+            "exposure": known("exposure", row.exposure),
             "defence": Said(key="as.defence", values={"name": row.defence}),
         },
     )
@@ -139,11 +139,15 @@ def utility(report: Report, word: Wording) -> Section:
     """Held-out figures by round, and costs."""
     found = report.utility
     blocks: list[Block] = [Paragraph(word.line(each)) for each in found.statement]
+    metrics = [
+        metric
+        for metric in ("perplexity", "accuracy")
+        if any(getattr(row, metric).value is not None for row in found.rounds)
+    ]
     rows = [
         (
             shown(row.round, word),
-            shown(row.perplexity, word),
-            shown(row.accuracy, word),
+            *(shown(getattr(row, metric), word) for metric in metrics),
             shown(row.epsilon, word),
             shown(row.bytes_up, word),
             shown(row.bytes_down, word),
@@ -151,7 +155,7 @@ def utility(report: Report, word: Wording) -> Section:
         )
         for row in found.rounds
     ]
-    columns = ("round", "perplexity", "accuracy", "spent", "up", "down", "source")
+    columns = ("round", *metrics, "spent", "up", "down", "source")
     by_rounds = table("table.utility", columns, rows, word)
     for metric in ("perplexity", "accuracy"):
         if sum(getattr(row, metric).value is not None for row in found.rounds) > 1:

@@ -11,6 +11,7 @@ from securefed.reports.parts.threats import text
 from securefed.reports.parts.utility import measured
 from securefed.reports.recognised import recognised
 from securefed.reports.values import Fact, Said, Value
+from securefed.reports.wording import known
 from securefed.threats.model import ManualEvidence
 from securefed.threats.verdicts import Reference, Verdict
 
@@ -24,14 +25,14 @@ _KINDS: dict[Verdict, OpenKind] = {
 """What leaves a claim open, worst first; ``manual`` stands by the statement that was signed."""
 
 _UNANSWERED = (
-    ("lawful_basis", "controller"),
-    ("necessity", "controller"),
-    ("consultation", "controller"),
-    ("advice", "dpo"),
-    ("rights", "controller"),
-    ("sign_off", "controller"),
+    ("lawful_basis", "controller", "lawful-basis"),
+    ("necessity", "controller", ""),
+    ("consultation", "controller", "impact-assessment"),
+    ("advice", "dpo", ""),
+    ("rights", "controller", ""),
+    ("sign_off", "controller", ""),
 )
-"""What no software can answer, and who must."""
+"""What no software can answer, who must, and the question of a threat model that asks the same."""
 
 
 def open_items(material: Material, parts: list[ThreatModelPart]) -> list[OpenItem]:
@@ -42,7 +43,18 @@ def open_items(material: Material, parts: list[ThreatModelPart]) -> list[OpenIte
     judged.sort(key=lambda found: order.index(found[0]))
     items += [item for _, item in judged]
     items += list(_asked(material))
-    items += [_item("unanswered", f"open.{what}", who) for what, who in _UNANSWERED]
+    asked = {
+        evidence.manual
+        for one in material.models
+        for claim in one.model.claims
+        for evidence in claim.evidence
+        if isinstance(evidence, ManualEvidence)
+    }
+    items += [
+        _item("unanswered", f"open.{what}", who)
+        for what, who, by_models in _UNANSWERED
+        if by_models not in asked
+    ]
     return items
 
 
@@ -97,7 +109,8 @@ def _of_claims(
             if claim.verdict == "not_run":
                 untried.append(claim)
                 continue
-            references = [in_file(part.file, line=file.model.line("claims", number))]
+            line = file.model.line("claims", number, "statement", "en")
+            references = [in_file(part.file, line=line)]
             if (part.id, claim.id) in places:
                 references.append(places[part.id, claim.id])
             yield (
@@ -139,6 +152,8 @@ def _asked(material: Material) -> Iterator[OpenItem]:
     for one in material.models:
         for claim in one.model.claims:
             found = findings.get((one.model.id, claim.id))
+            if found is not None and found.verdict == "not_applicable":
+                continue
             signed = {
                 each.cites
                 for each in (found.evidence if found is not None else [])
@@ -253,7 +268,7 @@ def _attack(rows: list[AttackRow]) -> Fact:
     row = max(tried, key=lambda one: _number(one))
     values: dict[str, Value] = {
         "attack": row.attack,
-        "exposure": Said(key=f"exposure.{row.exposure}"),
+        "exposure": known("exposure", row.exposure),
         "defence": Said(key="as.defence", values={"name": row.defence}),
         "metric": Said(key="as.metric", values={"name": row.metric or ""}),
         "n": row.n,

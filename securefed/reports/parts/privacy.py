@@ -61,7 +61,10 @@ def _statement(
         trust=list(recognised_parts(held.trust)),
         assumptions=[recognised(each) for each in held.assumptions],
         second=None if second is None else _epsilon(second.epsilon),
-        least=None if second is None else _epsilon(second.least),
+        least=None
+        if second is None
+        # Rounded down, where _epsilon would round up.
+        else figure(second.least if held.protected else UNPROTECTED, "figure"),
     )
 
 

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from securefed.reports.document import Adversary, Flow, Node, Role, System
-from securefed.reports.material import CONFIG, Material, figure, in_file, in_ledger, recorded
+from securefed.reports.material import (
+    CONFIG,
+    Material,
+    ModelFile,
+    figure,
+    in_file,
+    in_ledger,
+    recorded,
+)
 from securefed.reports.values import Fact, Said, Words
 from securefed.threats.views import View
 
@@ -32,6 +40,7 @@ class _Arrow:
 def system(material: Material) -> System:
     """Roles, the data-flow diagram and the settings that say what is learned from what."""
     arrows = _arrows(material)
+    models = _applying(material)
     flows = [
         Flow(
             number=number,
@@ -43,7 +52,7 @@ def system(material: Material) -> System:
             views=list(arrow.views),
             seen_by=[
                 f"{one.model.id}/{actor.id}"
-                for one in material.models
+                for one in models
                 for actor in one.model.actors
                 if set(actor.view) & set(arrow.views)
             ],
@@ -57,7 +66,7 @@ def system(material: Material) -> System:
             corruption=Said(key=f"corruption.{actor.corruption}"),
             sees=[flow.number for flow in flows if set(actor.view) & set(flow.views)],
         )
-        for one in material.models
+        for one in models
         for actor in one.model.actors
     ]
     return System(
@@ -68,6 +77,18 @@ def system(material: Material) -> System:
         adversaries=adversaries,
         facts=_facts(material),
     )
+
+
+def _applying(material: Material) -> list[ModelFile]:
+    """The threat models with a claim about something that this run does."""
+    if material.judgement is None:
+        return list(material.models)
+    applying = {
+        finding.model
+        for finding in material.judgement.findings
+        if finding.verdict != "not_applicable"
+    }
+    return [one for one in material.models if one.model.id in applying]
 
 
 def _has_decryptor(material: Material) -> bool:

@@ -111,12 +111,8 @@ def _claim(claim: files.Claim, finding: ClaimFinding | None) -> ClaimRow:
 def _evidence(found: EvidenceFinding) -> EvidenceRow:
     value = None
     if found.value is not None:
-        value = Figure(
-            value=found.value,
-            kind="figure",
-            interval=found.interval,
-            references=found.references,
-        )
+        # Its references stand with the row: they are of what it was compared with, too.
+        value = Figure(value=found.value, kind="figure", interval=found.interval)
     return EvidenceRow(
         type=found.type,
         cites=found.cites,

@@ -7,7 +7,7 @@ from typing import Any
 
 from securefed.reports.document import CostRow, Utility, UtilityRow
 from securefed.reports.material import COSTS, METRICS, Material, figure, in_file, resolve
-from securefed.reports.values import Figure, FigureKind, Said
+from securefed.reports.values import Figure, FigureKind, Said, Value
 
 _COSTS: tuple[tuple[str, str, FigureKind], ...] = (
     ("bytes_up", "/bytes_up_per_client_and_round", "bytes"),
@@ -27,6 +27,16 @@ def utility(material: Material) -> Utility:
     """Held-out figures by round, and the costs of the run."""
     rows = [_row(number, line) for number, line in enumerate(material.metrics, 1)]
     notes = [Said(key=f"utility.figures_{material.config.evaluation.figures}")]
+    if material.metrics and material.policy.mechanism != "none":
+        line = material.metrics[-1]
+        values: dict[str, Value] = {
+            "against": Said(key=f"against.{line['against']}"),
+            "unit": Said(key=f"unit.{material.policy.unit}"),
+            "delta": figure(
+                line["delta"], "probability", in_file(METRICS, "/delta", line=len(rows))
+            ),
+        }
+        notes.append(Said(key="utility.spent", values=values))
     if material.config.evaluation.show_clients:
         notes.append(Said(key="utility.shown_clients"))
     if material.costs is not None and "client_work" in material.costs:

@@ -6,6 +6,7 @@ import pytest
 import report_sample as sample
 
 from securefed.reports.crosswalk import crosswalk
+from securefed.reports.crosswalk.files import frameworks
 from securefed.reports.document import Report
 from securefed.reports.formats import FORMATS
 
@@ -13,7 +14,7 @@ from securefed.reports.formats import FORMATS
 @pytest.fixture(scope="module")
 def whole():
     found = sample.report()
-    return found.model_copy(update={"crosswalk": crosswalk(found)})
+    return found.model_copy(update={"crosswalk": crosswalk(found, frameworks()[2:3])})
 
 
 def test_the_formats_that_were_asked_for_are_there():

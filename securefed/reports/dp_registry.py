@@ -38,8 +38,13 @@ def render(report: Report, language: str) -> str:
 
     Raises:
         ConfigError: nothing protects whoever's data trained the model against those who have it: a
-            registry of differential privacy has no place for such a run.
+            registry of differential privacy has no place for such a run; or the run is not
+            finished, and what it spends may grow.
     """
+    if not report.identity.finished:
+        raise ConfigError(
+            "dp-registry: the run is not finished: its epsilon may grow, and nothing is released"
+        )
     statements = [one for one in report.privacy.statements if one.protected]
     release = [s for s in statements if s.subject == "training" and s.against == "release"]
     if not release:
@@ -196,8 +201,13 @@ def _implementation(report: Report, statement: Statement, words: _Markdown) -> d
         "post_processing": words("post_processing"),
         "justification": f"{FILL_IN}why these settings were chosen, and who decided",
         "utility": _utility(report, words),
-        "additional_information": words(
-            "ledger", genesis=identity.genesis, head=identity.head, records=identity.records
+        "additional_information": words.bullets(
+            [
+                words(
+                    "ledger", genesis=identity.genesis, head=identity.head, records=identity.records
+                ),
+                words("anchored" if identity.anchored else "unanchored"),
+            ]
         ),
     }
 

@@ -26,7 +26,10 @@ POLICIES = {
     "cyclic": {"unit": "example", "mechanism": "central", "separation": 4, "bands": 2},
     "local": {"unit": "example", "mechanism": "local", "sampling_probability": 0.1},
     "none": {"mechanism": "none", "noise_multiplier": 0.0},
-    "adaptive": {"unit": "client", "adaptive_clip": AdaptiveClip(min_clip_norm=0.1, max_clip_norm=2.0)},
+    "adaptive": {
+        "unit": "client",
+        "adaptive_clip": AdaptiveClip(min_clip_norm=0.1, max_clip_norm=2.0),
+    },
     "adaptive central": {
         "unit": "client",
         "mechanism": "central",

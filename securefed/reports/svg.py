@@ -207,7 +207,8 @@ def wrapped(text: str, width: float, size: float, *, most: int = 3) -> list[str]
 
 def _pieces(text: str) -> list[str]:
     """Words with the space or hyphen after them; wide characters each by itself."""
-    found, piece = [], ""
+    found: list[str] = []
+    piece = ""
     for letter in text:
         if letter in _NEVER_FIRST and found and not piece:
             found[-1] += letter

@@ -48,18 +48,13 @@ def test_the_parts_come_in_their_order_and_open_items_first(report):
 
 def test_every_claim_that_is_open_is_named_first_and_worst_first(known, report):
     open_ids = {
-        claim.id
-        for part in report.threat_models
-        for claim in part.claims
-        if claim.verdict in ORDER
+        claim.id for part in report.threat_models for claim in part.claims if claim.verdict in ORDER
     }
     text = " ".join(words(report.open_items))
     assert open_ids
     assert all(claim in text for claim in open_ids)
     verdicts = {
-        (part.id, claim.id): claim.verdict
-        for part in report.threat_models
-        for claim in part.claims
+        (part.id, claim.id): claim.verdict for part in report.threat_models for claim in part.claims
     }
     found = [
         ORDER.index(verdicts[item.model, item.claim])

@@ -52,7 +52,7 @@ def test_every_key_that_the_code_names_is_there():
 def test_an_unknown_language_is_named():
     with pytest.raises(ConfigError, match="language = 'fr': must be one of"):
         Wording("fr")
-    with pytest.raises(ConfigError, match="language = '../en'"):
+    with pytest.raises(ConfigError, match=r"language = '\.\./en'"):
         catalogue(SOURCES / "languages", "../en")
 
 

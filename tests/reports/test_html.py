@@ -1,6 +1,7 @@
 """One file, no script, every text escaped, and readable without a mouse, a screen or colours."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -66,14 +67,14 @@ def test_every_text_of_a_run_is_escaped():
 
 
 def test_it_has_landmarks_a_skip_link_and_headings_in_order(pages):
-    language, text, page = pages
+    language, _, page = pages
     names = [tag for tag, _ in page.tags]
     assert names.count("main") == names.count("header") == names.count("h1") == 1
     assert {"nav", "footer"} <= set(names)
     assert ("html", {"lang": language}) in page.tags
     first_link = next(attributes for tag, attributes in page.tags if tag == "a")
     assert first_link == {"class": "skip", "href": "#main"}
-    for before, after in zip(page.headings, page.headings[1:], strict=False):
+    for before, after in pairwise(page.headings):
         assert after <= before + 1
     labelled = [attributes["aria-labelledby"] for tag, attributes in page.tags if tag == "section"]
     assert set(labelled) <= set(page.ids)

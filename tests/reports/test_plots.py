@@ -1,6 +1,7 @@
 """Plots show the figures, say what is void by more than a colour, and hold no markup of a text."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -96,7 +97,7 @@ def _log_share(value: float) -> float:
 
 
 def _at(line, x):
-    for (x0, y0), (x1, y1) in zip(line, line[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(line):
         if x0 <= x <= x1 and x1 > x0:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return line[-1][1]

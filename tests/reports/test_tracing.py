@@ -32,7 +32,9 @@ def test_a_report_read_back_traces_alike(finished, report):
         (("identity", "facts", 2, "value"), "ab" * 32),
     ],
 )
-def test_an_edited_figure_is_named_with_the_place_that_holds_another(finished, report, where, value):
+def test_an_edited_figure_is_named_with_the_place_that_holds_another(
+    finished, report, where, value
+):
     values = json.loads(report.to_text())
     figure = values
     for part in where:

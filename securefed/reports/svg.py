@@ -173,7 +173,8 @@ class Drawing:
         label = html.escape(self._label)
         size = f"{_number(self.width)} {_number(self.height)}"
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" '
+            f'width="{_number(self.width)}" height="{_number(self.height)}" role="img" '
             f'aria-label="{label}" font-family="sans-serif">'
         )
         return "\n".join([head, f"<title>{label}</title>", *self._parts, "</svg>"])

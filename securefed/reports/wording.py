@@ -128,7 +128,7 @@ class Wording:
         text = self.number(figure.value, figure.kind)
         if figure.interval is not None:
             low, high = (self.number(end, figure.kind) for end in figure.interval)
-            text = f"{text} [{low}, {high}]"
+            text = f"{text} [{low},\N{NO-BREAK SPACE}{high}]"
         code = figure.kind in ("digest", "name")
         return (Run(text, references=tuple(figure.references), value=figure.value, code=code),)
 

@@ -108,7 +108,7 @@ def test_lifts_stand_where_their_values_are_with_unlike_marks():
     off = sample.attack(lift=lift(0.75, 0.5, 1.0), defence="off")
     svg = lifts([(on, off), (on, None)], WORD)
     circles = [float(e.attrib["cx"]) for e in root(svg).iter(f"{NS}circle")]
-    left, width = 230.0, 680.0 - 250.0
+    left, width = 250.0, 680.0 - 270.0
     assert circles[1:] == [pytest.approx(left + width * 0.4, abs=0.01)] * 2  # 0.25 of -0.25..1
     assert "no result" in texts(svg)
 

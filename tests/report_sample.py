@@ -127,7 +127,7 @@ def statement(**changes: Any) -> Statement:
         "trust": [verbatim("at most 1 of 8 clients colludes")],
         "assumptions": [verbatim("AES-256-CTR is a pseudorandom generator")],
         "second": figure(3.4, "epsilon", 9),
-        "second_accountant": verbatim("RDP"),
+        "least": figure(3.1, "figure", 9),
     }
     return Statement(**(values | changes))
 

@@ -20,7 +20,7 @@ from securefed.auditing.cells import Cell, NotApplicable
 from securefed.auditing.entries import CONTROL, Finding
 from securefed.auditing.from_config import AuditedRun
 from securefed.crypto.identity import IdentityKey
-from securefed.engines.run_folder import write_whole
+from securefed.engines.whole_files import write_whole
 from securefed.errors import ConfigError, RemoteProtocolError
 from securefed.evidence.results import (
     About,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from securefed.auditing.cells import Cell
-from securefed.engines.run_folder import write_whole
+from securefed.engines.whole_files import write_whole
 from securefed.evidence.results import AttackDocument
 from securefed.reports.attack_plots import MatrixCell, SweepPoint
 

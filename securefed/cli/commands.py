@@ -25,7 +25,6 @@ from securefed.config import (
     first_difference,
     load_config,
     parse_config,
-    run_file_schema,
 )
 from securefed.errors import (
     ConfigError,
@@ -173,8 +172,8 @@ def plan(
     if not read.cohort.profiles:
         raise ConfigError(f"{config}: has no cohort.profiles; there is nothing to plan from")
     from securefed.engines.planning import plan_cohort
-    from securefed.engines.run_folder import write_whole
     from securefed.engines.simulation import Federation
+    from securefed.engines.whole_files import write_whole
 
     quiet_libraries()
     with watching() as shown:
@@ -260,9 +259,17 @@ def verify(
 
 
 @app.command()
-def schema() -> None:
-    """Print the JSON Schema of the run file."""
-    typer.echo(run_file_schema(), nl=False)
+def schema(
+    name: Annotated[
+        str, typer.Argument(help="'run', 'attack-result', 'threat-model' or 'report'.")
+    ] = "run",
+) -> None:
+    """Print a published JSON Schema: that of the run file, or of another document."""
+    folder = importlib.resources.files("securefed") / "schemas"
+    known = sorted(path.name.removesuffix(".json") for path in folder.iterdir())
+    if name not in known:
+        raise ConfigError(f"schema {name!r}: must be one of {', '.join(known)}")
+    typer.echo((folder / f"{name}.json").read_text(encoding="utf-8"), nl=False)
 
 
 def _demo_config(clients: str, aggregation: Mapping[str, object]) -> RunConfig:

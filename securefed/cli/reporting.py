@@ -48,8 +48,8 @@ def report(
     The run is verified and its claims are judged first; of a run that does not verify there is no
     report.  Exit code 1: tampered with, 2: usage.
     """
-    from securefed.engines.run_folder import write_whole
     from securefed.engines.verify import verified_run
+    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import read_public_key
     from securefed.reports.build import build
     from securefed.reports.catalogue import checked_language

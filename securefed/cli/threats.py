@@ -45,8 +45,8 @@ def threats(
     usage, 3: something is stale, not run or inconclusive.
     """
     from securefed.engines.run_facts import judge_run
-    from securefed.engines.run_folder import write_whole
     from securefed.engines.verify import verified_run
+    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import read_public_key
 
     trusted = [read_public_key(path) for path in signer or ()]
@@ -85,8 +85,8 @@ def statement(
 ) -> None:
     """Sign an answer to a claim that only people can answer; writes RUN/statements/."""
     from securefed.engines.run_facts import threat_models_of
-    from securefed.engines.run_folder import write_whole
     from securefed.engines.verify import verified_run
+    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import signer_record
     from securefed.evidence.signing import key_id, signing_key
     from securefed.threats.statements import STATEMENTS, Statement

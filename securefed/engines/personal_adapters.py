@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from securefed.config import RunConfig
-from securefed.engines.run_folder import write_whole
+from securefed.engines.whole_files import write_whole
 from securefed.errors import LedgerTampered
 from securefed.lora.adapter import state_hash
 from securefed.lora.interpolation import interpolated

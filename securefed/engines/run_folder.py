@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from securefed.engines.accounts import ACCOUNT, HISTOGRAM_ACCOUNT
 from securefed.engines.openings import OPENINGS
 from securefed.engines.threat_model_files import THREAT_MODELS
+from securefed.engines.whole_files import sync, write_whole
 from securefed.errors import ConfigError, LedgerTampered
 
 _OWNERS_ALONE = 0o700
@@ -128,7 +129,7 @@ class RunFolder:
             partial.path.rename(self.path)
             moved = True
             self.take_keys()
-            _sync(self.path.parent)
+            sync(self.path.parent)
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.EBUSY:  # mounted from the same disk
                 raise ConfigError(self._mounted()) from error
@@ -150,7 +151,7 @@ class RunFolder:
         made = self._partial.keys
         if made.is_dir() and not self.keys.exists():
             made.rename(self.keys)
-            _sync(self.keys.parent)
+            sync(self.keys.parent)
 
     @property
     def _partial(self) -> RunFolder:
@@ -203,14 +204,14 @@ class RunFolder:
         """Let ``write`` put the adapter in its place, and flush it."""
         write(self.adapter)
         _sync_tree(self.adapter)
-        _sync(self.path)
+        sync(self.path)
 
     def save_ranks(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` put the adapter at each rank in its place, and flush it, if any."""
         write(self.ranks)
         if self.ranks.exists():
             _sync_tree(self.ranks)
-            _sync(self.path)
+            sync(self.path)
 
     def save_personal(self, write: Callable[[Path], None]) -> None:
         """Let ``write`` put what clients keep in its place, and flush it, if there is any.
@@ -225,7 +226,7 @@ class RunFolder:
             self.personal.rmdir()
             return
         _sync_tree(self.personal)
-        _sync(self.path)
+        sync(self.path)
 
     def save_checkpoint(self, round_number: int, tensors: dict[str, torch.Tensor]) -> None:
         """Write ``checkpoints/round-N`` at once and drop the one before the last."""
@@ -238,7 +239,7 @@ class RunFolder:
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _sync(self.checkpoints)
+        sync(self.checkpoints)
         old = self.checkpoints / f"round-{round_number - 2}"
         shutil.rmtree(old, ignore_errors=True)
 
@@ -255,28 +256,9 @@ class RunFolder:
             raise LedgerTampered(f"{path}: {error}") from None
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    _sync(path.parent)
-
-
 def _sync_tree(path: Path) -> None:
     """Flush every file in a folder, then the folders, the outermost last."""
     for folder, _, files in os.walk(path, topdown=False):
         for name in files:
-            _sync(Path(folder) / name)
-        _sync(Path(folder))
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(Path(folder) / name)
+        sync(Path(folder))

@@ -19,8 +19,9 @@ from securefed.config import (
     load_config,
     load_pilot,
 )
-from securefed.engines.run_folder import RunFolder, write_whole
+from securefed.engines.run_folder import RunFolder
 from securefed.engines.simulation import utc_now
+from securefed.engines.whole_files import write_whole
 from securefed.errors import ConfigError
 from securefed.pilot.charges import FILE as LEDGER
 from securefed.pilot.records import FILE as RECORD

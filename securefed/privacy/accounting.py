@@ -259,7 +259,7 @@ def _mechanism(policy: PrivacyPolicy, bounds: CohortBounds) -> str:
                 f" with {policy.bands} bands of correlation over rounds (DP-FTRL; there is no "
                 "distributed form of it)"
             )
-        return f"{kind}, {scale}, added to the sum by the server"
+        return f"{kind}, {scale.removesuffix(',')}, added to the sum by the server"
     if policy.remove_excess_noise:
         honest = (
             "from the honest survivors, however many: noise beyond that is removed once the "

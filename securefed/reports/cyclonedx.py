@@ -16,7 +16,6 @@ import uuid
 from typing import Any
 from urllib.parse import quote
 
-from securefed.reports.catalogue import Language
 from securefed.reports.document import Report
 from securefed.reports.judged import ClaimRow, EvidenceRow, Framework, ThreatModelPart
 from securefed.reports.values import Value
@@ -36,7 +35,7 @@ _TOOL, _MODEL, _BASE, _TARGET, _ASSESSOR = (
 Json = dict[str, Any]
 
 
-def render(report: Report, language: Language) -> str:
+def render(report: Report, language: str) -> str:
     """A report as CycloneDX JSON; the same report gives the same text.
 
     The serial number follows from the ledger's last hash.
@@ -99,7 +98,10 @@ def _adapter(report: Report, words: Wording) -> Json:
             _property("ledger.records", str(identity.records)),
             _property("finished", str(identity.finished).lower()),
             _property("anchored", str(identity.anchored).lower()),
-            *(_property(f"lora.{key}", _text(value)) for key, value in identity.lora.items()),
+            *(
+                _property(f"lora.{key}", _text(value))
+                for key, value in sorted(identity.lora.items())
+            ),
             *_privacy_properties(report, words),
         ],
     }

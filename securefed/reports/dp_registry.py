@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from securefed.errors import ConfigError
-from securefed.reports.catalogue import Language
 from securefed.reports.document import Report, Statement
 from securefed.reports.markdown_text import escaped
 from securefed.reports.values import Said, Value
@@ -34,13 +33,18 @@ _HEAD = """\
 """
 
 
-def render(report: Report, language: Language) -> str:
+def render(report: Report, language: str) -> str:
     """The entry, as YAML.
 
     Raises:
         ConfigError: nothing protects whoever's data trained the model against those who have it: a
-            registry of differential privacy has no place for such a run.
+            registry of differential privacy has no place for such a run; or the run is not
+            finished, and what it spends may grow.
     """
+    if not report.identity.finished:
+        raise ConfigError(
+            "dp-registry: the run is not finished: its epsilon may grow, and nothing is released"
+        )
     statements = [one for one in report.privacy.statements if one.protected]
     release = [s for s in statements if s.subject == "training" and s.against == "release"]
     if not release:
@@ -73,7 +77,7 @@ def render(report: Report, language: Language) -> str:
 class _Markdown:
     """Words of a report in one language, escaped for Markdown with LaTeX."""
 
-    def __init__(self, language: Language) -> None:
+    def __init__(self, language: str) -> None:
         self._words = Wording(language)
 
     def __call__(self, key: str, **values: Value) -> str:
@@ -144,9 +148,9 @@ def _parameters(one: Statement, words: _Markdown) -> str:
         accountant=one.accountant,
         sampling=one.sampling,
     )
-    if one.second is None or one.second_accountant is None:
+    if one.second is None or one.least is None:
         return said
-    return f"{said} {words('second', second=one.second, accountant=one.second_accountant)}"
+    return f"{said} {words('second', second=one.second, least=one.least)}"
 
 
 def _model(report: Report, statement: Statement, words: _Markdown) -> dict[str, Any]:
@@ -197,8 +201,13 @@ def _implementation(report: Report, statement: Statement, words: _Markdown) -> d
         "post_processing": words("post_processing"),
         "justification": f"{FILL_IN}why these settings were chosen, and who decided",
         "utility": _utility(report, words),
-        "additional_information": words(
-            "ledger", genesis=identity.genesis, head=identity.head, records=identity.records
+        "additional_information": words.bullets(
+            [
+                words(
+                    "ledger", genesis=identity.genesis, head=identity.head, records=identity.records
+                ),
+                words("anchored" if identity.anchored else "unanchored"),
+            ]
         ),
     }
 

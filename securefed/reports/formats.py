@@ -46,10 +46,38 @@ def _markdown() -> Render:
     return render
 
 
+def _pdf() -> Render:
+    from securefed.reports.pdf import render
+
+    return render
+
+
+def _cyclonedx() -> Render:
+    from securefed.reports.cyclonedx import render
+
+    return render
+
+
+def _dp_registry() -> Render:
+    from securefed.reports.dp_registry import render
+
+    return render
+
+
+def _model_card() -> Render:
+    from securefed.reports.model_card import render
+
+    return render
+
+
 FORMATS: dict[str, Format] = {
     "html": Format("html", _html),
     "md": Format("md", _markdown),
     "json": Format("json", _json, spoken=False),
+    "pdf": Format("pdf", _pdf),
+    "cyclonedx": Format("cdx.json", _cyclonedx),
+    "dp-registry": Format("dp-registry.yaml", _dp_registry),
+    "model-card": Format("model-card.md", _model_card),
 }
 
 

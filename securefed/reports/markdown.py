@@ -21,7 +21,7 @@ from securefed.reports.blocks import (
     Table,
 )
 from securefed.reports.document import Report
-from securefed.reports.markdown_text import escaped
+from securefed.reports.markdown_text import at_start, inline
 from securefed.reports.page import page
 from securefed.threats.verdicts import Reference
 
@@ -57,9 +57,9 @@ def section(part: Section, numbers: Numbers, *, level: int = 2) -> str:
 def _block(block: Block, numbers: Numbers, deeper: int) -> str:
     match block:
         case Paragraph(line=line):
-            return _line(line, numbers)
+            return at_start(_line(line, numbers))
         case Bullets(items=items):
-            return "\n".join(f"- {_line(item, numbers)}" for item in items)
+            return "\n".join(f"- {at_start(_line(item, numbers))}" for item in items)
         case Table():
             return _table(block, numbers)
         case Picture(caption=caption, table=table):
@@ -119,9 +119,5 @@ def _code(text: str) -> str:
     return f"{fence}{room}{text}{room}{fence}"
 
 
-def _text(text: str) -> str:
-    """Plain text; spaces at its ends part it from what stands beside it."""
-    inner = text.strip()
-    if not inner:
-        return " " if text else ""
-    return f"{' ' * text[0].isspace()}{escaped(inner)}{' ' * text[-1].isspace()}"
+_text = inline
+"""Plain text: nothing in it is markup, and no line of it ends early."""

@@ -8,6 +8,7 @@ _MARKS = re.compile(r"[\\`*_\[\]<>|~$&]")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _OPENING = re.compile(r"^(?:[-+#=]|\d+(?=[.)](?:\s|$)))")
 _ADDRESS = re.compile(r"://|\bwww\.", re.IGNORECASE)
+_SPACES = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")
 _CONTROL = re.compile(
     r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
@@ -23,12 +24,21 @@ def escaped(text: str) -> str:
 
     Example:
         >>> escaped("- <b> a_b $x$ 3.21")
-        '\\\\- &lt;b&gt; a\\\\_b \\\\$x\\\\$ 3.21'
+        '\\- &lt;b&gt; a\\_b \\$x\\$ 3.21'
     """
-    line = " ".join(_CONTROL.sub(_UNKNOWN, text).split())
+    return at_start(inline(text).strip())
+
+
+def at_start(markdown: str) -> str:
+    """Inline Markdown that begins a line, so that it begins no list and no heading."""
+    return _OPENING.sub(_kept, markdown)
+
+
+def inline(text: str) -> str:
+    """The same for text inside a line: spaces at its ends are kept, what begins a line is not."""
+    line = _SPACES.sub(" ", _CONTROL.sub(_UNKNOWN, text))
     marked = _MARKS.sub(lambda match: _ENTITIES.get(match[0], "\\" + match[0]), line)
-    plain = _ADDRESS.sub(lambda match: match[0].replace(":", "&#58;").replace(".", "&#46;"), marked)
-    return _OPENING.sub(_kept, plain)
+    return _ADDRESS.sub(lambda match: match[0].replace(":", "&#58;").replace(".", "&#46;"), marked)
 
 
 def _kept(match: re.Match[str]) -> str:

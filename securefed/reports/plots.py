@@ -25,7 +25,7 @@ from securefed.reports.svg import (
     text_width,
     wrapped,
 )
-from securefed.reports.wording import Wording
+from securefed.reports.wording import Wording, known
 
 _WIDTH = 680.0
 _SIZE = 11.5
@@ -47,7 +47,7 @@ def heat_map(rows: Sequence[AttackRow], word: Wording) -> str:
     )
     for place, (exposure, defence) in enumerate(columns):
         middle = left + cell * (place + 0.5)
-        lines = wrapped(word(f"exposure.{exposure}"), cell - 6, 10.5, most=2)
+        lines = wrapped(word.text(known("exposure", exposure)), cell - 6, 10.5, most=2)
         drawing.lines((middle, 14), lines, size=10.5)
         drawing.text(
             (middle, 40), word("as.defence", name=defence), size=10.5, anchor="middle", colour=GREY
@@ -204,7 +204,7 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
         pairs: a row with the defence on, and the same attack with it off.
         word: the language.
     """
-    left, right, tall = 230.0, 20.0, 46.0
+    left, right, tall = 250.0, 20.0, 58.0
     height = 40 + tall * len(pairs) + 44
     axes = _Axes(left, 36, _WIDTH - left - right, tall * len(pairs), (-0.25, 1.0), (0.0, 1.0))
     drawing = Drawing(_WIDTH, height, word("lift.alt"))
@@ -224,10 +224,10 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
         x += 40 + text_width(word(name), 10.5)
     for number, (defended, bare) in enumerate(pairs):
         y = 36 + tall * (number + 0.5)
-        drawing.lines((left - 14, y - 7), [defended.attack], size=_SIZE, anchor="end")
-        exposure = word(f"exposure.{defended.exposure}")
+        drawing.lines((left - 14, y - 15), [defended.attack], size=_SIZE, anchor="end")
+        exposure = word.text(known("exposure", defended.exposure))
         where = f"{exposure}, {word('as.defence', name=defended.defence)}"
-        lines = wrapped(where, left - 20, 10, most=1)
+        lines = wrapped(where, left - 20, 10, most=2)
         drawing.lines((left - 14, y + 8), lines, size=10, anchor="end", colour=GREY)
         for row, colour, shift, filled in (
             (defended, BLUE, -8.0, True),

@@ -173,7 +173,8 @@ class Drawing:
         label = html.escape(self._label)
         size = f"{_number(self.width)} {_number(self.height)}"
         head = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" role="img" '
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" '
+            f'width="{_number(self.width)}" height="{_number(self.height)}" role="img" '
             f'aria-label="{label}" font-family="sans-serif">'
         )
         return "\n".join([head, f"<title>{label}</title>", *self._parts, "</svg>"])
@@ -207,7 +208,8 @@ def wrapped(text: str, width: float, size: float, *, most: int = 3) -> list[str]
 
 def _pieces(text: str) -> list[str]:
     """Words with the space or hyphen after them; wide characters each by itself."""
-    found, piece = [], ""
+    found: list[str] = []
+    piece = ""
     for letter in text:
         if letter in _NEVER_FIRST and found and not piece:
             found[-1] += letter

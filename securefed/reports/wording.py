@@ -128,7 +128,7 @@ class Wording:
         text = self.number(figure.value, figure.kind)
         if figure.interval is not None:
             low, high = (self.number(end, figure.kind) for end in figure.interval)
-            text = f"{text} [{low}, {high}]"
+            text = f"{text} [{low},\N{NO-BREAK SPACE}{high}]"
         code = figure.kind in ("digest", "name")
         return (Run(text, references=tuple(figure.references), value=figure.value, code=code),)
 
@@ -153,6 +153,12 @@ _KINDS: dict[str, FigureKind] = {
     "seconds": "seconds",
     "percent": "percent",
 }
+
+
+def known(kind: str, name: str) -> Said | Verbatim:
+    """A name that a file gives, by the catalogue (``kind.name``), or as it stands there."""
+    key = f"{kind}.{name}"
+    return Said(key=key) if key in table("en") else Verbatim(verbatim=name)
 
 
 def plain(line: Line) -> str:

@@ -156,6 +156,15 @@ def test_an_organisational_row_stays_so_and_names_who_must_answer():
     assert found.who.key == "crosswalk.who.controller"
 
 
+def test_nothing_that_is_left_is_left_to_nobody():
+    for report in (sample.report(), sample.report(threat_models=[], limitations=[])):
+        rows = [row for one in crosswalk(report) for row in one.rows]
+        assert all(
+            (row.who is not None) == (row.verdict in ("partly", "organisational", "not_met"))
+            for row in rows
+        )
+
+
 def test_a_unit_smaller_than_a_person_answers_in_part():
     text = ONE.replace("facts: [finished]", "partly_unless: [unit_is_person]\n    who: controller")
     assert row(text).verdict == "partly"

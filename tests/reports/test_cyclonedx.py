@@ -32,29 +32,25 @@ def refs(document):
 
 
 STRICT = JsonStrictValidator(SchemaVersion.V1_6)
+NO_PRIVACY = sample.Privacy(hazards=[], statements=[])
+UNSHOWN = sample.threat_model(
+    "TM-honest-but-curious-server",
+    [sample.claim("C-sum-only", "refuted"), sample.claim("C-dp-server", "void")],
+)
 HOSTILE = 'a "b" \\ <c> \u202e \x07 日本 #/%?'
 
 
-@pytest.mark.parametrize("language", ["en", "ja"])
 @pytest.mark.parametrize(
-    "changes",
+    ("language", "changes"),
     [
-        {},
-        {"threat_models": [], "limitations": []},
-        {"privacy": sample.Privacy(hazards=[], statements=[])},
-        {
-            "threat_models": [
-                sample.threat_model(
-                    "TM-honest-but-curious-server",
-                    [sample.claim("C-sum-only", "refuted"), sample.claim("C-dp-server", "void")],
-                )
-            ]
-        },
+        ("en", {}),
+        ("ja", {}),
+        ("en", {"threat_models": [], "limitations": [], "privacy": NO_PRIVACY}),
+        ("en", {"threat_models": [UNSHOWN]}),
     ],
 )
 def test_it_is_valid_by_the_official_schema(language, changes):
-    text = render(full(**changes), language)
-    assert STRICT.validate_str(text) is None
+    assert STRICT.validate_str(render(full(**changes), language)) is None
 
 
 def test_words_of_a_run_folder_do_no_harm():

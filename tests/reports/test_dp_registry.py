@@ -151,6 +151,19 @@ def test_a_run_without_a_guarantee_for_its_release_is_not_registered(statements)
         render(sample.report(privacy=sample.Privacy(hazards=[], statements=statements)), "en")
 
 
+def test_an_unfinished_run_is_not_registered():
+    unfinished = sample.report().identity.model_copy(update={"finished": False})
+    with pytest.raises(ConfigError, match="dp-registry: the run is not finished"):
+        render(sample.report(identity=unfinished), "en")
+
+
+def test_it_says_whether_signatures_were_checked():
+    unanchored = sample.report().identity.model_copy(update={"anchored": False})
+    for part, said in (({}, "were checked"), ({"identity": unanchored}, "were not checked")):
+        text = entry(**part)["deployment"]["implementation"]["additional_information"]
+        assert said in text
+
+
 def test_words_of_a_run_are_not_read_as_markup():
     identity = sample.report().identity.model_copy(update={"name": "a_b $x$ <script>\n# c"})
     name = entry(identity=identity)["deployment"]["basic"]["name"]

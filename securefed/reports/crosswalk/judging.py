@@ -90,7 +90,7 @@ def _row(
         requirement=_text(row.requirement),
         verdict=verdict,
         why=_why(row, answer),
-        who=Said(key=f"crosswalk.who.{row.who}") if unsettled and row.who is not None else None,
+        who=_who(row) if unsettled else None,
         claims=list(row.claims),
         sections=list(row.sections),
         checked=seen is not None and seen.copy_of == "official",
@@ -165,6 +165,11 @@ def _why(row: Row, answer: _Answer) -> Said:
     for sentence in reversed(sentences[:-1]):
         said = Said(key="crosswalk.then", values={"first": sentence, "then": said})
     return said
+
+
+def _who(row: Row) -> Said:
+    """Must answer what is left: where the row names nobody, whoever could have made it hold."""
+    return Said(key="who.operator" if row.who is None else f"crosswalk.who.{row.who}")
 
 
 def _names(how: str, names: list[str]) -> Said:

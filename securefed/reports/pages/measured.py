@@ -7,7 +7,7 @@ from securefed.reports.document import AttackRow, Curve, Report
 from securefed.reports.pages.rows import badge, bullets, shown, source, table
 from securefed.reports.plots import bars, by_round, heat_map, lifts, roc
 from securefed.reports.values import Figure, Said
-from securefed.reports.wording import Wording, plain
+from securefed.reports.wording import Wording, known, plain
 
 _POINTS = (0.001, 0.01, 0.1)
 
@@ -66,7 +66,7 @@ def _attack(row: AttackRow, word: Wording) -> Cell:
     where = Said(
         key="attack.where",
         values={
-            "exposure": Said(key=f"exposure.{row.exposure}"),
+            "exposure": known("exposure", row.exposure),
             "defence": Said(key="as.defence", values={"name": row.defence}),
         },
     )

@@ -11,6 +11,7 @@ from securefed.reports.parts.threats import text
 from securefed.reports.parts.utility import measured
 from securefed.reports.recognised import recognised
 from securefed.reports.values import Fact, Said, Value
+from securefed.reports.wording import known
 from securefed.threats.model import ManualEvidence
 from securefed.threats.verdicts import Reference, Verdict
 
@@ -108,7 +109,8 @@ def _of_claims(
             if claim.verdict == "not_run":
                 untried.append(claim)
                 continue
-            references = [in_file(part.file, line=file.model.line("claims", number))]
+            line = file.model.line("claims", number, "statement", "en")
+            references = [in_file(part.file, line=line)]
             if (part.id, claim.id) in places:
                 references.append(places[part.id, claim.id])
             yield (
@@ -266,7 +268,7 @@ def _attack(rows: list[AttackRow]) -> Fact:
     row = max(tried, key=lambda one: _number(one))
     values: dict[str, Value] = {
         "attack": row.attack,
-        "exposure": Said(key=f"exposure.{row.exposure}"),
+        "exposure": known("exposure", row.exposure),
         "defence": Said(key="as.defence", values={"name": row.defence}),
         "metric": Said(key="as.metric", values={"name": row.metric or ""}),
         "n": row.n,

@@ -100,6 +100,7 @@ class _Pen:
             self._text(element, style, origin)
         elif name in self._shapes:
             self._shapes[name]({**style, **element.attrib}, origin)
+            self._pdf.set_dash_pattern()
         else:
             raise ConfigError(f"plot: <{name}> is not drawn")
 
@@ -153,7 +154,6 @@ class _Pen:
         if "D" in mode and len(points) > 1:
             draw = self._pdf.polygon if closed else self._pdf.polyline
             draw(points, style="D")
-        self._pdf.set_dash_pattern()
 
     def _text(self, element: ElementTree.Element, style: Mapping[str, str], origin: Point) -> None:
         x, y = _number(element.attrib, "x"), _number(element.attrib, "y")

@@ -8,7 +8,6 @@ from typing import Any
 
 from securefed.errors import ConfigError
 from securefed.reports.blocks import Heading, Page, Section, lines_of
-from securefed.reports.catalogue import Language
 from securefed.reports.document import Report
 from securefed.reports.page import page
 from securefed.reports.pdf.sheet import Sheet
@@ -16,7 +15,7 @@ from securefed.reports.pdf.text import EXTRA
 from securefed.reports.wording import Wording
 
 
-def render(report: Report, language: Language) -> bytes:
+def render(report: Report, language: str) -> bytes:
     """A report as a PDF; the same report gives the same bytes.
 
     Raises:

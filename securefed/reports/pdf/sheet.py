@@ -11,7 +11,7 @@ from securefed.reports import blocks
 from securefed.reports.catalogue import Language
 from securefed.reports.pages.closing import SOURCE
 from securefed.reports.pdf.picture import Drawing
-from securefed.reports.pdf.table import TableLayout
+from securefed.reports.pdf.table import Row, TableLayout
 from securefed.reports.pdf.text import INK, Colour, Stretch, Style, TypesetLine, Typesetter
 from securefed.threats.verdicts import Reference
 
@@ -106,7 +106,7 @@ class Sheet:
         place: str | None = None,
     ) -> None:
         """A heading that is kept together with what comes below it, and is in the outline."""
-        keep = 22.0
+        keep = {1: 22.0, 2: 40.0, 3: 45.0, 4: 22.0}[level]
         if isinstance(below, blocks.Picture):
             keep = 18.0 + _picture_size(Drawing(below.svg))[1]
         elif isinstance(below, blocks.Table | blocks.Heading):
@@ -216,24 +216,23 @@ class Sheet:
         self.y += 2.0
 
     def _table(self, block: blocks.Table) -> None:
+        size = 7.6 if len(block.columns) <= 5 else 6.8
+        layout = TableLayout(self._type, self._stretches, block.rows, block.columns, WIDTH, size)
+        if layout.rows and self._turns(layout, layout.rows[0], 5.0 + layout.header_height):
+            self.new_page()
         self.need(24.0)
         if block.caption:
             caption = Style(8.2, face="strong")
             self.text([Stretch(block.caption, caption)], LEFT, WIDTH)
             self.y += 0.8
-        size = 7.6 if len(block.columns) <= 5 else 6.8
-        layout = TableLayout(self._type, self._stretches, block.rows, block.columns, WIDTH, size)
         self._rows(layout, rules=True)
         self.y += 3.0
 
     def _rows(self, layout: TableLayout, *, rules: bool) -> None:
         self._header(layout)
-        whole = _FOOT - TOP - layout.header_height
         for row in layout.rows:
-            if layout.height(row) > self.room:
-                # A row that a page holds is not divided, unless that left half a page empty.
-                if layout.height(row) <= whole and self.room < 0.45 * whole:
-                    self._turn(layout)
+            if self._turns(layout, row):
+                self._turn(layout)
             start = 0
             while True:
                 taken = layout.fitting(row, start, self.room)
@@ -246,6 +245,15 @@ class Sheet:
                 if start >= layout.length(row):
                     break
                 self._turn(layout)
+
+    def _turns(self, layout: TableLayout, row: Row, before: float = 0.0) -> bool:
+        """Whether a row goes to the next page whole, rather than be divided.
+
+        It does where a page holds it, unless that left half of this one empty.
+        """
+        height, room = layout.height(row), self.room - before
+        whole = _FOOT - TOP - layout.header_height
+        return height > room and height <= whole and room < 0.45 * whole and self.y > TOP
 
     def _turn(self, layout: TableLayout) -> None:
         self.new_page()
@@ -304,6 +312,6 @@ class Sheet:
 
 def _picture_size(drawing: Drawing) -> tuple[float, float]:
     """Millimetres of width and height."""
-    width = 150.0
+    width, most = min(WIDTH, 0.27 * drawing.width), 165.0
     height = width * drawing.height / drawing.width
-    return (width, height) if height <= 110.0 else (width * 110.0 / height, 110.0)
+    return (width, height) if height <= most else (width * most / height, most)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,8 +14,8 @@ _PADDING = 1.1
 """Millimetres at each side of a cell."""
 _LEAST = 9.0
 """Millimetres of a column."""
-_WORD = 26.0
-"""Millimetres that a word may ask for, before it is broken."""
+_WORD, _NAME = 26.0, 20.0
+"""Millimetres of the longest ordinary word, and what a longer one, which is broken, may ask for."""
 
 Row = tuple[tuple[TypesetLine, ...], ...]
 """Lines of each cell."""
@@ -144,16 +143,18 @@ class TableLayout:
         return _shared(least, want, held, width)
 
     def _longest_word(self, paragraph: Sequence[Stretch]) -> float:
-        return max((line.width for line in self._type.lines(paragraph, _WORD)), default=0.0)
+        """What a column needs, so that no word of ordinary length is broken."""
+        widths = self._type.word_widths(paragraph)
+        return max((w if w <= _WORD else _NAME for w in widths), default=0.0)
 
 
 def _shared(least: list[float], want: list[float], held: list[float], width: float) -> list[float]:
-    """``width`` in parts that lie between ``least`` and ``want``, by the roots of ``held``."""
+    """``width`` in parts that lie between ``least`` and ``want``, by how much each holds."""
     found = list(least)
     growing = [i for i in range(len(found)) if want[i] > found[i]]
     while growing and width - sum(found) > 1e-6:
         rest = width - sum(found)
-        weights = {i: math.sqrt(held[i]) for i in growing}
+        weights = {i: held[i] ** 0.8 for i in growing}
         for i in growing:
             found[i] = min(want[i], found[i] + rest * weights[i] / sum(weights.values()))
         growing = [i for i in growing if want[i] - found[i] > 1e-6]

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -133,6 +135,8 @@ class Typesetter:
         self._language = language
         self._loaded: dict[str, Any] = {}
         self._widths: dict[tuple[str, str], float] = {}
+        self._fonts: dict[tuple[str, str], tuple[str, str]] = {}
+        self._known: dict[tuple[tuple[Stretch, ...], bool], _Word] = {}
 
     def lines(self, stretches: Sequence[Stretch], width: float) -> list[TypesetLine]:
         """The text in lines of ``width`` millimetres at most."""
@@ -166,6 +170,11 @@ class Typesetter:
         """
         for name in self._loaded:
             self._pdf.set_font(name, size=1)
+
+    def word_widths(self, stretches: Sequence[Stretch]) -> list[float]:
+        """Of every word, in millimetres, were none of them broken."""
+        words = self._words(stretches, math.inf)
+        return [word.width for word in words if not word.space]
 
     def draw(self, line: TypesetLine, x: float, baseline: float) -> None:
         """Puts a line on the page."""
@@ -246,31 +255,37 @@ class Typesetter:
             yield part
 
     def _word(self, stretches: Sequence[Stretch], space: bool = False) -> _Word:
-        fragments: list[Fragment] = []
-        x = 0.0
-        for stretch in stretches:
-            for fragment in self._fragments(stretch):
-                fragments.append(replace(fragment, x=x))
-                x += fragment.width
-        return _Word(tuple(fragments), x, space)
+        key = (tuple(stretches), space)
+        if key not in self._known:
+            fragments: list[Fragment] = []
+            x = 0.0
+            for stretch in stretches:
+                for fragment in self._fragments(stretch, x):
+                    fragments.append(fragment)
+                    x += fragment.width
+            self._known[key] = _Word(tuple(fragments), x, space)
+        return self._known[key]
 
-    def _fragments(self, stretch: Stretch) -> Iterator[Fragment]:
-        """The stretch, divided where another font draws."""
+    def _fragments(self, stretch: Stretch, x: float = 0.0) -> Iterator[Fragment]:
+        """The stretch, divided where another font draws, from ``x`` on."""
         style = stretch.style
         letters = [self._font_of(letter, style.face) for letter in stretch.text]
-        for name, group in itertools.groupby(letters, key=lambda pair: pair[0]):
-            text = "".join(letter for _, letter in group)
-            yield Fragment(text, name, style, 0.0, self._width(name, text) * style.size)
+        for name, group in itertools.groupby(letters, key=operator.itemgetter(0)):
+            text = "".join([letter for _, letter in group])
+            width = self._width(name, text) * style.size
+            yield Fragment(text, name, style, x, width)
+            x += width
 
     def _font_of(self, letter: str, face: str) -> tuple[str, str]:
         """The first font that has a letter, and the letter; or what stands for an unknown one."""
-        names = _ORDER[self._language, face]
-        if letter in _GREEK:
-            names = (*_WESTERN[face], *names)
-        for name in names:
-            if ord(letter) in self._font(name).cmap:
-                return name, letter
-        return "latin", _UNKNOWN
+        key = (letter, face)
+        if key not in self._fonts:
+            names = _ORDER[self._language, face]
+            if letter in _GREEK:
+                names = (*_WESTERN[face], *names)
+            having = next((n for n in names if ord(letter) in self._font(n).cmap), None)
+            self._fonts[key] = ("latin", _UNKNOWN) if having is None else (having, letter)
+        return self._fonts[key]
 
     def _width(self, name: str, text: str) -> float:
         """Millimetres at a size of one point."""

@@ -27,7 +27,7 @@ from securefed.evidence.budget import read_charges
 SITES, DIMENSION = ("site-1", "site-2", "site-3"), 1000
 MAX_FRAME = 1 << 20  # the most that a peer can make this side hold
 TIMEOUT_S = 60.0
-JOIN_S = 2.0  # a client joins this long after it was invited, however long its training took
+JOIN_S = 5.0  # a client joins this long after it was invited, however long its training took
 
 # What a client's owner asks of any round, and how much epsilon it will ever spend.
 FLOORS = sf.ClientFloors(min_clients=2, min_noise_multiplier=0.5, max_clip_norm=1.0, max_delta=1e-5)

@@ -47,7 +47,8 @@ def recalls(name, attackers, *, seeds=(0,), rank=16, sees="plain"):
 
 @pytest.mark.parametrize("name", ["noise-0.001", "int8", "top-0.5", "adamw5"])
 def test_the_adaptive_attacker_gets_past_what_stops_the_plain_one(name):
-    seeds = (0, 1, 2) if name == "adamw5" else (0,)
+    # Noise is fresh each time, and one text may get past it: of three not all do.
+    seeds = (0,) if name in ("int8", "top-0.5") else (0, 1, 2)
     plain, adaptive, prior = recalls(name, [SpanInversion(), SparseBayes()], seeds=seeds)
     assert adaptive > plain
     assert adaptive >= prior + 0.3

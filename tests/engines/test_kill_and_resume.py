@@ -35,7 +35,7 @@ def started(path: Path, out: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_for(process: subprocess.Popen[bytes], ledger: Path, text: bytes) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
         if ledger.exists() and text in ledger.read_bytes():
             return

@@ -40,6 +40,7 @@ class Session:
     clock: Callable[[], datetime.datetime] = lambda: datetime.datetime.now(datetime.UTC)
     _cases: dict[str, dict[str, _Case]] = field(default_factory=dict)
     _slow: set[str] = field(default_factory=set)
+    _partly: set[str] = field(default_factory=set)
 
     def cites(self, nodeid: str) -> list[str]:
         """The cited ids that a test of this node id belongs to."""
@@ -55,6 +56,10 @@ class Session:
             self._cases.setdefault(name, {})[nodeid] = _Case()
             if slow:
                 self._slow.add(name)
+
+    def left_out(self, nodeid: str) -> None:
+        """A case is not going to be run: what cites it can only fail in this session."""
+        self._partly.update(self.cites(nodeid))
 
     def reported(
         self,
@@ -80,6 +85,8 @@ class Session:
             if digest is None or len(ended) < len(cases):
                 continue
             outcomes = {case.outcome for case in cases.values()}
+            if name in self._partly and "failed" not in outcomes:
+                continue
             worst: Outcome = "failed" if "failed" in outcomes else "skipped"
             found.append(
                 TestResult(

@@ -131,7 +131,7 @@ class Claims:
     def judged(self, model: ThreatModel, claim: Claim) -> ClaimFinding:
         """One claim, by the outcomes so far and what is stored."""
         now = datetime.datetime.now(datetime.UTC)
-        tests = StoredTests([*self._stored, *self._session.stored()], root=self._root)
+        tests = self._tests()
         if self._facts is not None:
             found = judge_claim(model, claim, self._facts, tests, today=now.date())
         else:
@@ -151,6 +151,13 @@ class Claims:
             )
         self._findings.append(found)
         return found
+
+    def _tests(self) -> StoredTests:
+        """What is stored, but for tests that have run here: no date makes up for an outcome."""
+        here = self._session.stored()
+        run = {each.result.test for each in here}
+        stored = [each for each in self._stored if each.result.test not in run]
+        return StoredTests([*stored, *here], root=self._root)
 
     def _of_test(self, item: TestEvidence, tests: StoredTests) -> EvidenceFinding:
         if item.test in self._missing:
@@ -210,7 +217,10 @@ class Claims:
         run = [item for item in cited if self._runs(item, wanted, slow)]
         for item in run:
             self._session.marked(item.nodeid, slow=_is_slow(item))
-        config.hook.pytest_deselected(items=[item for item in cited if item not in set(run)])
+        left_out = [item for item in cited if item not in set(run)]
+        for item in left_out:
+            self._session.left_out(item.nodeid)
+        config.hook.pytest_deselected(items=left_out)
         rest = [item for item in items if not isinstance(item, ClaimItem)]
         items[:] = [*run, *rest, *left]
 
@@ -218,8 +228,10 @@ class Claims:
         return bool(wanted & set(self._session.cites(item.nodeid))) and (slow or not _is_slow(item))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a cited test came to."""
-        self._session.reported(report.nodeid, report.when, report.outcome, report.duration)
+        """Keep what a cited test came to; one that is expected to fail shows nothing either way."""
+        expected = hasattr(report, "wasxfail") and report.outcome == "passed"
+        outcome = "skipped" if expected else report.outcome
+        self._session.reported(report.nodeid, report.when, outcome, report.duration)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(

@@ -19,7 +19,15 @@ from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
 from securefed.cli.reporting import report
 from securefed.cli.threats import statement, threats
-from securefed.cli.watching import console, errors, quiet_libraries, say, watching
+from securefed.cli.watching import (
+    console,
+    errors,
+    printable,
+    quiet_libraries,
+    say,
+    tampered,
+    watching,
+)
 from securefed.config import (
     RunConfig,
     first_difference,
@@ -89,7 +97,7 @@ def main() -> None:
         )
         raise SystemExit(2) from None
     except SecureFedError as error:
-        errors.print(f"error: {error}", style="red", markup=False)
+        errors.print(f"error: {printable(str(error), lines=True)}", style="red", markup=False)
         for note in getattr(error, "__notes__", []):
             errors.print(f"  {note}", markup=False)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
@@ -250,10 +258,10 @@ def verify(
             unlike = check_rebuilt(folder, run, trusted)
         verdict = verdict_on(folder, run, incomplete=unlike)
     except (LedgerTampered, RemoteProtocolError) as error:
-        errors.print(f"TAMPERED: {error}", style="red", markup=False)
+        tampered(error)
         raise typer.Exit(1) from None
     for line in verdict.lines:
-        say(line)
+        say(printable(line))
     if verdict.incomplete:
         raise typer.Exit(3)
 

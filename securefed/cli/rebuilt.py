@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -11,17 +12,20 @@ from pydantic import ValidationError
 
 from securefed.cli.reporting import material
 from securefed.engines.reported import REPORT
-from securefed.errors import LedgerTampered
+from securefed.errors import ConfigError, LedgerTampered
+from securefed.evidence.anchoring import read_file
 from securefed.evidence.software import source_sha256
 from securefed.reports.build import build
 from securefed.reports.document import Report
 from securefed.reports.tracing import trace
+from securefed.threats.statements import read_statements
 
 if TYPE_CHECKING:
     from securefed.crypto.identity import IdentityPublicKey
     from securefed.engines.verify import VerifiedRun
 
 _SHOWN = 80
+_MOST_EXPIRIES = 16
 
 
 def check_rebuilt(
@@ -47,9 +51,10 @@ def check_rebuilt(
     """
     path = folder / REPORT
     try:
-        stored = Report.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise LedgerTampered(f"{path}: cannot be read ({error.strerror})") from None
+        data = read_file(path)
+        stored = Report.model_validate_json(data)
+    except ConfigError as error:
+        raise LedgerTampered(str(error)) from None
     except ValidationError as error:
         where = "/".join(str(part) for part in error.errors()[0]["loc"])
         raise LedgerTampered(f"{path}: /{where}: is not as a report has it") from None
@@ -59,6 +64,10 @@ def check_rebuilt(
     place = next(_differing(found, expected, ""), None)
     if place is None:
         return []
+    for date in _expiries(folder, trusted):
+        then = datetime.datetime.combine(date, datetime.time(12), tzinfo=datetime.UTC)
+        if build(material(folder, run, trusted, now=then)) == stored:
+            return [f"{path}: is as of {date.isoformat()}; a signed statement has expired since"]
     pointer, one, other = place
     what = f"{path}: {pointer} is {_shown(one)}, and what was recomputed is {_shown(other)}"
     if _anchors(found) and not _anchors(found) <= _anchors(expected):
@@ -68,6 +77,14 @@ def check_rebuilt(
     if run.records[0].body.get("source_sha256") != source_sha256():
         return [f"{what}; the run was made with other code, and the report perhaps too"]
     raise LedgerTampered(what)
+
+
+def _expiries(folder: Path, trusted: Collection[IdentityPublicKey]) -> list[datetime.date]:
+    """The last days of statements that are over, the latest first."""
+    today = datetime.datetime.now(datetime.UTC).date()
+    found = {each.statement.expires for each in read_statements(folder, trusted)}
+    over = sorted((date for date in found if date is not None and date < today), reverse=True)
+    return over[:_MOST_EXPIRIES]
 
 
 def _differing(one: Any, other: Any, where: str) -> Iterator[tuple[str, Any, Any]]:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from securefed.cli.watching import errors, say
+from securefed.cli.watching import errors, say, tampered
 from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 
 if TYPE_CHECKING:
+    import datetime
     from collections.abc import Collection
 
     from securefed.crypto.identity import IdentityPublicKey
@@ -60,7 +61,7 @@ def report(
     try:
         found = material(folder, verified_run(folder, roster), trusted)
     except (LedgerTampered, RemoteProtocolError) as error:
-        errors.print(f"TAMPERED: {error}", style="red", markup=False)
+        tampered(error)
         errors.print("no report was written", markup=False)
         raise typer.Exit(1) from None
     made = build(found)
@@ -87,7 +88,11 @@ def _write(path: Path, content: str | bytes) -> None:
 
 
 def material(
-    folder: Path, run: VerifiedRun, trusted: Collection[IdentityPublicKey] = ()
+    folder: Path,
+    run: VerifiedRun,
+    trusted: Collection[IdentityPublicKey] = (),
+    *,
+    now: datetime.datetime | None = None,
 ) -> Material:
     """All that a report is made from.
 
@@ -95,6 +100,7 @@ def material(
         folder: the run folder.
         run: what its verification gave.
         trusted: keys whose signatures count as known; none is needed.
+        now: the time at which claims are judged; the present without it.
 
     Raises:
         ConfigError, RemoteProtocolError: a document of the run is not as it must be.
@@ -106,7 +112,7 @@ def material(
     from securefed.reports.material import COSTS, METRICS, AttackFile, Material
 
     settings = run.settings
-    models, judgement = judge_run(folder, run, trusted)
+    models, judgement = judge_run(folder, run, trusted, now=now)
     own = folder / THREAT_MODELS
     kept = own.is_dir() and any(own.glob("*.yaml"))
     finished = run.history.closed is not None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from securefed.cli.watching import console, errors, say
+from securefed.cli.watching import console, printable, say, tampered
 from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def threats(
     try:
         models, judgement = judge_run(folder, verified_run(folder, roster), trusted)
     except (LedgerTampered, RemoteProtocolError) as error:
-        _say_tampered(error)
+        tampered(error)
         raise typer.Exit(1) from None
     target = folder / "threats" / "verdicts.json"
     target.parent.mkdir(exist_ok=True)
@@ -94,7 +94,7 @@ def statement(
     try:  # first: nobody shall sign an answer to a question that somebody has changed
         verified = verified_run(folder)
     except LedgerTampered as error:
-        _say_tampered(error)
+        tampered(error)
         raise typer.Exit(1) from None
     model, asked = _asked(threat_models_of(folder), claim, role, question)
     until, today = _date(expires), datetime.datetime.now(datetime.UTC).date()
@@ -124,10 +124,6 @@ def statement(
     write_whole(place / f"signer-{short}.json", signer_record(signer.public))
     say(f"asked: {asked.asks.en}")
     say(f"signed statement: {target}")
-
-
-def _say_tampered(error: Exception) -> None:
-    errors.print(f"TAMPERED: {error}", style="red", markup=False)
 
 
 def _asked(
@@ -194,7 +190,7 @@ def _show(models: Sequence[ThreatModel], findings: Sequence[ClaimFinding]) -> No
     for found in sorted(findings, key=lambda found: rank(found.verdict)):
         cells = (found.verdict, found.claim, titles[found.model], found.reason)
         # As text: what looks like rich's markup is part of a test's name.
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     counts = Counter(found.verdict for found in findings)
     say(", ".join(f"{counts[v]} {v}" for v in sorted(counts, key=lambda v: (rank(v), v))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,9 +30,36 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of what moves a cursor, turns a line round or ends it."""
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Text with what a terminal would obey spelt out.
+
+    A run folder is written by others, names of files and clients too.
+
+    Args:
+        text: what is to be shown.
+        lines: whether line feeds stay.
+    """
+
+    def shown(character: str) -> str:
+        if unicodedata.category(character) not in _UNSEEN or (lines and character == "\n"):
+            return character
+        return ascii(character)[1:-1]
+
+    return "".join(map(shown, text))
+
+
 def say(text: str) -> None:
-    """Print a line as it is: what looks like rich's markup is part of a path."""
-    console.print(text, markup=False)
+    """Print lines as they are: what looks like rich's markup is part of a path."""
+    console.print(printable(text, lines=True), markup=False)
+
+
+def tampered(error: Exception) -> None:
+    """Print what was found in a run folder that is not as it must be."""
+    errors.print(f"TAMPERED: {printable(str(error))}", style="red", markup=False)
 
 
 def quiet_libraries() -> None:

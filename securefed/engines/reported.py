@@ -6,8 +6,8 @@ The report is read as plain JSON.  Its other values are compared by making it an
 
 from __future__ import annotations
 
-import json
 import math
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.verified import VerifiedRun
 from securefed.errors import LedgerTampered
+from securefed.evidence.strict_json import loads_once
 from securefed.privacy.accounting import ADVERSARIES, PrivacyGuarantee
 
 REPORT = Path("report") / "report.json"
@@ -41,9 +42,9 @@ def check_report(folder: Path, run: VerifiedRun) -> bool | None:
     try:
         with path.open("rb") as file:
             data = file.read(_BYTES_LIMIT + 1)
-        report = json.loads(data) if len(data) <= _BYTES_LIMIT else None
+        report = loads_once(data) if len(data) <= _BYTES_LIMIT else None
     except (OSError, ValueError, RecursionError) as error:
-        raise LedgerTampered(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+        raise LedgerTampered(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(report, dict):
         raise LedgerTampered(f"{path}: is no report")
     return compare_report(report, run)
@@ -74,7 +75,7 @@ def _refuse(where: str, what: str) -> NoReturn:
 
 def _require(where: str, found: object, expected: object) -> None:
     if not _equal(found, expected):
-        _refuse(where, f"says {found!r}, and {expected!r} is what was recomputed")
+        _refuse(where, f"says {reprlib.repr(found)}, and {expected!r} is what was recomputed")
 
 
 def _check_identity(identity: object, run: VerifiedRun) -> None:
@@ -127,9 +128,19 @@ def _check_statements(said: object, run: VerifiedRun) -> None:
         _refuse("/privacy/statements", f"lacks that of {subject} against {against}")
 
 
+def _close(found: object, expected: object) -> bool:
+    """Equal numbers but for rounding; an integer that no float holds is none of them."""
+    if not (isinstance(found, float | int) and isinstance(expected, float | int)):
+        return False
+    try:
+        return math.isclose(found, expected, rel_tol=1e-9)
+    except OverflowError:
+        return False
+
+
 def _equal(found: object, expected: object) -> bool:
     if isinstance(found, bool) or isinstance(expected, bool):
         return found is expected
-    if isinstance(found, float | int) and isinstance(expected, float | int):
-        return math.isclose(found, expected, rel_tol=1e-9)
+    if isinstance(found, float) or isinstance(expected, float):
+        return _close(found, expected)
     return found == expected

@@ -20,6 +20,7 @@ from typing import Any
 
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.evidence.strict_json import loads_once
 
 FORMAT = "securefed/roster/1"
 SERVER = "server"
@@ -38,7 +39,7 @@ class Roster:
         decryptor: of the decryptor; None where there is none.
 
     Raises:
-        ConfigError: two parties have one key, or there is no client.
+        ConfigError: two parties have one key, a client has no name, or there is no client.
     """
 
     server: IdentityPublicKey
@@ -48,6 +49,8 @@ class Roster:
     def __post_init__(self) -> None:
         if not self.clients:
             raise ConfigError("roster: clients is empty; it must name at least one")
+        if "" in self.clients:
+            raise ConfigError("roster: a client's id is empty; it must have a character")
         owners: dict[IdentityPublicKey, str] = {}
         for party, key in self.parties():
             if key in owners:
@@ -116,9 +119,9 @@ def read_roster(path: Path) -> Roster:
     if len(data) > _BYTES_LIMIT:
         raise ConfigError(f"roster {path}: longer than {_BYTES_LIMIT} bytes")
     try:
-        fields = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ConfigError(f"roster {path}: is not JSON") from None
+        fields = loads_once(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"roster {path}: is not JSON ({error})") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
         raise ConfigError(f"roster {path}: format must be {FORMAT!r}")
     try:

@@ -10,6 +10,7 @@ import base64
 import binascii
 import json
 import math
+import reprlib
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,8 +43,9 @@ def trace(folder: Path, report: Report) -> int:
             except ConfigError as error:
                 raise LedgerTampered(f"report: {error}") from None
             if reference.pointer is not None and not holds(found, figure):
+                said = reprlib.repr(figure.value)
                 raise LedgerTampered(
-                    f"report: the figure {figure.value!r} is said to stand at {reference.path}"
+                    f"report: the figure {said} is said to stand at {reference.path}"
                     f"{'' if reference.line is None else f', line {reference.line}'}, "
                     f"{reference.pointer}; it holds {str(found)[:80]!r}"
                 )
@@ -84,7 +86,10 @@ def holds(found: Any, figure: Figure) -> bool:
 def _same(found: Any, value: Any) -> bool:
     numbers = isinstance(found, int | float) and isinstance(value, int | float)
     if numbers and not isinstance(found, bool):
-        return math.isclose(found, value, rel_tol=1e-12)
+        try:
+            return math.isclose(found, value, rel_tol=1e-12)
+        except OverflowError:  # an integer that no float holds
+            return bool(found == value)
     return bool(found == value)
 
 

@@ -3,6 +3,11 @@
 A result counts only if it is of this run: of the same code, base weights and run file.  It counts
 as a failure of the attack only if the same attack, measured under the same, worked with the defence
 off.  Where the attack succeeded it needs no baseline.
+
+**Several results of one cell.**  One that succeeded refutes, whatever was measured after it: else
+an attack would be repeated until it fails.  Of the others that with the most trials counts, and a
+result by a signer whom the reader knows before any by others.  That a result was taken out of the
+folder, nothing here can show.
 """
 
 from __future__ import annotations
@@ -29,6 +34,11 @@ def judge_attack(item: AttackEvidence, facts: RunFacts) -> EvidenceFinding:
         both sides of the bound.  ``not_refuted``: none of these.
     """
     cell = (item.exposure, item.defence)
+    for each in _fresh(_results(item, cell, facts), facts):
+        reached = each.document.measurement.metrics.get(item.metric)
+        guessed = each.document.measurement.verdict == "guessed"
+        if guessed and reached is not None and kept(item.accept, reached) == "broken":
+            return _told(item, "refuted", f"{item.metric}: the bound is broken", each, reached)
     main, why = _found(item, cell, facts)
     if main is None:
         return _told(item, "not_run", why)
@@ -44,9 +54,6 @@ def judge_attack(item: AttackEvidence, facts: RunFacts) -> EvidenceFinding:
     if metric is None:
         known = ", ".join(sorted(measured.metrics))
         return _told(item, "not_run", f"the result has no {item.metric!r}: it has {known}", main)
-    found = kept(item.accept, metric)
-    if found == "broken":
-        return _told(item, "refuted", f"{item.metric}: the bound is broken", main, metric)
     verdict, reason, references = _baseline(item, facts)
     if verdict is not None:
         return _told(item, verdict, reason, main, metric, references)
@@ -56,7 +63,7 @@ def judge_attack(item: AttackEvidence, facts: RunFacts) -> EvidenceFinding:
     if measured.confidence < item.confidence:
         low = f"intervals at {measured.confidence:g}; {item.confidence:g} is needed"
         return _told(item, "inconclusive", low, main, metric, references)
-    if found == "unclear":
+    if kept(item.accept, metric) != "kept":
         both = (
             f"{item.metric}: the interval has values on both sides of the bound, or there is none"
         )
@@ -96,6 +103,21 @@ def _found(
     item: AttackEvidence, cell: tuple[str, str], facts: RunFacts
 ) -> tuple[MeasuredAttack | None, str]:
     """The result that counts, and why it is not of this run (empty if it is)."""
+    results = _results(item, cell, facts)
+    if not results:
+        return None, f"there is no result of {item.attack} on {cell[0]}, {cell[1]}"
+    fresh = _fresh(results, facts)
+    if fresh:
+        return fresh[-1], ""
+    return results[-1], why_stale(results[-1].document.measurement, facts)
+
+
+def _fresh(results: Sequence[MeasuredAttack], facts: RunFacts) -> list[MeasuredAttack]:
+    return [each for each in results if not why_stale(each.document.measurement, facts)]
+
+
+def _results(item: AttackEvidence, cell: tuple[str, str], facts: RunFacts) -> list[MeasuredAttack]:
+    """All results of a cell, the one that counts most at the end."""
     results = [
         each
         for each in facts.attacks
@@ -104,12 +126,14 @@ def _found(
         and each.document.measurement.settings.get("batch") == item.batch
         and each.document.measurement.settings.get("clients") is None
     ]
-    if not results:
-        return None, f"there is no result of {item.attack} on {cell[0]}, {cell[1]}"
-    results.sort(key=lambda each: each.document.about.time)
-    reasons = [(each, why_stale(each.document.measurement, facts)) for each in results]
-    fresh = [(each, why) for each, why in reasons if not why]
-    return (fresh or reasons)[-1]
+    return sorted(results, key=_weight)
+
+
+def _weight(result: MeasuredAttack) -> tuple[bool, int, bool, str]:
+    """By signer, by trials; of as many trials, one that shows nothing before one that does."""
+    measured = result.document.measurement
+    shows_nothing = measured.verdict != "guessed"
+    return result.anchored, measured.n, shows_nothing, result.document.about.time
 
 
 def why_stale(measured: Measurement, facts: RunFacts) -> str:

@@ -292,7 +292,8 @@ def _judge_manual(
     ]
     if not answers:
         return _plain(item, "not_run", f"no signed statement; asked: {item.who.en}")
-    answers.sort(key=lambda each: each.statement.signed_off)
+    # By a signer whom the reader knows before any by others: those anybody may add.
+    answers.sort(key=lambda each: (each.anchored, each.statement.signed_off))
     last = answers[-1]
     signer = "" if last.anchored else UNKNOWN_SIGNER
     said = f"{last.statement.by}, {last.statement.signed_off.isoformat()}"

@@ -87,7 +87,8 @@ class StoredTests:
     """All stored results, by node id.
 
     Args:
-        stored: several may be of one test; the last one of the asked code counts.
+        stored: several may be of one test; of the asked code the last one counts, and one by a
+            signer whom the reader knows before any by others.
         root: of a clone, where tests' files can be compared with those that were run; None: they
             are not at hand, and are not compared.
     """
@@ -95,7 +96,7 @@ class StoredTests:
     def __init__(self, stored: Iterable[Stored] = (), *, root: Path | None = None) -> None:
         self._root = root
         self._by_test: dict[str, list[Stored]] = {}
-        for each in sorted(stored, key=lambda each: _instant(each.result.date)):
+        for each in sorted(stored, key=lambda each: (each.anchored, _instant(each.result.date))):
             self._by_test.setdefault(each.result.test, []).append(each)
 
     def of(self, test: str, source_sha256: str | None) -> Stored | None:

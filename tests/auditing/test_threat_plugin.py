@@ -42,6 +42,22 @@ TESTS = """
     def test_slow():
         pass
 
+    @pytest.mark.parametrize("case", [1, pytest.param(2, marks=pytest.mark.slow)])
+    def test_slow_in_part(case):
+        assert case
+
+    @pytest.mark.parametrize("case", [0, pytest.param(2, marks=pytest.mark.slow)])
+    def test_fails_where_it_is_quick(case):
+        assert case or pathlib.Path("fixed").exists()
+
+    @pytest.mark.xfail
+    def test_expected_to_fail():
+        assert False
+
+    @pytest.mark.xfail(strict=False)
+    def test_expected_to_fail_and_does_not():
+        pass
+
     def test_uncited():
         assert False
 
@@ -88,7 +104,7 @@ def project(pytester, monkeypatch):
 
 def test_without_the_option_nothing_changes(project):
     done = project([claim("one", *cites("test_good"))])
-    done.assert_outcomes(passed=5, failed=2, skipped=1, deselected=1)
+    done.assert_outcomes(passed=6, failed=3, skipped=1, deselected=3, xfailed=1, xpassed=1)
     assert "threat models" not in done.stdout.str()
 
 
@@ -127,6 +143,10 @@ def test_one_claim_can_be_asked_for_and_runs_its_own_tests_only(project):
         (["test_good", "test_one_of_two_fails"], "is refuted: *"),
         (["test_skipped"], "is not_run: *test_skipped: was skipped"),
         (["test_slow"], "is not_run: *test_slow: there is no result of it"),
+        (["test_slow_in_part"], "is not_run: *test_slow_in_part: there is no result of it"),
+        (["test_fails_where_it_is_quick"], "is refuted: *test_fails_where_it_is_quick: failed on"),
+        (["test_expected_to_fail"], "is not_run: *test_expected_to_fail: was skipped"),
+        (["test_expected_to_fail_and_does_not"], "is not_run: *_does_not: was skipped"),
         (["test_gone"], "is not_run: *test_gone: its file has no such test"),
         (["TestGroup::test_gone"], "is not_run: *its file has no such test"),
     ],
@@ -212,6 +232,28 @@ def test_failures_are_stored_too(project):
     assert done.ret == 1
     (found,) = read_stored(folder)
     assert (found.result.outcome, found.result.cases) == ("failed", 2)
+
+
+def test_a_test_with_slow_cases_has_a_result_where_all_of_them_ran(project):
+    claims = [claim("one", *cites("test_slow_in_part"))]
+    folder, _ = stored(project, claims)
+    assert list(read_stored(folder)) == []
+    folder, done = stored(project, claims, "-m", "slow")
+    (found,) = read_stored(folder)
+    assert (done.ret, found.result.outcome, found.result.cases) == (0, "passed", 2)
+
+
+@pytest.mark.parametrize("name", ["test_one_of_two_fails", "test_fails_where_it_is_quick"])
+def test_no_stored_result_of_any_date_stands_against_one_of_this_session(project, name):
+    claims = [claim("one", *cites(name))]
+    folder, _ = stored(project, claims, "-m", "slow")
+    (found,) = read_stored(folder)
+    better = {"outcome": "passed", "date": "2999-01-01T00:00:00Z"}
+    document = TestResults(software="x", results=[found.result.model_copy(update=better)])
+    key = IdentityKey.load(project.folder / "key.pem")
+    (folder / "slow.json").write_text(to_text(document.signed(key)))
+    done = project(claims, "--threat-models", f"--threat-signer={folder / 'signer.json'}")
+    done.stdout.fnmatch_lines(["C-one (TM-small) is refuted: *failed on*"])
 
 
 def test_claims_about_a_run_alone_are_named_and_not_passed(project):

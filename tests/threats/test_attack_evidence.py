@@ -1,5 +1,7 @@
 """What a measured attack says about a claim."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -122,10 +124,35 @@ def test_the_name_of_a_run_and_where_its_files_lie_do_not_make_results_stale():
     assert judged(measured(), working_baseline(), config=moved).verdict == "not_refuted"
 
 
-def test_the_last_result_counts():
-    first = measured(low=0.6, value=0.7, high=0.8, time="2026-11-28T09:00:00Z")
-    assert judged(first, measured(), working_baseline()).verdict == "not_refuted"
-    assert judged(measured(), first, working_baseline()).verdict == "not_refuted"
+def test_an_attack_that_worked_once_is_not_undone_by_trying_again():
+    worked = {"low": 0.6, "value": 0.7, "high": 0.8}
+    for changed in ({"time": "2026-11-28T09:00:00Z"}, {"n": 4}):
+        first = measured(**worked, **changed)
+        later = [measured(), measured(n=400), working_baseline()]
+        assert judged(first, *later).verdict == "refuted"
+        assert judged(*later, first).verdict == "refuted"
+    stranger = dataclasses.replace(measured(**worked), anchored=False)
+    assert judged(stranger, measured(), working_baseline()).verdict == "refuted"
+
+
+def test_of_several_results_the_one_with_most_trials_counts():
+    wide = {"low": 0.0, "value": 0.05, "high": 0.3}
+    many, few = measured(n=40, **wide), measured(time="2026-11-30T09:00:00Z")
+    assert judged(many, few, working_baseline()).verdict == "inconclusive"
+    void = measured(verdict="void", reason="no prior", time="2026-11-01T00:00:00Z")
+    assert judged(void, measured(), working_baseline()).verdict == "void"
+    failed = working_baseline(n=40, low=0.3)
+    assert judged(measured(), failed, working_baseline()).verdict == "void"
+    unshown = working_baseline(verdict="void", reason="x", time="2026-11-01T00:00:00Z")
+    assert judged(measured(), unshown, working_baseline()).verdict == "void"
+
+
+def test_a_result_by_a_signer_who_is_known_is_not_replaced_by_a_stranger():
+    wide = {"low": 0.0, "value": 0.05, "high": 0.3}
+    stranger = dataclasses.replace(measured(n=400), anchored=False)
+    assert judged(stranger, measured(**wide), working_baseline()).verdict == "inconclusive"
+    baseline = dataclasses.replace(working_baseline(n=400), anchored=False)
+    assert judged(measured(), baseline, working_baseline(low=0.3)).verdict == "void"
 
 
 def test_other_batches_and_cohorts_are_other_cells():

@@ -8,10 +8,27 @@ from pathlib import Path
 from typing import Any
 
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.threats.files import read_bounded
+from securefed.threats.files import digests, read_bounded, shipped
 
 THREAT_MODELS = "threat_models"
 """Their folder in a run folder, and their field in its ledger's first record."""
+
+
+def unlike_shipped(genesis: Mapping[str, Any]) -> list[str]:
+    """How a run's threat models differ from those of this installation, in words.
+
+    Whoever begins a run chooses what it is judged by: a claim that was left out is not judged.
+    """
+    recorded, own = genesis[THREAT_MODELS], digests(shipped())
+    if not recorded:
+        return []  # then the shipped ones count
+    names = sorted(name for name in set(recorded) | set(own) if recorded.get(name) != own.get(name))
+    if not names:
+        return []
+    return [
+        "the run was begun under other threat models than those of this installation; its claims "
+        f"are judged by its own: {', '.join(names)}"
+    ]
 
 
 def check_threat_models(folder: Path, genesis: Mapping[str, Any]) -> set[str]:

@@ -27,12 +27,13 @@ from securefed.engines.run_plan import RunPlan
 from securefed.engines.second_opinions import Second, second_opinions
 from securefed.engines.settings import Settings
 from securefed.engines.software import software
-from securefed.engines.threat_model_files import check_threat_models
+from securefed.engines.threat_model_files import check_threat_models, unlike_shipped
 from securefed.engines.witnesses import (
     WitnessedHead,
     check_trusted,
     check_witnesses,
     recorded_roster,
+    silent_at_end,
     unwitnessed_end,
 )
 from securefed.errors import ConfigError, LedgerTampered, OverflowBoundError
@@ -205,11 +206,13 @@ def _evidence(
             f"and is verified by {software()} with sources {source_sha256()}"
         )
     threat_models = check_threat_models(folder, genesis)
+    notes += unlike_shipped(genesis)
     roster = recorded_roster(ledger, genesis)
     if trusted is not None:
         check_trusted(ledger, roster, trusted)
     heads = check_witnesses(folder, records, roster, settings)
     end = unwitnessed_end(records, heads)
+    notes += silent_at_end(heads, roster)
     return _Evidence(trusted is not None, heads, [end] if end else [], notes, threat_models)
 
 

@@ -17,6 +17,8 @@ from securefed.evidence.roster import SERVER, Roster
 from securefed.evidence.witness import check_seen
 from securefed.privacy.policy import CohortBounds
 
+_NAMED = 6
+
 
 @dataclass(frozen=True)
 class WitnessedHead:
@@ -178,6 +180,26 @@ def _head(record: Record, signed: set[str] | None, settings: Settings) -> Witnes
         counted=len(set(members) & (signed or set())),
         quorum=quorum(len(members), corrupt),
     )
+
+
+def silent_at_end(heads: Sequence[WitnessedHead], roster: Roster) -> list[str]:
+    """Who has not signed a closing record that is witnessed without them, in words.
+
+    A quorum shows that there is one ledger.  That it holds every charge of a client is shown by
+    that client's own signature: the others do not know its account.
+    """
+    if not heads or heads[-1].kind != CLOSED or not heads[-1].witnessed:
+        return []
+    silent = sorted(set(roster.clients) - set(heads[-1].signers))
+    if not silent:
+        return []
+    shown = ", ".join(silent[:_NAMED]) + f" and {len(silent) - _NAMED} more" * (
+        len(silent) > _NAMED
+    )
+    return [
+        f"the closing record is not signed by {shown}: no signature of theirs says that the ledger "
+        "holds all that they were charged for"
+    ]
 
 
 def told_of_witnesses(heads: Sequence[WitnessedHead]) -> list[str]:

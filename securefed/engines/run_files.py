@@ -119,8 +119,11 @@ def check_shown(folder: Path, records: list[Record], history: History, settings:
         expected = json.loads(json.dumps(recorded_event(records, number, settings).to_record()))
         require_same(json.loads(line), expected, f"{path}: line {number + 1}")
     path = folder / "adapter" / PROVENANCE_FILE
-    if json.loads(_text(path))["state_sha256"] != history.adapter:
+    provenance = json.loads(_text(path))
+    if provenance["state_sha256"] != history.adapter:
         raise LedgerTampered(f"{path}: is not of the adapter that the ledger applied last")
+    if provenance["base_fingerprint"] != records[0].body["model_fingerprint"]:
+        raise LedgerTampered(f"{path}: is of other base weights than the ledger's first record")
 
 
 def _text(path: Path) -> str:

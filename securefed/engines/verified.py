@@ -122,6 +122,12 @@ def _verified(folder: Path, records: list[Record], trusted: Roster | None) -> Ve
         )
     except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
         raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
+    pinned = config.model.fingerprint
+    if pinned is not None and genesis["model_fingerprint"] != pinned:
+        raise LedgerTampered(
+            f"{ledger}: line 1: model_fingerprint = {genesis['model_fingerprint']!r}, and the run "
+            f"file pins model.fingerprint = {pinned!r}"
+        )
     require_same(genesis["privacy"], settings.record(), f"{ledger}: privacy of the first record")
     require_same(
         genesis.get("histograms", {}),

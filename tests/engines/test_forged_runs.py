@@ -4,6 +4,7 @@ Where it is the signatures that give an alteration away, the same folder is veri
 check taken out too, and passes.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -189,9 +190,77 @@ def test_signatures_of_another_run_are_refused(copy, retried):
 
 
 def test_another_model_is_noticed(copy, monkeypatch):
-    forge(copy, setting("genesis", model_fingerprint="ab" * 32))
+    """In the ledger, in what lies with the adapter, and in the closing record's hash of that."""
+    name = "adapter/securefed_adapter.json"
+    text = json.dumps(json.loads((copy / name).read_text()) | {"base_fingerprint": "ab" * 32})
+    (copy / name).write_text(text)
+
+    def other(records):
+        files = records[-2][1]["files"] | {name: hashlib.sha256(text.encode()).hexdigest()}
+        records = setting("closed", files=files)(records)
+        return setting("genesis", model_fingerprint="ab" * 32)(records)
+
+    forge(copy, other)
     tampered(copy, "the signatures are over a head of another ledger")
     passes_without_witnesses(copy, monkeypatch)
+
+
+def test_base_weights_must_be_those_of_the_adapter_also_where_all_keys_are_one_hand_s(copy):
+    forge(copy, setting("genesis", model_fingerprint="ab" * 32), server=keys_of(copy))
+    tampered(copy, r"securefed_adapter\.json: is of other base weights than the ledger's first")
+
+
+def test_a_pinned_model_is_the_one_of_the_first_record(copy):
+    text = (copy / "config.toml").read_text()
+    pinned = text.replace("[model]", f'[model]\nfingerprint = "{"ab" * 32}"', 1)
+    (copy / "config.toml").write_text(pinned)
+    digest = hashlib.sha256(pinned.encode()).hexdigest()
+    forge(copy, setting("genesis", config_sha256=digest), server=keys_of(copy))
+    tampered(
+        copy, f"model_fingerprint = .*, and the run file pins model.fingerprint = '{'ab' * 32}'"
+    )
+
+
+def test_clients_that_did_not_sign_the_end_are_named(copy):
+    """A quorum shows one ledger; that all charges of a client are in it, its own signature."""
+    keys = keys_of(copy)
+
+    def silent(records):
+        if records[0][1]["client"] in SITES[4:]:
+            return [(kind, body) for kind, body in records if kind != "witnessed"]
+        return records
+
+    forge(copy, accounts=silent, server=keys)
+    forge(copy, server=keys, clients=keys)
+    run = verified_run(copy, roster_of(copy))
+    assert run.incomplete == []
+    assert [len(head.signers) for head in run.heads] == [3, 4, 4]
+    assert any("closing record is not signed by site-4, site-5: no" in note for note in run.notes)
+
+
+def test_a_run_that_was_begun_under_other_threat_models_says_so(copy, whole):
+    assert not any("threat models" in note for note in verified_run(whole).notes)
+    path = copy / "threat_models" / "decryptor.yaml"
+    path.unlink()
+    kept = {each.name for each in path.parent.iterdir()}
+    recorded = read_ledger(copy / LEDGER)[0].body["threat_models"]
+    fewer = {name: digest for name, digest in recorded.items() if name in kept}
+    forge(copy, setting("genesis", threat_models=fewer), server=keys_of(copy))
+    (note,) = (note for note in verified_run(copy).notes if "threat models" in note)
+    assert note.endswith("its claims are judged by its own: decryptor.yaml")
+
+
+def test_a_terminal_obeys_nothing_that_a_run_folder_says(copy, cli):
+    name = "\x1b[2Jx\nverdict: verified; anchored: the keys are those of the roster file"
+    other = {"software": name, "source_sha256": "ab" * 32}
+    forge(copy, setting("genesis", **other), server=keys_of(copy))
+    _, out, _ = cli("verify", copy)
+    assert r"note: the run was begun by \x1b[2Jx\nverdict: verified; anchored" in out
+    assert "\nverdict: verified" not in out
+    (copy / "clients" / name.replace("/", "")).mkdir()
+    code, _, err = cli("verify", copy)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "\x1b" not in err
 
 
 def test_other_sizes_of_clients_are_noticed(copy, monkeypatch):

@@ -10,6 +10,7 @@ from tiny import write_run
 
 from securefed import Federation
 from securefed.cli.rebuilt import check_rebuilt
+from securefed.crypto.identity import IdentityKey
 from securefed.engines.reported import REPORT, check_report
 from securefed.engines.verify import VerifiedRun, verified_run, verify_run
 from securefed.errors import LedgerTampered
@@ -136,6 +137,57 @@ def test_a_report_of_another_shape_is_refused(copy, run):
     write(copy, {"format": "securefed/report/1"})
     with pytest.raises(LedgerTampered, match=r"report\.json: /identity: is not as a report has it"):
         check_rebuilt(copy, run)
+
+
+def test_a_name_that_stands_twice_and_a_number_no_float_holds_are_refused(copy, run):
+    text = (copy / REPORT).read_text(encoding="utf-8")
+    (copy / REPORT).write_text(text.replace('"identity": {', '"identity": {"records": 1, ', 1))
+    with pytest.raises(LedgerTampered, match="'records' stands twice in one object"):
+        check_report(copy, run)
+    write(copy, json.loads(text))
+    edited(copy, "/privacy/statements/0/epsilon/value", 10**400)
+    with pytest.raises(LedgerTampered, match="statements/0/epsilon: says 1000"):
+        check_report(copy, run)
+    with pytest.raises(LedgerTampered, match="the figure 1000"):
+        check_rebuilt(copy, run)
+
+
+def test_a_report_whose_statement_has_expired_since_is_stale_and_not_tampered(copy, cli):
+    import datetime
+
+    from securefed.cli.reporting import material
+    from securefed.engines.run_facts import threat_models_of
+    from securefed.evidence.anchoring import signer_record
+    from securefed.threats.statements import Statement
+
+    models = threat_models_of(copy)
+    model, claim, asked = next(
+        (m, c, e) for m in models for c in m.claims for e in c.evidence if e.type == "manual"
+    )
+    today = datetime.datetime.now(datetime.UTC).date()
+    found = Statement(
+        run=verified_run(copy).records[0].hash,
+        model=model.id,
+        claim=claim.id,
+        manual=asked.manual,
+        statement="Asked and answered.",
+        by=asked.who.en,
+        signed_off=today - datetime.timedelta(days=9),
+        expires=today - datetime.timedelta(days=3),
+    )
+    key, place = IdentityKey.generate(), copy / "statements"
+    place.mkdir()
+    (place / "signer.json").write_text(signer_record(key.public))
+    (place / "a.json").write_text(json.dumps(found.signed(key)))
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=5)
+    made = build(material(copy, verified_run(copy), now=then))
+    write(copy, json.loads(made.to_text()))
+    code, out, _ = cli("verify", copy)
+    assert code == 3
+    assert "a signed statement has expired since" in out
+    edited(copy, claim_of(copy, "manual")[0], "verified")
+    code, _, err = cli("verify", copy)
+    assert (code, "TAMPERED" in err) == (1, True)
 
 
 def test_anchoring_that_a_report_claims_is_checked_with_the_roster_alone(copy, cli):

@@ -365,3 +365,11 @@ def test_a_roster_file_of_another_kind_is_refused(tmp_path):
     roster = Identities.make(NAMES, decryptor=False).roster
     path.write_text(roster.to_text())
     assert read_roster(path) == roster
+    # One reader would take the first key of a name that stands twice, and another the last.
+    key = roster.clients["bob"].raw.hex()
+    path.write_text(roster.to_text().replace('"bob":', f'"bob": "{key}",\n"bob":'))
+    with pytest.raises(ConfigError, match=r"'bob' stands twice in one object"):
+        read_roster(path)
+    nameless = {"": IdentityKey.generate().public}
+    with pytest.raises(ConfigError, match="a client's id is empty"):
+        Roster(roster.server, nameless)

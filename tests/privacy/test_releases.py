@@ -18,7 +18,7 @@ from securefed.privacy.dp_events import decode_event, encode_event
 from securefed.privacy.mechanisms import plan_round
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.privacy.releases import Release, release_of, sliced_release, unlike_release
-from securefed.privacy.second_opinion import second_opinion
+from securefed.privacy.second_opinion import exact_gaussian, second_opinion
 from securefed.privacy.slices import SliceTerms, sliced_guarantee
 from securefed.privacy.unlike_rounds import RoundKind, policy_of_members, unlike_guarantee
 
@@ -203,3 +203,27 @@ def test_a_release_of_another_kind_is_refused():
     for change in ({"neighbours": "REPLACE_ONE"}, {"distance": None}, {"dp_event": 3}):
         with pytest.raises(UnsupportedEvent):
             Release.of_record(record | change)
+
+
+def test_the_closed_form_is_the_gaussians_own_epsilon():
+    """Sampled by hand: at that epsilon the two Gaussians differ by just delta."""
+    for z, count, delta in [(1.0, 1, 1e-5), (0.8, 3, 1e-6), (4.0, 1, 1e-3)]:
+        epsilon, mu = exact_gaussian(z, count, delta), math.sqrt(count) / z
+        step = 1e-4
+        places = [step * (k + 0.5) for k in range(-120_000, 120_000)]
+        over = sum(
+            max(0.0, math.exp(-((x - mu) ** 2) / 2) - math.exp(epsilon - x**2 / 2)) for x in places
+        )
+        assert over * step / math.sqrt(2 * math.pi) == pytest.approx(delta, rel=1e-4)
+    assert exact_gaussian(2.0, 4, 1e-5) == pytest.approx(exact_gaussian(1.0, 1, 1e-5))
+    assert exact_gaussian(50.0, 1, 0.1) == 0.0
+    assert exact_gaussian(0.01, 1, 1e-5) == 0.0
+
+
+def test_where_nothing_is_sampled_a_wrong_library_is_refuted_too(monkeypatch):
+    module = "securefed.privacy.second_opinion._optimistic"
+    monkeypatch.setattr(module, lambda *_: 0.0)
+    event = dp_event.SelfComposedDpEvent(dp_event.GaussianDpEvent(2.0), 4)
+    opinion = second_opinion(Release(event, 0.0, 1e-5, 4))
+    assert opinion.lower == pytest.approx(exact_gaussian(2.0, 4, 1e-5))
+    assert opinion.refutes(0.99 * opinion.lower)

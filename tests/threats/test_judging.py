@@ -1,5 +1,6 @@
 """From evidence to verdicts: the rules as a table, and what holds of all of them."""
 
+import dataclasses
 import datetime
 import itertools
 from typing import get_args
@@ -233,6 +234,14 @@ def test_a_test_counts_by_its_last_result_of_this_code(stored, verdict, words):
     assert words in found.evidence[0].reason
 
 
+def test_a_result_by_a_signer_who_is_known_is_not_replaced_by_a_strangers():
+    better = dataclasses.replace(passed(date="2999-01-01T00:00:00Z"), anchored=False)
+    found = judged({}, tests=stored_tests(better, passed(outcome="failed")))
+    assert found.verdict == "refuted"
+    found = judged({}, tests=stored_tests(better))
+    assert found.evidence[0].reason.endswith("the reader does not know the signer's key")
+
+
 def test_a_run_that_does_not_say_which_code_made_it_makes_every_test_stale():
     assert judged({}, facts(source_sha256=None)).verdict == "stale"
 
@@ -329,6 +338,15 @@ def test_only_an_unexpired_statement_of_whoever_was_asked_about_this_run_counts(
 ):
     found = judged({"evidence": [MANUAL_EVIDENCE]}, facts(statements=statements))
     assert found.verdict == verdict
+
+
+def test_an_answer_by_a_signer_who_is_known_is_not_replaced_by_a_strangers():
+    over = statement(expires=TODAY - datetime.timedelta(days=1))
+    stranger = dataclasses.replace(statement(signed_off=TODAY), anchored=False)
+    claim = {"evidence": [MANUAL_EVIDENCE]}
+    assert judged(claim, facts(statements=[over, stranger])).verdict == "stale"
+    found = judged(claim, facts(statements=[stranger]))
+    assert found.evidence[0].reason.endswith("the reader does not know the signer's key")
 
 
 # -- attacks beside tests, and the whole ----------------------------------------------------

@@ -211,6 +211,18 @@ def test_a_charge_that_the_ledger_does_not_hold_is_missed(run):
     run.sign("bob", run.ledger.records[3])
 
 
+def test_an_attempt_that_names_others_alone_as_charged_is_refused(run):
+    """It is on record, with its price; only that this client paid for it is not."""
+    of = {"round": 1, "session": "ab" * 16}
+    run.ledger.append("round_opened", PRIVACY | of)
+    for account in run.accounts.values():
+        account.append(CHARGE, PRIVACY | of)
+    run.ledger.append("round_summed", of | {"charged": ["bob", "eve"]})
+    record = run.ledger.append("round_applied", of | {"adapter_sha256": "00"})
+    refuses(run, "ann", record, "charge for an attempt at round 1 that the ledger does not hold")
+    assert run.sign("bob", record)
+
+
 def test_a_charge_that_the_client_did_not_make_is_refused(run):
     refuses(run, "ann", run.round(1, charge=False), "says that it was charged for round 1")
 

@@ -113,6 +113,15 @@ def test_a_stale_success_does_not_refute_this_run_and_does_not_pass():
 def test_what_the_run_does_not_say_makes_results_stale():
     assert judged(measured(), working_baseline(), source_sha256=None).verdict == "stale"
     assert judged(measured(), working_baseline(), model_fingerprint=None).verdict == "stale"
+    # Also where the result says as little: nothing is not the same as nothing.
+    unsaid = [
+        each(model=Subject(source="model", fingerprint=None))
+        for each in (measured, working_baseline)
+    ]
+    assert judged(*unsaid, model_fingerprint=None).verdict == "stale"
+    settings = dict(measured().document.measurement.settings) | {"code": None}
+    unsaid = [each(settings=settings) for each in (measured, working_baseline)]
+    assert judged(*unsaid, source_sha256=None).verdict == "stale"
 
 
 def test_the_name_of_a_run_and_where_its_files_lie_do_not_make_results_stale():

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+from forging import forge, keys_of
 from ledgers import copy_run
 from tiny import write_run
 
 from securefed import Federation
 from securefed.cli.rebuilt import check_rebuilt
 from securefed.engines.reported import REPORT, check_report
-from securefed.engines.verify import verified_run, verify_run
+from securefed.engines.verify import VerifiedRun, verified_run, verify_run
 from securefed.errors import LedgerTampered
 from securefed.reports.build import build
 
@@ -24,6 +25,11 @@ def reported(tmp_path_factory) -> Path:
     run = Federation.from_config(write_run(base, training={"rounds": 1})).run(base / "out").folder
     write(run, json.loads(build(material(run, verified_run(run))).to_text()))
     return run
+
+
+@pytest.fixture(scope="module")
+def run(reported) -> VerifiedRun:
+    return verified_run(reported)
 
 
 @pytest.fixture
@@ -49,8 +55,7 @@ def edited(run: Path, pointer: str, value: object) -> None:
     write(run, report)
 
 
-def test_a_report_that_follows_from_its_run_is_accepted_and_said_to_be_compared(reported, cli):
-    run = verified_run(reported)
+def test_a_report_that_follows_from_its_run_is_accepted_and_said_to_be_compared(reported, run, cli):
     assert check_report(reported, run) is False
     assert check_rebuilt(reported, run) == []
     code, out, err = cli("verify", reported)
@@ -76,11 +81,17 @@ def test_a_report_that_follows_from_its_run_is_accepted_and_said_to_be_compared(
     ],
 )
 def test_what_it_says_of_the_run_and_of_epsilon_is_compared_without_what_makes_reports(
-    copy, pointer, value
+    copy, run, pointer, value
 ):
     edited(copy, pointer, value)
     place = "/privacy/statements" if "against" in pointer else pointer.removesuffix("/value")
     with pytest.raises(LedgerTampered, match=rf"report\.json: {place}"):
+        check_report(copy, run)
+
+
+def test_verifying_a_run_compares_its_report_unless_it_is_told_not_to(copy):
+    edited(copy, "/privacy/statements/0/epsilon/value", 0.1)
+    with pytest.raises(LedgerTampered, match=r"statements/0/epsilon: says 0\.1, and \d"):
         verify_run(copy)
     assert verify_run(copy, report=False).finished
 
@@ -104,7 +115,7 @@ def test_an_edited_verdict_is_named(copy, cli):
 
 
 @pytest.mark.parametrize("part", ["utility", "aggregation", "open_items", "limitations"])
-def test_a_part_that_was_edited_anywhere_is_named(copy, part):
+def test_a_part_that_was_edited_anywhere_is_named(copy, run, part):
     report = json.loads((copy / REPORT).read_text(encoding="utf-8"))
     if part == "utility":
         report["utility"]["rounds"][1]["perplexity"]["value"] = 1.5
@@ -114,11 +125,10 @@ def test_a_part_that_was_edited_anywhere_is_named(copy, part):
         report[part] = report[part][1:]
     write(copy, report)
     with pytest.raises(LedgerTampered, match=r"perplexity|figure 1\.5|figure 60|/(open|limit)"):
-        check_rebuilt(copy, verified_run(copy))
+        check_rebuilt(copy, run)
 
 
-def test_a_report_of_another_shape_is_refused(copy):
-    run = verified_run(copy)
+def test_a_report_of_another_shape_is_refused(copy, run):
     for text, words in [("{", "as JSON"), ("[]", "is no report"), ("{}", "/identity: is missing")]:
         (copy / REPORT).write_text(text)
         with pytest.raises(LedgerTampered, match=words):
@@ -141,11 +151,8 @@ def test_anchoring_that_a_report_claims_is_checked_with_the_roster_alone(copy, c
     assert "the report says that its keys are anchored, and no roster was named" in out
 
 
-def test_the_report_of_another_run_is_refused(copy, tmp_path):
-    (tmp_path / "other").mkdir()
-    path = write_run(tmp_path / "other", training={"rounds": 1})
-    other = Federation.from_config(path).run(tmp_path / "other" / "out").folder
-    (other / REPORT).parent.mkdir()
-    (other / REPORT).write_bytes((copy / REPORT).read_bytes())
+def test_the_report_of_another_run_is_refused(copy):
+    """The ledger is another one, written anew: its first record has another hash."""
+    forge(copy, server=keys_of(copy), clients=keys_of(copy))
     with pytest.raises(LedgerTampered, match=r"report\.json: /identity/genesis: says"):
-        verify_run(other)
+        verify_run(copy)

@@ -131,7 +131,7 @@ class Claims:
     def judged(self, model: ThreatModel, claim: Claim) -> ClaimFinding:
         """One claim, by the outcomes so far and what is stored."""
         now = datetime.datetime.now(datetime.UTC)
-        tests = StoredTests([*self._stored, *self._session.stored(now)], root=self._root)
+        tests = StoredTests([*self._stored, *self._session.stored()], root=self._root)
         if self._facts is not None:
             found = judge_claim(model, claim, self._facts, tests, today=now.date())
         else:
@@ -267,7 +267,7 @@ class Claims:
         source_sha256.cache_clear()
         if source_sha256() != self._source:
             raise pytest.UsageError("--threat-evidence: the code has changed during the session")
-        results = self._session.results(datetime.datetime.now(datetime.UTC))
+        results = self._session.results()
         document = TestResults(software=software(), results=results)
         path.write_text(to_text(document.signed(key)), encoding="utf-8")
         (path.parent / "signer.json").write_text(signer_record(key.public), encoding="utf-8")

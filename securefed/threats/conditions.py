@@ -8,6 +8,7 @@ value, which must be equal, or ``{op, value}``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Protocol, Self, get_args
 
 from pydantic import (
@@ -163,7 +164,9 @@ def is_off(path: str, found: Any) -> bool:
 
 
 def shown(path: str, found: Any) -> str:
-    """A setting in words, for a reason."""
+    """A setting in words, for a reason; of a folder its last name alone."""
+    if isinstance(found, str) and path.endswith(".source"):
+        found = PurePath(found).name
     return f"{path} = {found!r}" if _is_set(found) else f"{path} is not set"
 
 

@@ -149,7 +149,7 @@ def test_other_texts_another_model_or_other_code_are_never_taken_for_these(
     kept(run)
     monkeypatch.setattr(run.workbench, "fingerprint", "0" * 64)
     assert kept(run)[0] == [False]
-    monkeypatch.setattr(modules_matrix, "code_digest", lambda: "of other code")
+    monkeypatch.setattr(modules_matrix, "source_sha256", lambda: "of other code")
     assert kept(run)[0] == [False]
     # Nobody else can make the digest that says so, and with it test guesses of a text.
     assert inputs != run.digest().hex()

@@ -282,14 +282,15 @@ def test_a_test_that_was_stopped_in_the_middle_has_no_result(tmp_path):
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_it.py").write_text("")
     name = "tests/test_it.py::test_it"
-    session = Session(tmp_path, [name], "a" * 64)
-    now = datetime.datetime.now(datetime.UTC)
+    times = (datetime.datetime(2026, 11, 29, hour, tzinfo=datetime.UTC) for hour in (8, 9))
+    session = Session(tmp_path, [name], "a" * 64, clock=lambda: next(times))
     session.marked(f"{name}[1]", slow=False)
     session.marked(f"{name}[2]", slow=False)
     for when in ("setup", "call", "teardown"):
         session.reported(f"{name}[1]", when, "passed", 0.1)
-    assert session.results(now) == []
+    assert session.results() == []
     for when in ("setup", "call", "teardown"):
         session.reported(f"{name}[2]", when, "passed", 0.1)
-    (result,) = session.results(now)
+    (result,) = session.results()
     assert (result.outcome, result.cases, result.seconds) == ("passed", 2, 0.6)
+    assert result.date == "2026-11-29T09:00:00Z"

@@ -15,6 +15,7 @@ from securefed.threats.conditions import (
     check_path,
     is_off,
     look_up,
+    shown,
     unknown,
     unmet,
 )
@@ -137,3 +138,9 @@ def test_nobody_sees_an_update_in_the_clear_who_is_not_shown_one(exposure, view)
 def test_a_game_is_about_a_malicious_actor():
     assert why_not_seen("game", ["masked-updates"], "malicious") == ""
     assert "honest-but-curious" in why_not_seen("game", ["masked-updates"], "honest-but-curious")
+
+
+def test_a_reason_does_not_say_where_on_a_machine_a_model_lies():
+    assert shown("model.source", "/home/somebody/models/small") == "model.source = 'small'"
+    assert shown("model.source", "builtin:minilm-l6-v2") == "model.source = 'builtin:minilm-l6-v2'"
+    assert shown("model.fingerprint", None) == "model.fingerprint is not set"

@@ -96,21 +96,30 @@ def _cell(
         )
         drawing.lines(middle, lines, size=10.5, colour=INK)
         return
+    interval = row.lift.interval if row.lift is not None else None
+    first, second = _signed(float(lift)), ""
+    if interval is not None:
+        second = f"[{_signed(interval[0])}, {_signed(interval[1])}]"
+    if row.kind == "epsilon":  # its lift is over a promise: a bound below that shows no leak
+        lift = 1.0 if interval is not None and interval[0] > 0.0 else 0.0
+        values = (row.value, row.prior)
+        first, second = (
+            word(key, value=figure) if figure is not None else ""
+            for key, figure in zip(("heat.least", "heat.promised"), values, strict=True)
+        )
     shade = _SHADES[min(4, round(4 * max(0.0, min(1.0, float(lift)))))]
     drawing.rect(at, width, height, colour=RULE, fill=shade)
     ink = "#ffffff" if shade == _SHADES[-1] else INK
-    interval = row.lift.interval if row.lift is not None else None
     drawing.text(
-        (middle[0], middle[1] - (2 if interval else -4)),
-        _signed(float(lift)),
+        (middle[0], middle[1] - (2 if second else -4)),
+        first,
         size=12.5,
         anchor="middle",
         bold=True,
         colour=ink,
     )
-    if interval is not None:
-        ends = f"[{_signed(interval[0])}, {_signed(interval[1])}]"
-        drawing.text((middle[0], middle[1] + 14), ends, size=9.5, anchor="middle", colour=ink)
+    if second:
+        drawing.text((middle[0], middle[1] + 14), second, size=9.5, anchor="middle", colour=ink)
 
 
 def _hatched(drawing: Drawing, at: Point, width: float, height: float) -> None:

@@ -262,7 +262,12 @@ def _spent_so_far(material: Material) -> list[Fact]:
 
 def _attack(rows: list[AttackRow]) -> Fact:
     """The attack that got furthest where the defence is on; or that there is none to speak of."""
-    tried = [row for row in rows if row.defended and row.verdict == "guessed" and row.lift]
+    tried = [
+        row
+        for row in rows
+        # A bound on epsilon has no prior that somebody would score without seeing anything.
+        if row.defended and row.verdict == "guessed" and row.lift and row.kind != "epsilon"
+    ]
     if not tried:
         return _fact("no_attack" if not rows else "no_attack_worked")
     row = max(tried, key=lambda one: _number(one))

@@ -7,7 +7,7 @@ and values with and without the defence differ in their marks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -215,10 +215,11 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
     """
     left, right, tall = 250.0, 20.0, 58.0
     height = 40 + tall * len(pairs) + 44
-    axes = _Axes(left, 36, _WIDTH - left - right, tall * len(pairs), (-0.25, 1.0), (0.0, 1.0))
+    low = _lowest(row for pair in pairs for row in pair)
+    axes = _Axes(left, 36, _WIDTH - left - right, tall * len(pairs), (low, 1.0), (0.0, 1.0))
     drawing = Drawing(_WIDTH, height, word("lift.alt"))
     bottom = 36 + tall * len(pairs)
-    for step in range(-1, 5):
+    for step in range(round(4 * low), 5):
         x = axes.at(step / 4, 0)[0]
         drawing.line(
             (x, 36), (x, bottom), colour=INK if step == 0 else RULE, width=1.4 if step == 0 else 1
@@ -244,6 +245,15 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
         ):
             _lift(drawing, axes, row, y + shift, colour, filled=filled, word=word)
     return drawing.svg()
+
+
+def _lowest(rows: Iterable[AttackRow | None]) -> float:
+    """Where the axis of lifts begins: a multiple of a quarter, from -1 to -0.25."""
+    found = [-0.25]
+    for row in rows:
+        if row is not None and row.lift is not None and isinstance(row.lift.value, int | float):
+            found += [float(row.lift.value), *(row.lift.interval or ())]
+    return max(-1.0, math.floor(4.0 * min(found)) / 4.0)
 
 
 def _lift(

@@ -17,6 +17,7 @@ from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
+from securefed.cli.starting import init
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
     RunConfig,
@@ -180,6 +181,7 @@ def plan(
     console.print(bought(planned))
 
 
+app.command()(init)
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)

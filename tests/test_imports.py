@@ -83,7 +83,8 @@ import securefed.evidence.ledger
 import securefed.reports.picture
 import securefed.secagg
 
-for package in ("crypto", "encoding", "privacy", "secagg", "evidence", "reports", "federation"):
+packages = "crypto encoding privacy secagg evidence reports federation threats"
+for package in packages.split():
     module = importlib.import_module(f"securefed.{package}")
     for found in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
         if found.name not in (

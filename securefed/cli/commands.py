@@ -209,18 +209,27 @@ def fetch(offline: Offline = False) -> None:
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Check a run's ledgers and recompute its epsilon.  Exit code 1: tampered, 3: unfinished."""
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
+    ] = None,
+) -> None:
+    """Check a run's ledgers and signatures, and recompute its epsilon.
+
+    Exit code 0: all holds, 1: tampered, 2: usage, 3: incomplete (unfinished, or too few witnesses).
+    """
     from securefed.engines.verify import verify_run
 
     try:
-        verdict = verify_run(folder)
+        verdict = verify_run(folder, roster)
     except LedgerTampered as error:
         errors.print(f"TAMPERED: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
     for line in verdict.lines:
         say(line)
-    if not verdict.finished:
+    if verdict.incomplete:
         raise typer.Exit(3)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from securefed.engines.attempts import CLOSED
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_records import recorded_histogram
@@ -14,6 +13,7 @@ from securefed.engines.noised_histogram import NoisedHistogram
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
 from securefed.engines.verify import verified_run
 from securefed.errors import LedgerTampered
+from securefed.evidence.kinds import is_closed
 from securefed.evidence.ledger import read_ledger
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 
@@ -58,7 +58,7 @@ def recorded_result(folder: Path) -> RunResult | None:
     Raises:
         ConfigError, LedgerTampered: the folder does not verify.
     """
-    if read_ledger(folder / "ledger.jsonl")[-1].kind != CLOSED:
+    if not is_closed(read_ledger(folder / "ledger.jsonl")):
         return None  # another process may be writing it
     run = verified_run(folder)
     closed = run.history.closed or {}

@@ -13,13 +13,13 @@ from torch import nn
 
 from securefed.config import RunConfig
 from securefed.config.run import BudgetSection
-from securefed.engines.attempts import CLOSED
 from securefed.engines.events import Observer
 from securefed.engines.results import RunResult
 from securefed.engines.settings import Settings
 from securefed.engines.simulation import Federation, utc_now
 from securefed.engines.workbench import Workbench
 from securefed.errors import BudgetExceeded, ConfigError, GradientCheckError, OverflowBoundError
+from securefed.evidence.kinds import is_closed
 from securefed.evidence.ledger import read_ledger
 from securefed.pilot import baselines
 from securefed.pilot.charges import PilotLedger
@@ -332,7 +332,7 @@ def _of_histograms(settings: Settings) -> tuple[float, float]:
 
 def _is_over(path: Path) -> bool:
     """Whether a run folder's run is finished."""
-    return read_ledger(path / "ledger.jsonl")[-1].kind == CLOSED
+    return is_closed(read_ledger(path / "ledger.jsonl"))
 
 
 def _loaded_from(config: RunConfig) -> tuple[object, ...]:

@@ -18,6 +18,7 @@ from securefed.cli.closing import comparison, draw, statements, statements_of_fi
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
 from securefed.cli.starting import init
+from securefed.cli.statuses import status
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
     RunConfig,
@@ -182,6 +183,7 @@ def plan(
 
 
 app.command()(init)
+app.command()(status)
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)

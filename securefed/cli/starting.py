@@ -33,9 +33,8 @@ _MODELS = {
 _TARGETS = {"builtin:smollm2-135m-instruct": ["v_proj"], "builtin:minilm-l6-v2": ["value"]}
 _EPSILON = 8.0
 _MOST_LABELS = 10_000
-_TOKEN_LETTERS = (
-    5  # of plain text; more than most tokenizers take, so that examples are undercounted
-)
+_TOKEN_LETTERS = 5
+"""Of a token of plain text: more than most tokenizers take, so that examples are undercounted."""
 _WINDOWS = {"causal-lm": (8, 32), "sequence-classification": (16, 128)}
 
 

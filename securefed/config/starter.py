@@ -168,8 +168,8 @@ class Starter:
             f"unit = {_text(self.unit)}",
             _line('mechanism = "distributed"', "each client noises its input before it is masked"),
             "# For the whole run, against the server; 1 is strong, 10 is weak.  The least noise",
-            "# that keeps to it is looked for: half of it takes about twice the noise.  Retries are",
-            "# charged too, and the run ends before it would exceed this.",
+            "# that keeps to it is looked for: half of it takes about twice the noise.  Retries",
+            "# are charged too, and the run ends before it would exceed this.",
             f"target_epsilon = {self.epsilon:g}",
             _line(
                 f"delta = {self.delta:g}",

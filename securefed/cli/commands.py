@@ -15,6 +15,8 @@ import typer
 import securefed
 from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
+from securefed.cli.evaluating import evaluate
+from securefed.cli.merges import merge
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
 from securefed.cli.starting import init
@@ -184,6 +186,8 @@ def plan(
 
 app.command()(init)
 app.command()(status)
+app.command()(evaluate)
+app.command()(merge)
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -218,6 +218,41 @@ def tokenize_clients(
             )
         data[client] = ClientData(client, train, _spread(held_out, held_out_windows))
     return data
+
+
+def measured_examples(
+    documents: Sequence[Document],
+    section: DataSection,
+    *,
+    tokenizer: Tokenizer,
+    task: Task,
+    labels: int | None,
+    tokens: int,
+) -> Examples:
+    """All of some documents as examples to measure on, cut as held-out ones are.
+
+    Args:
+        documents: of one owner.
+        section: ``window_tokens``, at which records of a classifier are cut off.
+        tokenizer: of the model.
+        task: what an example is.
+        labels: the number of classes for classification; otherwise None.
+        tokens: of a window in causal language modelling.
+
+    Raises:
+        DataError: there is no example, or a label is missing or out of range.
+    """
+    held_out = [replace(document, held_out=True) for document in documents]
+    if labels is None:
+        found = _language_parts(held_out, section, tokenizer, tokens)[1]
+    else:
+        found = _classification_parts("the set", held_out, section, tokenizer, labels)[1]
+    if not len(found):
+        raise DataError(
+            f"the set: none of its {len(held_out)} documents has {tokens} tokens, which a window "
+            "takes (evaluation.window_tokens)"
+        )
+    return found
 
 
 def chosen_clients(corpus: Corpus, section: DataSection) -> list[str]:

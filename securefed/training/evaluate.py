@@ -170,10 +170,10 @@ def evaluate(
         DataError: classification without labels.
     """
     nll, tokens, correct = 0.0, 0, 0
-    for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device):
-        nll += float(scored.nll.double().sum())
-        tokens += int(scored.counted.sum())
-        correct += int(scored.hit.sum())
+    for found in scored(model, examples, task=task, micro_batch=micro_batch, device=device):
+        nll += float(found.nll.double().sum())
+        tokens += int(found.counted.sum())
+        correct += int(found.hit.sum())
     return HeldOut(nll, tokens, correct, len(examples))
 
 
@@ -186,23 +186,28 @@ def example_losses(
         ConfigError, DataError: as there.
     """
     found = [
-        scored.example_means().double().cpu().numpy()
-        for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device)
+        part.example_means().double().cpu().numpy()
+        for part in scored(model, examples, task=task, micro_batch=micro_batch, device=device)
     ]
     return np.concatenate([np.empty(0), *found])
 
 
-def _scored(
+def scored(
     model: nn.Module, examples: Examples, *, task: str, micro_batch: int, device: torch.device
 ) -> Iterator[Predictions]:
+    """Predictions on examples, a micro-batch at a time and in order; arguments as `evaluate` has.
+
+    Raises:
+        ConfigError, DataError: as there.
+    """
     check_task(task, examples)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for batch in batches(examples, micro_batch, device):
             with torch.no_grad():
-                scored = predict(model, batch, task)
-            yield scored
+                found = predict(model, batch, task)
+            yield found
     finally:
         for module, mode in modes.items():
             module.training = mode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from securefed.cli.closing import comparison, draw, statements, statements_of_fi
 from securefed.cli.evaluating import evaluate
 from securefed.cli.merges import merge
 from securefed.cli.pilots import pilot
-from securefed.cli.plans import assignments, bought
+from securefed.cli.planning import plan
 from securefed.cli.starting import init
 from securefed.cli.statuses import status
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
@@ -156,35 +155,8 @@ def run(
     _run(command, read, out=out, resume=resume, offline=offline, compare=compare, notes=[])
 
 
-@app.command()
-def plan(
-    config: Annotated[Path, typer.Argument(help="Run file (TOML) with cohort.profiles.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the plan, and what it follows from, as JSON.")
-    ] = None,
-    offline: Offline = False,
-) -> None:
-    """Plan who does how much and how often, from what the clients' machines can do."""
-    read = load_config(config)
-    if not read.cohort.profiles:
-        raise ConfigError(f"{config}: has no cohort.profiles; there is nothing to plan from")
-    from securefed.engines.planning import plan_cohort
-    from securefed.engines.run_folder import write_whole
-    from securefed.engines.simulation import Federation
-
-    quiet_libraries()
-    with watching() as shown:
-        bench, settings = Federation(read, observer=shown, offline=offline).prepare()
-        planned = plan_cohort(read, bench, settings)
-    if out is not None:
-        write_whole(out, json.dumps(planned.to_record(), indent=1) + "\n")
-    console.print(assignments(planned.schedule))
-    for name, client in planned.schedule.clients.items():
-        say(f"{name}: {client.reason}")
-    console.print(bought(planned))
-
-
 app.command()(init)
+app.command()(plan)
 app.command()(status)
 app.command()(evaluate)
 app.command()(merge)
@@ -342,7 +314,7 @@ def _run(
         held = f"what was charged stays charged; {then}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
-    say(statements(config, result) + "\n")
+    say(statements(config, result.guarantees) + "\n")
     if result.histogram_guarantees:
         say(statements_of_figures(result) + "\n")
     if config.output.picture:

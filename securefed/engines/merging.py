@@ -121,11 +121,11 @@ def _check_mergeable(released: Released, adapter: Path) -> None:
         )
 
 
-def _merged(adapted: nn.Module) -> Any:
+def _merged(adapted: Any) -> Any:
     """The base model with the adapter in its weights."""
     if not isinstance(adapted, PeftModel):
         raise ConfigError("adapter: holds no LoRA layers; there is nothing to merge")
-    body: Any = adapted.get_base_model()
+    body = adapted.get_base_model()
     inside, outside = body.get_input_embeddings(), body.get_output_embeddings()
     text = body.config.get_text_config()
     if (
@@ -140,8 +140,7 @@ def _merged(adapted: nn.Module) -> Any:
             if weight is not None and id(weight) in shared:
                 module.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         body.config.tie_word_embeddings = text.tie_word_embeddings = False
-    tuner: Any = adapted.base_model
-    return tuner.merge_and_unload(safe_merge=True)
+    return adapted.merge_and_unload(safe_merge=True)
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -121,11 +121,15 @@ class ClientData:
         client_id: the client.
         train: what updates are computed from.
         held_out: what is only ever measured on.
+        documents: how many there are to train on.
+        lost: how many of them are shorter than a window, so that nothing of them trains.
     """
 
     client_id: str
     train: Examples
     held_out: Examples
+    documents: int = 0
+    lost: int = 0
 
 
 def client_sizes(clients: Mapping[str, ClientData], unit: Unit) -> dict[str, int]:
@@ -204,7 +208,7 @@ def tokenize_clients(
             parts = _language_parts(documents, section, tokenizer, held_out_tokens)
         else:
             parts = _classification_parts(client, documents, section, tokenizer, labels)
-        train, held_out = parts
+        train, held_out = parts.train, parts.held_out
         if len(train) < section.min_examples:
             raise DataError(
                 f"client {client}: has {len(train)} training examples of {section.window_tokens} "
@@ -216,7 +220,9 @@ def tokenize_clients(
                 f"client {client}: has 0 held-out examples{length} besides its {len(train)} "
                 "training examples; at least 1 is needed"
             )
-        data[client] = ClientData(client, train, _spread(held_out, held_out_windows))
+        data[client] = ClientData(
+            client, train, _spread(held_out, held_out_windows), parts.documents, parts.lost
+        )
     return data
 
 
@@ -244,9 +250,9 @@ def measured_examples(
     """
     held_out = [replace(document, held_out=True) for document in documents]
     if labels is None:
-        found = _language_parts(held_out, section, tokenizer, tokens)[1]
+        found = _language_parts(held_out, section, tokenizer, tokens).held_out
     else:
-        found = _classification_parts("the set", held_out, section, tokenizer, labels)[1]
+        found = _classification_parts("the set", held_out, section, tokenizer, labels).held_out
     if not len(found):
         raise DataError(
             f"the set: none of its {len(held_out)} documents has {tokens} tokens, which a window "
@@ -311,9 +317,19 @@ def _numbered(owners: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers[owner] for owner in owners], dtype=np.int64)
 
 
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Both parts of a client's documents, and as ``ClientData`` has them how many are lost."""
+
+    train: Examples
+    held_out: Examples
+    documents: int
+    lost: int
+
+
 def _language_parts(
     documents: list[Document], section: DataSection, tokenizer: Tokenizer, held_out_tokens: int
-) -> tuple[Examples, Examples]:
+) -> _Parts:
     texts = [document.text for document in documents]
     # Not verbose: a text longer than the model's context is cut into windows afterwards.
     found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -330,7 +346,9 @@ def _language_parts(
         owned = list(enumerate(zip(owners, tokens, strict=True)))
         held_out = [document for index, document in owned if index in chosen]
         train = [document for index, document in owned if index not in chosen]
-    return _windows(train, section.window_tokens), _windows(held_out, held_out_tokens)
+    width = section.window_tokens
+    lost = sum(len(ids) < width for _, ids in train)
+    return _Parts(_windows(train, width), _windows(held_out, held_out_tokens), len(train), lost)
 
 
 def _windows(documents: list[tuple[str, NDArray[np.int64]]], width: int) -> Examples:
@@ -346,7 +364,7 @@ def _classification_parts(
     section: DataSection,
     tokenizer: Tokenizer,
     labels: int,
-) -> tuple[Examples, Examples]:
+) -> _Parts:
     width = section.window_tokens
     texts = [document.text for document in documents]
     found = tokenizer(texts, truncation=True, max_length=width)["input_ids"]
@@ -366,8 +384,8 @@ def _classification_parts(
     everything = Examples(input_ids, attention_mask, classes, users)
     rows = list(range(len(documents)))
     chosen = _held_out_indices(documents, rows, section.held_out_fraction)
-    held_out = [row for row in rows if row in chosen]
-    return everything.take([row for row in rows if row not in chosen]), everything.take(held_out)
+    train = everything.take([row for row in rows if row not in chosen])
+    return _Parts(train, everything.take([row for row in rows if row in chosen]), len(train), 0)
 
 
 def _spread(examples: Examples, most: int) -> Examples:

@@ -152,8 +152,9 @@ def _is_adapted(module: nn.Module) -> bool:
 def _probes(base: LoadedModel) -> dict[str, torch.Tensor]:
     """Made-up tokens, all of them given: nothing of any client's data."""
     generator = torch.Generator().manual_seed(0)
-    rows = base.model.get_input_embeddings().weight.shape[0]
-    most = int(getattr(base.model.config, "max_position_embeddings", _PROBE_TOKENS))
+    model: Any = base.model
+    rows = model.get_input_embeddings().weight.shape[0]
+    most = int(getattr(model.config, "max_position_embeddings", _PROBE_TOKENS))
     width = max(2, min(_PROBE_TOKENS, most - 4))
     ids = torch.randint(0, min(len(base.tokenizer), rows), (_PROBES, width), generator=generator)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

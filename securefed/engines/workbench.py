@@ -124,6 +124,7 @@ class Workbench:
             labels=config.model.labels,
             held_out_windows=config.evaluation.max_windows,
             held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
+            class_weights=config.training.class_weights,
         )
         self.sizes = client_sizes(self.clients, config.privacy.unit)
         ranks = self._ranks(config, plan)

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from securefed.cli.watching import quiet_libraries, say
-from securefed.errors import ConfigError
 
 
 def merge(
@@ -26,34 +25,14 @@ def merge(
     offline: Annotated[bool, typer.Option("--offline", help="Fetch nothing.")] = False,
 ) -> None:
     """Merge a run's adapter into its base model: safetensors that plain transformers loads."""
-    if rank is not None and client is not None:
-        raise ConfigError("--rank and --client: give one of them")
-    import torch
-
-    from securefed.engines.merging import merge as merge_adapter
-    from securefed.engines.released import Released
-    from securefed.training.assets import cache_dir
+    from securefed.engines.merging import merge_run
 
     quiet_libraries()
-    released = Released.of(folder)
-    adapter = released.shared
-    if rank is not None:
-        adapter = released.at_rank(rank)
-    if client is not None:
-        adapter = released.client(client)
-        say(
-            f"note: the adapter of {client} is made from its data without noise; whoever is handed "
-            "the merged model is handed what it tells of them, and no epsilon covers it"
-        )
-    base = released.base(
-        cache=cache_dir(),
-        offline=offline,
-        device=torch.device("cpu"),
-        dtype="float32",
-        progress=say,
+    found = merge_run(
+        folder, out, rank=rank, client=client, dtype=dtype, offline=offline, progress=say
     )
-    found = merge_adapter(released, adapter, base, out, dtype=dtype)
     say(
-        f"{found.folder}: {base.name} with {adapter}, {found.dtype}; loaded again by transformers, "
-        f"its logits differ from base and adapter by {found.difference:.1g} of the largest"
+        f"{found.folder}: {found.base} with {found.adapter}, {found.dtype}; loaded again by "
+        f"transformers, its logits differ from base and adapter by {found.difference:.1g} of the "
+        "largest"
     )

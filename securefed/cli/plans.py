@@ -97,15 +97,20 @@ def _time(forecast: Forecast, rounds: int) -> str:
     simulated = forecast.simulated_seconds
     if simulated is None:
         return "not measured: with privacy.mechanism = 'local' a step draws its own sample"
-    parts = ", ".join(f"{name} {value:.2g}" for name, value in forecast.seconds.items())
+    parts = ", ".join(f"{name} {_spent(value)}" for name, value in forecast.seconds.items())
     server = forecast.server_seconds
-    own = "" if server is None else f"; the server {server:.2g} s"
-    total = simulated * rounds
-    whole = f"{total / 60:.1f} min" if total >= 60 else f"{total:.1f} s"
+    own = "" if server is None else f"; the server {_spent(server)}"
     return (
-        f"a client {sum(forecast.seconds.values()):.2g} s ({parts}){own}; in one process "
-        f"{simulated:.2g} s, {whole} in {rounds} rounds, besides held-out figures"
+        f"a client {_spent(sum(forecast.seconds.values()))} ({parts}){own}; in one process "
+        f"{_spent(simulated)}, {_spent(simulated * rounds)} in {rounds} rounds, besides held-out "
+        "figures"
     )
+
+
+def _spent(seconds: float) -> str:
+    if seconds >= 60.0:
+        return f"{seconds / 60.0:.1f} min"
+    return f"{seconds:.2g} s" if seconds >= 1.0 else f"{1e3 * seconds:.2g} ms"
 
 
 def warnings_of(forecast: Forecast) -> list[str]:

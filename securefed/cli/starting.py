@@ -35,6 +35,8 @@ _EPSILON = 8.0
 _MOST_LABELS = 10_000
 _TOKEN_LETTERS = 5
 """Of a token of plain text: more than most tokenizers take, so that examples are undercounted."""
+_DENSE, _MARKS, _LONGEST = 3, 12, 1024
+"""Of conversations: letters of a token at least, tokens around a message, the longest window."""
 _WINDOWS = {"causal-lm": (8, 32), "sequence-classification": (16, 128)}
 
 
@@ -57,6 +59,9 @@ def init(
     user_field: Annotated[
         str | None, typer.Option(help="Of a record: whose it is, for --unit user.")
     ] = None,
+    messages_field: Annotated[
+        str | None, typer.Option(help="Of a JSONL record: a conversation, for chat models.")
+    ] = None,
 ) -> None:
     """Write a commented run file for your own model and data."""
     if out.exists():
@@ -71,7 +76,14 @@ def init(
     spent = _epsilon(epsilon)
     if user_field is not None and protected != "user":
         raise ConfigError(f"--user-field {user_field}: is for --unit user alone")
-    given = {"text_field": text_field, "label_field": label_field, "user_field": user_field}
+    if messages_field is not None and meant != "causal-lm":
+        raise ConfigError(f"--messages-field {messages_field}: is for --task causal-lm alone")
+    given = {
+        "text_field": text_field,
+        "label_field": label_field,
+        "user_field": user_field,
+        "messages_field": messages_field,
+    }
     defaults = DataSection()
     fields = {
         key: value
@@ -211,7 +223,12 @@ def _looked_at(
 def _window(documents: list[Document], task: StarterTask) -> int:
     """Half of a usual document, so that few are lost for being shorter; a whole one to classify."""
     least, most = _WINDOWS[task]
-    tokens = statistics.median(len(document.text) for document in documents) / _TOKEN_LETTERS
+    letters = [len(document.text) for document in documents]
+    if documents[0].messages is not None:  # usual ones whole, with what the template adds
+        parts = statistics.median(len(document.messages or ()) for document in documents)
+        tokens = statistics.quantiles(letters, n=10)[-1] / _DENSE + _MARKS * parts
+        return int(min(_LONGEST, 2 ** math.ceil(math.log2(tokens))))
+    tokens = statistics.median(letters) / _TOKEN_LETTERS
     wanted = tokens / 2 if task == "causal-lm" else tokens
     power = math.floor if task == "causal-lm" else math.ceil
     return int(min(most, max(least, 2 ** power(math.log2(max(wanted, 1.0))))))
@@ -227,7 +244,7 @@ def _units(
     for documents in clients:
         if unit == "user":
             count = len({document.owner for document in documents})
-        elif task == "causal-lm":
+        elif task == "causal-lm" and documents[0].messages is None:
             count = sum(len(d.text) // (_TOKEN_LETTERS * window) for d in documents)
         else:
             count = len(documents)

@@ -78,6 +78,12 @@ class Starter:
         count = self.units or self.cohort or 1
         return min(1e-5, 10.0 ** -(math.ceil(math.log10(count)) + 1)) if count > 1 else 1e-5
 
+    @property
+    def _example(self) -> Literal["record", "conversation", "window"]:
+        if self.task != "causal-lm":
+            return "record"
+        return "conversation" if "messages_field" in self.fields else "window"
+
     def text(self) -> str:
         """The run file.
 
@@ -117,16 +123,18 @@ class Starter:
         ]
 
     def _data(self) -> list[str]:
-        window = (
-            "an example: a window of so many tokens of one document"
-            if self.task == "causal-lm"
-            else "an example: a record, cut off after so many tokens"
-        )
+        window = {
+            "record": "an example: a record, cut off after so many tokens",
+            "conversation": "an example: a conversation, cut off after so many tokens",
+            "window": "an example: a window of so many tokens of one document",
+        }[self._example]
+        completions = _line("completion_only = true", "the loss is of the assistant's words alone")
         return [
             "[data]",
             f"source = {_text(self.data)}",
             *([f"clients = {json.dumps(self.clients)}"] if self.clients else []),
             *(f"{key} = {_text(value)}" for key, value in sorted(self.fields.items())),
+            *([completions] if self._example == "conversation" else []),
             _line(f"window_tokens = {self.window}", window),
             _line("held_out_fraction = 0.1", "measured on, never trained on"),
         ]
@@ -189,11 +197,11 @@ class Starter:
         if self.unit == "client":
             return "all that one client holds; the strongest, and it needs many clients"
         if self.unit == "example":
-            return (
-                "one window of tokens; not a document and not a person"
-                if self.task == "causal-lm"
-                else "one record; not a person, who may have several"
-            )
+            return {
+                "record": "one record; not a person, who may have several",
+                "conversation": "one conversation; not a person, who may have several",
+                "window": "one window of tokens; not a document and not a person",
+            }[self._example]
         if "user_field" in self.fields:
             return "all records of one user at one client"
         return "one document; name data.user_field for all records of a person"

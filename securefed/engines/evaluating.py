@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from securefed.engines.from_objects import GivenClients, Texts, corpus_from
 from securefed.engines.released import Released, with_adapter
 from securefed.errors import ConfigError
 from securefed.training.assets import Progress, cache_dir
-from securefed.training.corpora import load_corpus
+from securefed.training.corpora import OBJECTS, load_corpus
 from securefed.training.data import Examples, measured_examples, tokenize_clients
 from securefed.training.folder import Document, read_folder
 from securefed.training.metrics import Metric, load_metric, measured
@@ -74,7 +75,8 @@ class _Set:
 def evaluate_run(
     folder: str | Path,
     *,
-    data: str | Path | None = None,
+    data: GivenClients | None = None,
+    clients: Mapping[str, Texts] | None = None,
     personal: bool = False,
     metric: Metric | str | None = None,
     cache: Path | None = None,
@@ -86,8 +88,10 @@ def evaluate_run(
 
     Args:
         folder: the run folder.
-        data: a folder as ``data.source`` takes it, all of which is measured on; without it the
-            held-out parts of the run's own data.
+        data: a folder as ``data.source`` takes it, or texts by client, all of which is measured on;
+            without it the held-out parts of the run's own data.
+        clients: what ``Federation(clients=...)`` was given, for a run from Python objects: its
+            held-out parts are measured on.
         personal: also the adapters that clients use, each on the set of that client.
         metric: a function, or its name as ``module:function``; needs ``data``.
         cache: where models and corpora are kept.
@@ -117,58 +121,83 @@ def evaluate_run(
     base = released.base(
         cache=cache or cache_dir(), offline=offline, device=resolve_device(device), progress=say
     )
-    sets = _sets(released, base, data, cache or cache_dir(), offline, say)
+    if data is not None:
+        sets = _given_sets(released, base, data)
+    else:
+        sets = _own_sets(released, base, clients, cache or cache_dir(), offline, say)
     measure = _Measuring(released, base, own, named, say)
     rows = measure.everybody(sets)
     if personal:
         rows += measure.each(sets)
-    source = "the run's own held-out parts" if data is None else f"all of {data}"
+    source = "the run's own held-out parts" if data is None else f"all of {_named(data)}"
     return Evaluation(measure.kind, source, rows, named)
 
 
-def _sets(
+def _named(data: GivenClients) -> str:
+    return "the texts given" if isinstance(data, Mapping) else str(data)
+
+
+def _given_sets(released: Released, base: LoadedModel, data: GivenClients) -> dict[str, _Set]:
+    section, model = released.config.data, released.config.model
+    if isinstance(data, Mapping):
+        read: Mapping[str, list[Document]] = corpus_from(data, section, model.labels).clients
+    else:
+        read = read_folder(Path(data), section=section, labels=model.labels)
+    found = {}
+    for name, documents in read.items():
+        examples = measured_examples(
+            documents,
+            section,
+            tokenizer=base.tokenizer,
+            task=model.task,
+            labels=model.labels,
+            tokens=_window(released),
+        )
+        found[name] = _Set(examples, documents)
+    return found
+
+
+def _own_sets(
     released: Released,
     base: LoadedModel,
-    data: str | Path | None,
+    given: Mapping[str, Texts] | None,
     cache: Path,
     offline: bool,
     say: Progress,
 ) -> dict[str, _Set]:
     config = released.config
-    task, labels = config.model.task, config.model.labels
-    tokens = config.evaluation.window_tokens or config.data.window_tokens
-    if data is not None:
-        read = read_folder(Path(data), section=config.data, labels=labels)
-        found = {}
-        for name, documents in read.items():
-            examples = measured_examples(
-                documents,
-                config.data,
-                tokenizer=base.tokenizer,
-                task=task,
-                labels=labels,
-                tokens=tokens,
-            )
-            found[name] = _Set(examples, documents)
-        return found
-    corpus = load_corpus(
-        config.data.source,
-        cache=cache,
-        offline=offline,
-        section=config.data,
-        labels=labels,
-        progress=say,
-    )
+    labels = config.model.labels
+    if given is not None:
+        corpus = corpus_from(given, config.data, labels)
+    elif config.data.source == OBJECTS:
+        raise ConfigError(
+            f"{released.folder}: the run's texts were objects of a program; give them again by "
+            "evaluate_run(folder, clients=...), or a set of your own by data="
+        )
+    else:
+        corpus = load_corpus(
+            config.data.source,
+            cache=cache,
+            offline=offline,
+            section=config.data,
+            labels=labels,
+            progress=say,
+        )
     clients = tokenize_clients(
         corpus,
         config.data,
         tokenizer=base.tokenizer,
-        task=task,
+        task=config.model.task,
         labels=labels,
         held_out_windows=config.evaluation.max_windows,
-        held_out_tokens=tokens,
+        held_out_tokens=_window(released),
     )
     return {name: _Set(client.held_out, ()) for name, client in clients.items()}
+
+
+def _window(released: Released) -> int:
+    config = released.config
+    return config.evaluation.window_tokens or config.data.window_tokens
 
 
 class _Measuring:

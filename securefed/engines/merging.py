@@ -20,6 +20,7 @@ from securefed.evidence.kinds import CLOSED
 from securefed.evidence.ledger import read_ledger
 from securefed.lora.inserted_files import SECTION_FILE
 from securefed.lora.provenance import PROVENANCE_FILE
+from securefed.training.assets import Progress, cache_dir
 from securefed.training.models import LoadedModel
 
 RECORD = "securefed_merge.json"
@@ -37,13 +38,67 @@ class Merged:
 
     Attributes:
         folder: where it is.
+        adapter: the folder of what was merged.
+        base: the base model's name.
         dtype: of its weights.
         difference: largest difference of a logit from base and adapter, over the largest logit.
     """
 
     folder: Path
+    adapter: Path
+    base: str
     dtype: str
     difference: float
+
+
+def merge_run(
+    folder: str | Path,
+    out: str | Path,
+    *,
+    rank: int | None = None,
+    client: str | None = None,
+    dtype: str = "float32",
+    cache: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+) -> Merged:
+    """Merge an adapter of a finished run into its base model.
+
+    Args:
+        folder: the run folder.
+        out: of the merged model; is made.
+        rank: with unlike ranks, the shared adapter at this one; without, at the largest.
+        client: this client's own adapter in place of the shared one.
+        dtype: of the weights written: ``float32``, ``bfloat16`` or ``float16``.
+        cache: where models are kept.
+        offline: fetch nothing.
+        progress: told what takes time.
+
+    Raises:
+        ConfigError: as :func:`merge`; or there is no such adapter.
+        FetchError: the base model is neither here nor to be had.
+    """
+    if rank is not None and client is not None:
+        raise ConfigError("rank and client are both given; give one of them")
+    say: Progress = progress if progress is not None else lambda line: None
+    released = Released.of(Path(folder))
+    adapter = released.shared
+    if rank is not None:
+        adapter = released.at_rank(rank)
+    if client is not None:
+        adapter = released.client(client)
+        say(
+            f"note: the adapter of {client} is made from its data without noise; whoever is handed "
+            "the merged model is handed what it tells of them, and no epsilon covers it"
+        )
+    base = released.base(
+        cache=cache or cache_dir(),
+        offline=offline,
+        device=torch.device("cpu"),
+        dtype="float32",
+        progress=say,
+    )
+    return merge(released, adapter, base, Path(out), dtype=dtype)
 
 
 def merge(released: Released, adapter: Path, base: LoadedModel, out: Path, *, dtype: str) -> Merged:
@@ -101,7 +156,7 @@ def merge(released: Released, adapter: Path, base: LoadedModel, out: Path, *, dt
             os.replace(fresh, out)
     except OSError as error:
         raise ConfigError(f"{out}: cannot be written ({error.strerror or error})") from None
-    return Merged(out, dtype, difference)
+    return Merged(out, adapter, base.name, dtype, difference)
 
 
 def _check_mergeable(released: Released, adapter: Path) -> None:

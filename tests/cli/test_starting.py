@@ -64,6 +64,22 @@ def test_a_classifier_counts_its_labels_and_lets_its_head_travel(cli, tmp_path):
     assert config.data.window_tokens == 16
 
 
+def test_conversations_are_learnt_by_their_answers(cli, tmp_path):
+    folder = tmp_path / "here" / "talks"
+    folder.mkdir(parents=True)
+    said = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
+    for client in range(3):
+        lines = [json.dumps({"chat": said})] * 10
+        (folder / f"site-{client}.jsonl").write_text("\n".join(lines))
+    words = ["init", "--task", "causal-lm", "--data", "talks", "--messages-field", "chat"]
+    code, _, err = cli(*words)
+    assert code == 0, err
+    config = load_config(Path("run.toml"))
+    assert (config.data.messages_field, config.data.completion_only) == ("chat", True)
+    assert config.data.window_tokens == 32
+    assert "Protected as one: one conversation" in Path("run.toml").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +18,7 @@ from securefed.cli.evaluating import evaluate
 from securefed.cli.merges import merge
 from securefed.cli.pilots import pilot
 from securefed.cli.planning import plan
+from securefed.cli.sinks import opened
 from securefed.cli.starting import init
 from securefed.cli.statuses import status
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
@@ -148,11 +149,24 @@ def run(
     resume: Resume = False,
     offline: Offline = False,
     compare: Compare = False,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, mlflow or wandb (offline), or KIND:FOLDER; repeatable."),
+    ] = None,
 ) -> None:
     """Train your own model on your own clients' data, from a run file."""
-    read = load_config(config)
-    command = ["run", str(config)]
-    _run(command, read, out=out, resume=resume, offline=offline, compare=compare, notes=[])
+    read, sinks = load_config(config), sink or []
+    command = ["run", str(config), *(word for name in sinks for word in ("--sink", name))]
+    _run(
+        command,
+        read,
+        out=out,
+        resume=resume,
+        offline=offline,
+        compare=compare,
+        notes=[],
+        sinks=sinks,
+    )
 
 
 app.command()(init)
@@ -295,6 +309,7 @@ def _run(
     offline: bool,
     compare: bool,
     notes: list[str],
+    sinks: Sequence[str] = (),
 ) -> None:
     if resume:
         _folder_to_resume(out)
@@ -305,8 +320,8 @@ def _run(
     resumable = config.privacy.resumable
     go_on = _command(command, folder, resume=True, offline=offline) if resumable else ""
     try:
-        with watching(go_on=go_on) as shown:
-            federation = Federation(config, observer=shown, offline=offline)
+        with watching(go_on=go_on) as shown, opened(sinks, folder, config) as each:
+            federation = Federation(config, observer=shown, on_round_end=each, offline=offline)
             result = federation.run(folder, resume=resume)
     except KeyboardInterrupt:
         there = (folder / "ledger.jsonl").is_file()

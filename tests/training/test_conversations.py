@@ -10,6 +10,7 @@ from tiny import WORDS, write_bert, write_model, write_run
 from transformers import AutoTokenizer
 
 from securefed import Federation
+from securefed.auditing.from_config import AuditedRun
 from securefed.config import DataSection, LoraSection, ModelSection, parse_config
 from securefed.engines.verify import verify_run
 from securefed.errors import ConfigError, DataError
@@ -307,3 +308,19 @@ def test_a_run_with_class_weights_counts_them_in_its_loss_and_not_in_its_epsilon
         results.append(Federation.from_config(path).run(tmp_path / f"out-{weights[1]:g}"))
     first, second = results
     assert first.guarantees == second.guarantees
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"messages_field": "m"}},
+        {
+            "model": {"task": "sequence-classification", "labels": 2},
+            "training": {"class_weights": [1.0, 2.0]},
+        },
+    ],
+    ids=["conversations", "weights"],
+)
+def test_an_audit_refuses_examples_whose_loss_it_would_not_reproduce(sections):
+    with pytest.raises(ConfigError, match="cannot be audited from its file yet"):
+        AuditedRun.load(parse_config(sections), offline=True)

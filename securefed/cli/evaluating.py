@@ -75,5 +75,5 @@ def shown(found: Evaluation) -> Table:
 def _with_interval(found: Measured, scale: float = 1.0, digits: int = 4) -> str:
     value = f"{scale * found.value:.{digits}g}"
     if math.isnan(found.low):
-        return f"{value} (one document or user: no interval)"
+        return f"{value} (one, or all alike: no interval)"
     return f"{value} ({scale * found.low:.{digits}g} to {scale * found.high:.{digits}g})"

@@ -151,6 +151,9 @@ def merge(released: Released, adapter: Path, base: LoadedModel, out: Path, *, dt
                     "or merge to float32"
                 )
             _write_record(fresh, released, adapter, base, dtype, difference)
+            # safetensors makes its files readable by the owner only; the folder is for serving.
+            for weights in fresh.glob("*.safetensors"):
+                weights.chmod((fresh / RECORD).stat().st_mode)
             if out.exists():
                 out.rmdir()
             os.replace(fresh, out)

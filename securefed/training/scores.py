@@ -42,7 +42,7 @@ class Measured:
 
     Attributes:
         value: the point estimate.
-        low, high: the 95 % interval; equal to NaN where one cluster alone leaves none.
+        low, high: the 95 % interval; NaN where there is none: one cluster, or all of them alike.
         n: how many predictions, records or documents it is of.
         clusters: how many documents or users these are of.
     """
@@ -113,6 +113,8 @@ def ratio(
         return Measured(value, math.nan, math.nan, total, groups)
     residuals = np.bincount(number, weights=sums - value * counts)
     variance = groups / (groups - 1) * float((residuals**2).sum()) / total**2
+    if variance == 0.0:  # an interval of no width would claim what a few like ones do not show
+        return Measured(value, math.nan, math.nan, total, groups)
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, groups - 1)) * math.sqrt(variance)
     return Measured(value, value - half, value + half, total, groups)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tiny import write_run
 
+from securefed import Federation
 from securefed.config import parse_config
 from securefed.engines.hazards import hazards_of, signal_of
 from securefed.engines.settings import Settings
@@ -36,6 +37,52 @@ def test_what_is_planned_is_what_is_spent(cli, tmp_path):
     assert written["guarantees"] == closed.body["guarantees"]
     assert written["memory"] > 2**26
     assert set(written["seconds"]) == {"train", "encode", "mask"}
+
+
+RANKS = [
+    {"rank": 1, "clients": [f"site-{n}" for n in range(3)]},
+    {"rank": 2, "clients": "others"},
+]
+
+
+def case(name: str, exact: bool, timed: bool, slow: bool = True, **sections):
+    marks = [pytest.mark.slow] if slow else []
+    return pytest.param(sections, exact, timed, id=name, marks=marks)
+
+
+@pytest.mark.parametrize(
+    ("sections", "exact", "timed"),
+    [
+        case("bfv", False, True, aggregation={"kind": "bfv"}),
+        case(
+            "local",
+            True,
+            False,
+            slow=False,
+            privacy={"mechanism": "local", "update_clip_norm": 1.0, "expected_batch": 20},
+        ),
+        case("ranks", False, True, slow=False, cohort={"ranks": RANKS}),
+        case(
+            "cyclic",
+            True,
+            True,
+            privacy={"mechanism": "central", "sampling": "cyclic", "noise_bands": 2},
+        ),
+        case(
+            "client",
+            True,
+            True,
+            privacy={"unit": "client"},
+            training={"local_steps": 1, "batch_size": 4},
+        ),
+    ],
+)
+def test_every_kind_of_run_is_foreseen(tmp_path, sections, exact, timed):
+    found = Federation.from_config(write_run(tmp_path, **sections)).forecast()
+    assert found.exact == exact
+    assert (found.simulated_seconds is not None) == timed
+    assert found.bytes_up > 0
+    json.dumps(found.to_record(), allow_nan=False)
 
 
 def test_wrong_data_and_a_wrong_model_are_said_before_anything_is_spent(cli, tmp_path):

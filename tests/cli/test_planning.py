@@ -61,7 +61,7 @@ def case(name: str, exact: bool, timed: bool, slow: bool = True, **sections):
             slow=False,
             privacy={"mechanism": "local", "update_clip_norm": 1.0, "expected_batch": 20},
         ),
-        case("ranks", False, True, slow=False, cohort={"ranks": RANKS}),
+        case("ranks", False, True, cohort={"ranks": RANKS}),
         case(
             "cyclic",
             True,

@@ -104,7 +104,11 @@ def read_wandb(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 @pytest.mark.parametrize(
     ("kind", "read"),
-    [("tensorboard", read_tensorboard), ("mlflow", read_mlflow), ("wandb", read_wandb)],
+    [
+        ("tensorboard", read_tensorboard),
+        pytest.param("mlflow", read_mlflow, marks=pytest.mark.slow),
+        pytest.param("wandb", read_wandb, marks=pytest.mark.slow),
+    ],
 )
 def test_each_library_reads_back_what_was_written_and_no_name_of_client_or_machine(
     kind, read, tmp_path, monkeypatch

@@ -13,6 +13,7 @@ from securefed.config.starter import Starter
 from securefed.engines.settings import Settings
 
 
+@pytest.mark.slow
 def test_flags_make_a_run_file_that_trains(cli, tmp_path):
     write_model(tmp_path / "here" / "model")
     write_clients(tmp_path / "here" / "data")

@@ -102,6 +102,7 @@ def test_lists_and_datasets_train_as_files_do_and_events_hold_nothing_individual
         Federation(config).prepare()
 
 
+@pytest.mark.slow
 def test_a_function_that_raises_stops_the_run_which_can_be_resumed(model, tmp_path):
     def failing(event):
         if event.round == 1:

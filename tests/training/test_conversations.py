@@ -288,6 +288,7 @@ def test_a_run_on_conversations_learns_the_answers_and_states_its_unit(tmp_path)
     assert verify_run(tmp_path / "out").finished
 
 
+@pytest.mark.slow
 def test_a_run_with_class_weights_counts_them_in_its_loss_and_not_in_its_epsilon(tmp_path):
     folder = tmp_path / "mails"
     folder.mkdir()

@@ -48,7 +48,7 @@ from securefed.lora.ranks import section_at
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.cyclic import cyclic_batch
 from securefed.privacy.policy import PrivacyPolicy
-from securefed.training.corpora import load_corpus
+from securefed.training.corpora import Corpus, load_corpus
 from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
 from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.local import load_trainer
@@ -67,6 +67,7 @@ class Workbench:
         offline: fetch nothing.
         observer: told what is being loaded.
         plan: what the run carries out, where it is settled already: its ranks are the adapter's.
+        corpus: the clients' texts, in the place of those that ``data.source`` names.
 
     Raises:
         ConfigError, DataError, FetchError: model, adapter or data are not as they must be.
@@ -80,6 +81,7 @@ class Workbench:
         offline: bool,
         observer: Observer,
         plan: RunPlan | None = None,
+        corpus: Corpus | None = None,
     ) -> None:
         self.config = config
         self._observer = observer
@@ -89,15 +91,16 @@ class Workbench:
         if config.training.trainer is not None:
             load_trainer(config.training.trainer, config.training)  # refused now or never
         # The data first: what is wrong with it is found in a second, a model takes longer.
-        observer.message(f"loading data {config.data.source}")
-        corpus = load_corpus(
-            config.data.source,
-            cache=cache,
-            offline=offline,
-            section=config.data,
-            labels=config.model.labels,
-            progress=observer.message,
-        )
+        if corpus is None:
+            observer.message(f"loading data {config.data.source}")
+            corpus = load_corpus(
+                config.data.source,
+                cache=cache,
+                offline=offline,
+                section=config.data,
+                labels=config.model.labels,
+                progress=observer.message,
+            )
         for note in corpus.notes:
             observer.message(f"note: {note}")
         check_cohort(config, chosen_clients(corpus, config.data))
@@ -124,6 +127,7 @@ class Workbench:
             labels=config.model.labels,
             held_out_windows=config.evaluation.max_windows,
             held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
+            class_weights=config.training.class_weights,
         )
         self.sizes = client_sizes(self.clients, config.privacy.unit)
         ranks = self._ranks(config, plan)

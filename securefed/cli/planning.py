@@ -29,8 +29,8 @@ def plan(
     read = load_config(config)
     from securefed.engines.forecast import forecast
     from securefed.engines.planning import plan_cohort
-    from securefed.engines.whole_files import write_whole
     from securefed.engines.simulation import Federation
+    from securefed.engines.whole_files import write_whole
 
     quiet_libraries()
     with watching() as shown:

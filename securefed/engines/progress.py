@@ -10,10 +10,9 @@ import datetime
 import errno
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from securefed.config import RunConfig, load_config
 from securefed.engines.attempts import History, read_history

@@ -35,6 +35,7 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.federation.server_step import ServerStep
+from securefed.privacy.policy import PrivacyPolicy
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Opening:
         self._config = config
         self._folder, self._bench, self._settings = folder, bench, settings
         self._step, self._observer, self._clock = step, observer, clock
-        self._cohort = tuple(sorted(bench.clients))
+        self._cohort = tuple(sorted(bench.sizes))
 
     def _genesis(self) -> dict[str, Any]:
         text = dump_config(self._config)
@@ -169,13 +170,7 @@ class Opening:
                 epsilon_after=self._settings.epsilon_after,
                 limit=self._settings.limit[1] if self._settings.limit else None,
             )
-            clients[name] = SimulatedClient(
-                name,
-                self._bench.clients[name],
-                budget,
-                history.policy,
-                meter=Meter(memory=self._bench.memory),
-            )
+            clients[name] = self._client(name, budget, history.policy)
         spent = open_accounts(self._folder, clients, self._settings.histograms, self._clock, held)
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
@@ -185,10 +180,19 @@ class Opening:
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts, clients)
         abandon_histogram(ledger, history, spent, clients, self._observer)
-        parties = Parties(clients, decryptor, self._config.cohort.min_clients)
+        parties = self._parties(clients, decryptor)
         keys = {name: key.raw.hex() for name, key in parties.roster.items()}
         ledger.append(ROSTER, {"keys": keys})
         return Opened(ledger, history, parties)
+
+    def _client(self, name: str, budget: ClientBudget, policy: PrivacyPolicy) -> SimulatedClient:
+        meter = Meter(memory=self._bench.memory)
+        return SimulatedClient(name, self._bench.clients[name], budget, policy, meter=meter)
+
+    def _parties(
+        self, clients: dict[str, SimulatedClient], decryptor: SimulatedDecryptor | None
+    ) -> Parties:
+        return Parties(clients, decryptor, self._config.cohort.min_clients)
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

@@ -1,0 +1,334 @@
+"""A run whose clients are elsewhere: the server's rounds, over whatever carries bytes to nodes.
+
+The rounds, their ledger and the end of a run are those of :class:`~securefed.engines.run.Run`.
+What differs: messages travel by a courier; the data are not here; and a client's own account is not
+here either.  The file ``clients/ID/budget.jsonl`` of such a run is the *server's copy*: it is
+charged right before a client is asked for its masked input, so it is never below what that client
+charged itself, and one that never answered counts as charged.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from safetensors.torch import save
+
+from securefed.config import RunConfig, Stage
+from securefed.crypto.identity import IdentityKey, IdentityPublicKey
+from securefed.engines.attempts import ROUND_APPLIED, ROUND_SUMMED
+from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
+from securefed.engines.deployed import config_digest
+from securefed.engines.evaluations import Evaluations
+from securefed.engines.events import Observer
+from securefed.engines.figures import Figures
+from securefed.engines.histogram_settings import Of
+from securefed.engines.in_process import Answer, Carried, Exchange, carry_by
+from securefed.engines.metering import Meter
+from securefed.engines.opening import Opening
+from securefed.engines.parties import Parties
+from securefed.engines.round_clock import RoundClock
+from securefed.engines.round_halves import AnyServer, AnySession
+from securefed.engines.run import Run
+from securefed.engines.run_folder import RunFolder
+from securefed.engines.settings import Settings
+from securefed.engines.workbench import Workbench
+from securefed.errors import LocalProtocolError, ProtocolError, ThresholdNotMet
+from securefed.evidence.budget import ClientBudget
+from securefed.evidence.ledger import Ledger
+from securefed.evidence.roster import Roster
+from securefed.federation.client import ClientRound
+from securefed.federation.invitations import (
+    RUN_BYTES,
+    Hello,
+    Introduction,
+    Invitation,
+    Step,
+    answered,
+)
+from securefed.federation.server import ServerRound
+from securefed.federation.session import RoundSession
+from securefed.federation.sliced_rounds import SlicedClientRound
+from securefed.lora.adapter import adapter_state
+from securefed.privacy.policy import PrivacyPolicy
+
+
+class Courier(Protocol):
+    """Carries requests to nodes and brings replies back; reads neither."""
+
+    def nodes(self, wanted: int) -> list[int]:
+        """The nodes that are there, once ``wanted`` are or the time for waiting is over."""
+        ...
+
+    def exchange(self, requests: Mapping[int, bytes], *, what: str) -> Mapping[int, bytes]:
+        """The reply of each node that gave one in time.
+
+        Args:
+            requests: by node.
+            what: the stage, for timing and for people who watch; the bytes do not depend on it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Greeted:
+    """Which client is at which node, and how much data it says that it has.
+
+    Attributes:
+        run: 16 bytes that name this process's part of the run to agents.
+        nodes: by client.
+        sizes: by client.
+    """
+
+    run: bytes
+    nodes: Mapping[str, int] = field(repr=False)
+    sizes: Mapping[str, int] = field(repr=False)
+
+
+def greet(
+    courier: Courier,
+    config: RunConfig,
+    roster: Roster,
+    server: IdentityKey,
+    observer: Observer,
+) -> Greeted:
+    """Find out who is where.
+
+    Run by: the server, when a run begins or goes on.
+
+    Raises:
+        ThresholdNotMet: fewer than ``cohort.min_clients`` clients are there.
+
+    Guarantees:
+        - A node counts as a client only by that client's signature over this very greeting, which
+          names the node; of two nodes that have it, the first one counts.
+    """
+    run, digest = secrets.token_bytes(RUN_BYTES), bytes.fromhex(config_digest(config))
+    hellos = {
+        node: Hello(run=run, node=node, config=digest)
+        for node in courier.nodes(len(roster.clients))
+    }
+    replies = courier.exchange(
+        {node: hello.encode(server) for node, hello in hellos.items()}, what="hello"
+    )
+    nodes: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for node, hello in hellos.items():
+        if node not in replies:
+            observer.message(f"node {node}: silent")
+            continue
+        try:
+            found = Introduction.decode(answered(replies[node]), hello, roster.clients)
+        except ProtocolError as error:
+            observer.message(f"node {node}: {error}")
+            continue
+        if found.client in nodes or found.size < 1:
+            observer.message(f"node {node}: {found.client!r} again, or without data")
+            continue
+        nodes[found.client], sizes[found.client] = node, found.size
+    least = config.cohort.min_clients
+    if len(nodes) < least:
+        raise ThresholdNotMet(
+            f"hello: {len(nodes)} clients are there, cohort.min_clients = {least} are needed"
+        )
+    return Greeted(run, nodes, sizes)
+
+
+class RemoteClient(SimulatedClient):
+    """A client elsewhere: the server's copy of its account, and no data or secret key of it.
+
+    Whoever asks for ``data`` or ``identity`` gets an ``AttributeError``.
+    """
+
+    def __init__(
+        self, client_id: str, budget: ClientBudget, policy: PrivacyPolicy, meter: Meter
+    ) -> None:
+        self.client_id, self.budget, self.policy = client_id, budget, policy
+        self.meter, self.histograms = meter, None
+
+
+class RemoteParties(Parties):
+    """The cohort by its pinned public keys."""
+
+    def __init__(
+        self, clients: dict[str, SimulatedClient], min_clients: int, roster: Roster
+    ) -> None:
+        super().__init__(clients, None, min_clients)
+        self._public = {name: roster.clients[name] for name in self.cohort}
+
+    @property
+    def roster(self) -> dict[str, IdentityPublicKey]:
+        """Every client's identity key."""
+        return dict(self._public)
+
+
+class RemoteOpening(Opening):
+    """Opens a run whose clients are elsewhere."""
+
+    pinned: Roster
+
+    def _client(self, name: str, budget: ClientBudget, policy: PrivacyPolicy) -> SimulatedClient:
+        return RemoteClient(name, budget, policy, Meter(memory=self._bench.memory))
+
+    def _parties(
+        self, clients: dict[str, SimulatedClient], decryptor: SimulatedDecryptor | None
+    ) -> Parties:
+        if decryptor is not None:
+            raise LocalProtocolError("decryptor: a run between machines has none")
+        return RemoteParties(clients, self._config.cohort.min_clients, self.pinned)
+
+
+class RemoteEvaluations(Evaluations):
+    """Held-out figures that each client measures at its own place."""
+
+    def _measured(self, *, own: bool) -> dict[str, Any]:
+        return {}
+
+    def _sum(self, number: int, of: Of) -> Figures:
+        try:
+            return super()._sum(number, of)
+        except ThresholdNotMet as error:  # owners may take part in no sum without noise
+            self._observer.message(f"held-out figures after round {number}: none ({error})")
+            return Figures.unmeasured()
+
+
+class RemoteRun(Run):
+    """One run over a courier.
+
+    Args:
+        config, folder, bench, settings, observer, clock: as of ``Run``; the bench holds no data.
+        courier: reaches the nodes.
+        greeted: who is where.
+        roster: everybody's public key.
+        server: the server's own identity.
+    """
+
+    _evaluating = RemoteEvaluations
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        bench: Workbench,
+        settings: Settings,
+        observer: Observer,
+        clock: Callable[[], str],
+        *,
+        courier: Courier,
+        greeted: Greeted,
+        roster: Roster,
+        server: IdentityKey,
+    ) -> None:
+        super().__init__(config, folder, bench, settings, observer, clock)
+        self._courier, self._greeted = courier, greeted
+        self._roster, self._server = roster, server
+        self._fractions: tuple[float, ...] = ()
+
+    def _opening(self) -> Opening:
+        opening = RemoteOpening(
+            self.config,
+            self.folder,
+            self.bench,
+            self.settings,
+            self.step,
+            self.observer,
+            self.clock,
+        )
+        opening.pinned = self._roster
+        return opening
+
+    def _round(self, ledger: Ledger, number: int) -> None:
+        self._fractions = _fractions(ledger)
+        super()._round(ledger, number)
+
+    def _carry_round(
+        self,
+        server: AnyServer,
+        session: AnySession,
+        client_round: Callable[[SimulatedClient], ClientRound | SlicedClientRound],
+        charge: Callable[[SimulatedClient], None],
+        clock: RoundClock,
+        drop: Mapping[str, Stage],
+    ) -> Carried:
+        if not isinstance(session, RoundSession):
+            raise LocalProtocolError("session: it has slices")
+        exchange = self._exchange(session, charge, figures=False)
+        return self._carried(exchange, server, session)
+
+    def _carry_figures(
+        self,
+        server: ServerRound,
+        session: RoundSession,
+        client_round: Callable[[SimulatedClient], ClientRound],
+    ) -> Carried:
+        exchange = self._exchange(session, lambda client: None, figures=True)
+        return self._carried(exchange, server, session)
+
+    def _carried(self, exchange: Exchange, server: AnyServer, session: RoundSession) -> Carried:
+        return carry_by(
+            exchange, server, session.cohort, keep_transcript=False, server_work=self._summing
+        )
+
+    def _exchange(
+        self,
+        session: RoundSession,
+        charge: Callable[[SimulatedClient], None],
+        *,
+        figures: bool,
+    ) -> Exchange:
+        """How one round's messages reach the agents."""
+        invitation = Invitation(
+            run=self._greeted.run,
+            round=session.round,
+            session=session.session,
+            figures=figures,
+            sizes=self.bench.sizes,
+            noise_multiplier=self.settings.stated.noise_multiplier,
+            fractions=self._fractions,
+            adapter=save(adapter_state(self.bench.model)),
+        ).encode(self._server)
+        nodes = self._greeted.nodes
+
+        def exchange(
+            stage: Stage, inbox: Mapping[str, bytes | None], carried: Carried
+        ) -> Iterator[Answer]:
+            requests = {
+                name: invitation if message is None else Step(session.session, message).encode()
+                for name, message in inbox.items()
+                if name in nodes
+            }
+            if stage == "masked_input":
+                for name in requests:  # whether it answers or not: it may have sent
+                    charge(self.parties.clients[name])
+            self.observer.message(f"round {session.round}: {stage}, {len(requests)} asked")
+            replies = self._courier.exchange(
+                {nodes[name]: request for name, request in requests.items()}, what=stage
+            )
+            for name, request in requests.items():
+                carried.bytes_down[name] += len(request)
+                reply = replies.get(nodes[name])
+                if reply is None:
+                    continue
+                carried.bytes_up[name] += len(reply)
+                try:
+                    message = answered(reply)
+                except ProtocolError as error:
+                    carried.refusals[name] = str(error)
+                    continue
+                yield Answer(name, message, len(request))
+
+        return exchange
+
+
+def _fractions(ledger: Ledger) -> tuple[float, ...]:
+    """The noised share of units within the clip of each round that was applied, if it adapts."""
+    summed: dict[str, float] = {}
+    found: list[float] = []
+    for record in ledger.records:
+        if record.kind == ROUND_SUMMED and "unclipped_fraction" in record.body:
+            summed[str(record.body["session"])] = float(record.body["unclipped_fraction"])
+        if record.kind == ROUND_APPLIED and str(record.body["session"]) in summed:
+            found.append(summed[str(record.body["session"])])
+    return tuple(found)

@@ -1,0 +1,140 @@
+"""A run whose clients are elsewhere: agents of real tiny models, and bytes handed over."""
+
+import json
+
+import pytest
+from deployed import DirectCourier, write_deployment
+
+from securefed.engines.events import Silent
+from securefed.engines.remote_federation import federate
+from securefed.engines.verify import verify_run
+from securefed.errors import ConfigError, ThresholdNotMet
+from securefed.evidence.budget import read_charges
+from securefed.evidence.ledger import read_ledger
+
+
+class Told(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text):
+        self.lines.append(text)
+
+
+def started(world, **sections):
+    names = sorted(world.identities)
+    agents = {100 + i: world.agent(name, **sections) for i, name in enumerate(names)}
+    return {node: agent.handle for node, agent in agents.items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One run of two rounds; site-3 falls silent in the masked input's stage of the first."""
+    world = write_deployment(tmp_path_factory.mktemp("remote"))
+    rounds = []
+
+    def lost(node, what):
+        if what == "advertise":
+            rounds.append(what) if node == 100 else None
+        return node == 103 and what in ("masked_input", "consistency") and len(rounds) == 2
+
+    # the first sum is of held-out figures; the second is round 1
+    courier, told = DirectCourier(started(world), lost), Told()
+    result = federate(world.deployment, courier, observer=told, clock=lambda: "2026-01-01T00:00:00Z")
+    return world, courier, told, result
+
+
+def test_a_run_between_machines_trains_and_ends(finished):
+    _, _, _, result = finished
+    assert result.rounds == 2
+    assert [event.survivors for event in result.events] == [4, 3, 4]
+    assert result.after.perplexity < result.before.perplexity
+
+
+def test_a_round_takes_one_message_stage_a_stage_of_the_protocol(finished):
+    _, courier, _, _ = finished
+    round_stages = ["advertise", "share", "masked_input", "consistency", "unmask"]
+    # greeting, figures before, two rounds, figures after
+    assert courier.stages == ["hello", *round_stages * 4]
+
+
+def test_its_folder_verifies_and_counts_one_that_never_answered(finished):
+    _, _, _, result = finished
+    verdict = verify_run(result.folder)
+    assert verdict.finished
+    summed = [r.body for r in read_ledger(result.folder / "ledger.jsonl") if r.kind == "round_summed"]
+    assert "site-3" in summed[0]["charged"]
+    assert "site-3" not in summed[0]["survivors"]
+
+
+def test_each_owners_own_account_holds_every_round_that_it_sent(finished):
+    world, _, _, result = finished
+    sessions = {
+        r.body["session"]: r.body for r in read_ledger(result.folder / "ledger.jsonl")
+        if r.kind == "round_summed"
+    }
+    for name in world.identities:
+        folder = world.folder / "accounts" / name
+        own = {
+            record.body["session"]
+            for path in folder.glob("*.jsonl")
+            if path.name != "total.jsonl" and not path.name.endswith(".head.json")
+            for record in read_charges(path)
+        }
+        # site-3's agent was never reached in that stage: it spent nothing, the server counts it
+        expected = {s for s, body in sessions.items() if name in body["survivors"]}
+        assert own == expected, name
+
+
+def test_a_run_file_that_only_a_simulation_carries_out_is_refused(tmp_path):
+    world = write_deployment(
+        tmp_path, cohort={"simulated_dropouts": [{"round": 1, "client": "site-0", "stage": "share"}]}
+    )
+    with pytest.raises(ConfigError, match=r"cohort\.simulated_dropouts"):
+        federate(world.deployment, DirectCourier({}))
+
+
+def test_owners_who_refuse_figures_without_noise_still_train(tmp_path):
+    world, told = write_deployment(tmp_path, clients=3, training={"rounds": 1}), Told()
+    agents = started(world, floors={"exact_figures": False})
+    result = federate(world.deployment, DirectCourier(agents), observer=told)
+    assert result.rounds == 1
+    assert result.after.perplexity is None
+    assert any("held-out figures after round 1: none" in line for line in told.lines)
+    assert "floors.exact_figures" in world.logs["site-0"].getvalue()
+
+
+def test_a_run_ends_without_spending_where_owners_ask_for_more_noise(tmp_path):
+    world = write_deployment(tmp_path, clients=3)
+    agents = started(world, floors={"min_noise_multiplier": 5.0})
+    with pytest.raises(ThresholdNotMet):
+        federate(world.deployment, DirectCourier(agents), observer=Silent())
+    refusals = [json.loads(line) for line in world.logs["site-1"].getvalue().splitlines()]
+    assert any("min_noise_multiplier" in each.get("why", "") for each in refusals)
+    folder = world.folder / "accounts" / "site-1"
+    assert [r.kind for r in read_ledger(folder / "total.jsonl")] == ["genesis"]
+
+
+def test_a_run_whose_server_was_killed_goes_on(tmp_path):
+    world = write_deployment(tmp_path, clients=3)
+    agents = started(world)
+    courier = DirectCourier(agents)
+    seen = []
+
+    def killed(node, what):
+        if what == "advertise" and node == 100:
+            seen.append(what)
+        if len(seen) == 3 and what == "unmask":  # of round 2
+            raise KeyboardInterrupt
+        return False
+
+    courier.lost = killed
+    with pytest.raises(KeyboardInterrupt):
+        federate(world.deployment, courier, observer=Silent())
+    courier.lost = lambda node, what: False
+    resumed = world.deployment.model_copy(update={"resume": True})
+    result = federate(resumed, courier, observer=Silent())
+    assert (result.rounds, result.charges) == (2, 3)
+    assert verify_run(result.folder).finished
+    again = federate(resumed, courier, observer=Silent())
+    assert again.rounds == 2

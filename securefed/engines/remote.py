@@ -9,10 +9,8 @@ charged itself, and one that never answered counts as charged.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from safetensors.torch import save
 
@@ -20,12 +18,12 @@ from securefed.config import RunConfig, Stage
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
 from securefed.engines.attempts import ROUND_APPLIED, ROUND_SUMMED
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
-from securefed.engines.deployed import config_digest
+from securefed.engines.couriers import Courier, Greeted, over_agents
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_settings import Of
-from securefed.engines.in_process import Answer, Carried, Exchange, carry_by
+from securefed.engines.in_process import Carried, Exchange, carry_by
 from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
@@ -35,105 +33,19 @@ from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import LocalProtocolError, ProtocolError, ThresholdNotMet
+from securefed.errors import LocalProtocolError, ThresholdNotMet
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.ledger import Ledger
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound
 from securefed.federation.invitations import (
-    RUN_BYTES,
-    Hello,
-    Introduction,
     Invitation,
-    Step,
-    answered,
 )
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.federation.sliced_rounds import SlicedClientRound
 from securefed.lora.adapter import adapter_state
 from securefed.privacy.policy import PrivacyPolicy
-
-
-class Courier(Protocol):
-    """Carries requests to nodes and brings replies back; reads neither."""
-
-    def nodes(self, wanted: int) -> list[int]:
-        """The nodes that are there, once ``wanted`` are or the time for waiting is over."""
-        ...
-
-    def exchange(self, requests: Mapping[int, bytes], *, what: str) -> Mapping[int, bytes]:
-        """The reply of each node that gave one in time.
-
-        Args:
-            requests: by node.
-            what: the stage, for timing and for people who watch; the bytes do not depend on it.
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class Greeted:
-    """Which client is at which node, and how much data it says that it has.
-
-    Attributes:
-        run: 16 bytes that name this process's part of the run to agents.
-        nodes: by client.
-        sizes: by client.
-    """
-
-    run: bytes
-    nodes: Mapping[str, int] = field(repr=False)
-    sizes: Mapping[str, int] = field(repr=False)
-
-
-def greet(
-    courier: Courier,
-    config: RunConfig,
-    roster: Roster,
-    server: IdentityKey,
-    observer: Observer,
-) -> Greeted:
-    """Find out who is where.
-
-    Run by: the server, when a run begins or goes on.
-
-    Raises:
-        ThresholdNotMet: fewer than ``cohort.min_clients`` clients are there.
-
-    Guarantees:
-        - A node counts as a client only by that client's signature over this very greeting, which
-          names the node; of two nodes that have it, the first one counts.
-    """
-    run, digest = secrets.token_bytes(RUN_BYTES), bytes.fromhex(config_digest(config))
-    hellos = {
-        node: Hello(run=run, node=node, config=digest)
-        for node in courier.nodes(len(roster.clients))
-    }
-    replies = courier.exchange(
-        {node: hello.encode(server) for node, hello in hellos.items()}, what="hello"
-    )
-    nodes: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for node, hello in hellos.items():
-        if node not in replies:
-            observer.message(f"node {node}: silent")
-            continue
-        try:
-            found = Introduction.decode(answered(replies[node]), hello, roster.clients)
-        except ProtocolError as error:
-            observer.message(f"node {node}: {error}")
-            continue
-        if found.client in nodes or found.size < 1:
-            observer.message(f"node {node}: {found.client!r} again, or without data")
-            continue
-        nodes[found.client], sizes[found.client] = node, found.size
-    least = config.cohort.min_clients
-    if len(nodes) < least:
-        raise ThresholdNotMet(
-            f"hello: {len(nodes)} clients are there, cohort.min_clients = {least} are needed"
-        )
-    return Greeted(run, nodes, sizes)
 
 
 class RemoteClient(SimulatedClient):
@@ -289,37 +201,14 @@ class RemoteRun(Run):
             fractions=self._fractions,
             adapter=save(adapter_state(self.bench.model)),
         ).encode(self._server)
-        nodes = self._greeted.nodes
-
-        def exchange(
-            stage: Stage, inbox: Mapping[str, bytes | None], carried: Carried
-        ) -> Iterator[Answer]:
-            requests = {
-                name: invitation if message is None else Step(session.session, message).encode()
-                for name, message in inbox.items()
-                if name in nodes
-            }
-            if stage == "masked_input":
-                for name in requests:  # whether it answers or not: it may have sent
-                    charge(self.parties.clients[name])
-            self.observer.message(f"round {session.round}: {stage}, {len(requests)} asked")
-            replies = self._courier.exchange(
-                {nodes[name]: request for name, request in requests.items()}, what=stage
-            )
-            for name, request in requests.items():
-                carried.bytes_down[name] += len(request)
-                reply = replies.get(nodes[name])
-                if reply is None:
-                    continue
-                carried.bytes_up[name] += len(reply)
-                try:
-                    message = answered(reply)
-                except ProtocolError as error:
-                    carried.refusals[name] = str(error)
-                    continue
-                yield Answer(name, message, len(request))
-
-        return exchange
+        return over_agents(
+            self._courier,
+            self._greeted.nodes,
+            invitation,
+            session,
+            charge=lambda name: charge(self.parties.clients[name]),
+            observer=self.observer,
+        )
 
 
 def _fractions(ledger: Ledger) -> tuple[float, ...]:

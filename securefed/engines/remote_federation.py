@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from securefed.config import RunConfig, first_difference, load_config
 from securefed.config.base import Positive, Section
 from securefed.crypto.identity import IdentityKey
-from securefed.engines.deployed import check_deployable, local_config
+from securefed.engines.couriers import Courier, Greeted, greet
+from securefed.engines.deployed import check_deployable, config_digest, local_config
 from securefed.engines.events import Lines, Observer
-from securefed.engines.remote import Courier, Greeted, RemoteRun, greet
+from securefed.engines.remote import RemoteRun
 from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
@@ -98,7 +99,14 @@ def federate(
             return finished
     else:
         folder.check_new()
-    greeted = greet(courier, config, roster, server, shown)
+    greeted = greet(
+        courier,
+        config_digest(config),
+        roster,
+        server,
+        shown,
+        min_clients=config.cohort.min_clients,
+    )
     sizes, noise = dict(greeted.sizes), None
     if deployment.resume:
         sizes, noise = _begun(folder, greeted, roster)

@@ -40,7 +40,9 @@ def finished(tmp_path_factory):
 
     # the first sum is of held-out figures; the second is round 1
     courier, told = DirectCourier(started(world), lost), Told()
-    result = federate(world.deployment, courier, observer=told, clock=lambda: "2026-01-01T00:00:00Z")
+    result = federate(
+        world.deployment, courier, observer=told, clock=lambda: "2026-01-01T00:00:00Z"
+    )
     return world, courier, told, result
 
 
@@ -62,7 +64,9 @@ def test_its_folder_verifies_and_counts_one_that_never_answered(finished):
     _, _, _, result = finished
     verdict = verify_run(result.folder)
     assert verdict.finished
-    summed = [r.body for r in read_ledger(result.folder / "ledger.jsonl") if r.kind == "round_summed"]
+    summed = [
+        r.body for r in read_ledger(result.folder / "ledger.jsonl") if r.kind == "round_summed"
+    ]
     assert "site-3" in summed[0]["charged"]
     assert "site-3" not in summed[0]["survivors"]
 
@@ -70,7 +74,8 @@ def test_its_folder_verifies_and_counts_one_that_never_answered(finished):
 def test_each_owners_own_account_holds_every_round_that_it_sent(finished):
     world, _, _, result = finished
     sessions = {
-        r.body["session"]: r.body for r in read_ledger(result.folder / "ledger.jsonl")
+        r.body["session"]: r.body
+        for r in read_ledger(result.folder / "ledger.jsonl")
         if r.kind == "round_summed"
     }
     for name in world.identities:
@@ -88,7 +93,8 @@ def test_each_owners_own_account_holds_every_round_that_it_sent(finished):
 
 def test_a_run_file_that_only_a_simulation_carries_out_is_refused(tmp_path):
     world = write_deployment(
-        tmp_path, cohort={"simulated_dropouts": [{"round": 1, "client": "site-0", "stage": "share"}]}
+        tmp_path,
+        cohort={"simulated_dropouts": [{"round": 1, "client": "site-0", "stage": "share"}]},
     )
     with pytest.raises(ConfigError, match=r"cohort\.simulated_dropouts"):
         federate(world.deployment, DirectCourier({}))

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO
+
+from securefed.errors import ConfigError
 
 
 class Log:
@@ -31,3 +36,18 @@ class Log:
         line = {"time": self._clock(), "event": event} | values
         self._stream.write(json.dumps(line, sort_keys=False) + "\n")
         self._stream.flush()
+
+
+@contextmanager
+def appended(path: Path) -> Iterator[IO[str]]:
+    """A log file to append to, made for its owner alone (mode 0600).
+
+    Raises:
+        ConfigError: it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    except OSError as error:
+        raise ConfigError(f"log {path}: cannot be opened ({error.strerror})") from None
+    with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+        yield stream

@@ -45,6 +45,7 @@ ROUND_ABANDONED = "round_abandoned"
 ROUND_APPLIED = "round_applied"
 EVALUATION_OPENED = "evaluation_opened"
 EVALUATED = "evaluated"
+EVALUATION_FAILED = "evaluation_failed"
 ROSTER = "roster"
 SOFTWARE = "software_changed"
 CLOSED = "closed"
@@ -125,6 +126,7 @@ class _Reader:
             ROUND_APPLIED: self._round_applied,
             EVALUATION_OPENED: self._evaluation_opened,
             EVALUATED: self._evaluated,
+            EVALUATION_FAILED: self._evaluation_failed,
             ROSTER: self._roster,
             RECOVERED: lambda body: None,
             SOFTWARE: self._software,
@@ -274,7 +276,7 @@ class _Reader:
         session = str(body["session"])
         if session not in self.history.unnoised:
             self._refuse("holds figures of an evaluation that was never opened")
-        if self.history.unnoised[session]:
+        if self.history.unnoised[session] or session not in self._measured:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
@@ -283,6 +285,15 @@ class _Reader:
         self._check_survivors(body, self._cohort)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
+
+    def _evaluation_failed(self, body: Mapping[str, Any]) -> None:
+        session = str(body["session"])
+        if self.history.unnoised.get(session, True) or session not in self._measured:
+            self._refuse("fails an evaluation that was never opened, or has ended")
+        self._check_unguaranteed(body)
+        self._check_round(body)
+        if body.get("of") != self._measured.pop(session):
+            self._refuse(f"of = {body.get('of')!r}; it was opened for other figures")
 
     def _roster(self, body: Mapping[str, Any]) -> None:
         parties = self._cohort | (

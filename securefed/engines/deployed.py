@@ -8,6 +8,7 @@ are names, and each party says what they stand for on its machine.
 from __future__ import annotations
 
 import hashlib
+from pathlib import PurePath
 from typing import Any
 
 from securefed.config import RunConfig, dump_config, parse_config
@@ -74,3 +75,17 @@ def local_config(
     if client is not None:
         values["data"]["clients"] = [client]
     return parse_config(values)
+
+
+def common_config(config: RunConfig) -> RunConfig:
+    """The run file that all parties share: folders of one machine are cut down to their names.
+
+    Raises:
+        ConfigError: only a simulation carries it out.
+    """
+    check_deployable(config)
+
+    def named(source: str) -> str:
+        return source if source.startswith("builtin:") else PurePath(source).name
+
+    return local_config(config, model=named(config.model.source), data=named(config.data.source))

@@ -16,7 +16,7 @@ from safetensors.torch import save
 
 from securefed.config import RunConfig, Stage
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
-from securefed.engines.attempts import ROUND_APPLIED, ROUND_SUMMED
+from securefed.engines.attempts import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.couriers import Courier, Greeted, over_agents
 from securefed.engines.evaluations import Evaluations
@@ -102,7 +102,10 @@ class RemoteEvaluations(Evaluations):
         try:
             return super()._sum(number, of)
         except ThresholdNotMet as error:  # owners may take part in no sum without noise
-            self._observer.message(f"held-out figures after round {number}: none ({error})")
+            opened = self._ledger.records[-1].body
+            self._ledger.append(EVALUATION_FAILED, opened | {"why": type(error).__name__})
+            why = "; ".join([str(error), *getattr(error, "__notes__", [])])
+            self._observer.message(f"held-out figures after round {number}: none ({why})")
             return Figures.unmeasured()
 
 

@@ -13,6 +13,7 @@ Beside it the same roster lies unsigned, for ``securefed verify --roster``.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +52,28 @@ class SignedRoster:
             )
         document = {"format": FORMAT, "serial": self.serial} | self.roster.to_record()
         return json.dumps(sign(document, server, payload_type=ROSTER_TYPE), indent=1) + "\n"
+
+    def save(self, path: Path, server: IdentityKey) -> Path:
+        """Write the signed file, and the plain one beside it; each is there whole or not at all.
+
+        Returns:
+            The plain one's path.
+
+        Raises:
+            ConfigError: as of :meth:`to_text`, or a file cannot be written.
+        """
+        plain = path.with_name(f"{path.stem}.public.json")
+        for place, text in ((path, self.to_text(server)), (plain, self.roster.to_text())):
+            partial = place.with_name(f".{place.name}.partial")
+            try:
+                with partial.open("w", encoding="utf-8") as stream:
+                    stream.write(text)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                partial.replace(place)
+            except OSError as error:
+                raise ConfigError(f"roster {place}: cannot be written ({error.strerror})") from None
+        return plain
 
 
 def read_signed_roster(

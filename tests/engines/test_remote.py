@@ -107,6 +107,7 @@ def test_owners_who_refuse_figures_without_noise_still_train(tmp_path):
     assert result.rounds == 1
     assert result.after.perplexity is None
     assert any("held-out figures after round 1: none" in line for line in told.lines)
+    assert verify_run(result.folder).finished
     assert "floors.exact_figures" in world.logs["site-0"].getvalue()
 
 

@@ -27,7 +27,7 @@ from securefed.evidence.signed_roster import SignedRoster
 CLOCK = "2026-01-01T00:00:00Z"
 
 
-def policy_values(client: str, server: str, **sections: Any) -> dict[str, Any]:
+def policy_values(client: str, server: str, /, **sections: Any) -> dict[str, Any]:
     """A policy that takes part in what ``write_deployment`` writes."""
     values: dict[str, Any] = {
         "client": client,

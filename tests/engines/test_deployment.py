@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from deployment import Processes, free_port, logged, until
+from deployment import (
+    Processes,
+    free_port,
+    listens_on,
+    logged,
+    until,
+    write_certificates,
+    write_node_key,
+)
 from tiny import write_run
 
 from securefed.engines.verify import verified_run
@@ -18,7 +26,7 @@ NAMES = ["site-0", "site-1", "site-2"]
 
 
 def prepared(folder: Path, processes: Processes) -> Path:
-    """Keys, roster, app, policies and everybody's data, made by the command line as an owner would."""
+    """Keys, roster, app and policies, by the command line as people would make them."""
     run_file = write_run(
         folder,
         training={"rounds": 2},
@@ -76,30 +84,83 @@ def connection(processes: Processes, **values: object) -> None:
     (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": values}}))
 
 
+def start_superlink(processes: Processes, port: int, *words: object) -> None:
+    processes.start(
+        "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", port,
+        "--disable-runtime-dependency-installation", *words,
+    )  # fmt: skip
+
+
+def start_node(processes: Processes, name: str, port: int, path: Path, *words: object) -> None:
+    processes.start(
+        f"{name}-supernode", "flower-supernode", "--superlink", f"127.0.0.1:{port}",
+        "--host", "127.0.0.1", "--port", free_port(),
+        "--node-config", f'agent-socket="{path}"', *words,
+    )  # fmt: skip
+
+
+def train_and_kill_one(folder: Path, app: Path, processes: Processes) -> None:
+    """Start the run; kill one agent as soon as it is in the first round; wait for the end."""
+    processes.start("run", "flwr", "run", app, "dep", "--stream")
+    log, ledger = folder / "site-2.log", folder / "runs" / "tiny" / "ledger.jsonl"
+    until(lambda: logged(log, event="invited", round=1, of="updates"), "round 1", 400)
+    processes.kill("site-2")
+    until(lambda: ledger.exists() and '"closed"' in ledger.read_text(), "the end", 600)
+
+
+def check_finished(folder: Path) -> None:
+    run = verified_run(folder / "runs" / "tiny")
+    assert run.finished
+    assert run.history.applied == 2
+    assert all(each == frozenset({"site-0", "site-1"}) for each in run.history.survivors.values())
+
+
 def test_three_agents_train_while_one_is_killed(tmp_path):
     with Processes(tmp_path / "processes") as processes:
         app = prepared(tmp_path, processes)
         sockets = {name: start_agent(tmp_path, app, name, processes) for name in NAMES}
-        api, fleet, control = free_port(), free_port(), free_port()
-        processes.start(
-            "superlink", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", api,
-            "--disable-runtime-dependency-installation",
-        )  # fmt: skip
+        port = free_port()
+        start_superlink(processes, port, "--insecure")
         until(lambda: all(path.exists() for path in sockets.values()), "agents", 180)
         for name in NAMES:
-            processes.start(
-                f"{name}-supernode", "flower-supernode", "--insecure",
-                "--superlink", f"127.0.0.1:{api}", "--host", "127.0.0.1", "--port", free_port(),
-                "--node-config", f'agent-socket="{sockets[name]}"',
-            )  # fmt: skip
-        connection(processes, address=f"127.0.0.1:{api}", insecure=True)
-        processes.start("run", "flwr", "run", app, "dep", "--stream")
-        log = tmp_path / "site-2.log"
-        until(lambda: logged(log, event="invited", round=1, of="updates"), "round 1", 400)
-        processes.kill("site-2")
-        ledger = tmp_path / "runs" / "tiny" / "ledger.jsonl"
-        until(lambda: ledger.exists() and '"closed"' in ledger.read_text(), "the end", 600)
-    run = verified_run(tmp_path / "runs" / "tiny")
-    assert run.finished
-    assert run.history.applied == 2
-    assert all(each == frozenset({"site-0", "site-1"}) for each in run.history.survivors.values())
+            start_node(processes, name, port, sockets[name], "--insecure")
+        connection(processes, address=f"127.0.0.1:{port}", insecure=True)
+        train_and_kill_one(tmp_path, app, processes)
+    check_finished(tmp_path)
+
+
+def test_the_same_over_tls_with_registered_nodes_alone(tmp_path):
+    write_certificates(tmp_path)
+    tls = ("--ssl-ca-certfile", tmp_path / "ca.crt", "--ssl-certfile", tmp_path / "tls.crt",
+           "--ssl-keyfile", tmp_path / "tls.key")  # fmt: skip
+    with Processes(tmp_path / "processes") as processes:
+        app = prepared(tmp_path, processes)
+        sockets = {name: start_agent(tmp_path, app, name, processes) for name in NAMES}
+        port = free_port()
+        start_superlink(processes, port, *tls, "--enable-supernode-auth")
+        until(lambda: all(path.exists() for path in sockets.values()), "agents", 180)
+        connection(
+            processes,
+            **{"address": f"127.0.0.1:{port}", "root-certificates": str(tmp_path / "ca.crt")},
+        )
+        until(lambda: "running on" in processes.output("superlink"), "SuperLink")
+        for name in [*NAMES, "stranger"]:
+            key = tmp_path / f"{name}-node-key"
+            write_node_key(key)
+            if name != "stranger":
+                processes.call("flwr", "supernode", "register", f"{key}.pub", "dep")
+            path = sockets.get(name, sockets["site-0"])
+            trust = ("--root-certificates", tmp_path / "ca.crt")
+            own = ("--auth-supernode-private-key", key)
+            start_node(processes, name, port, path, *trust, *own, *tls)
+        stranger = processes.started["stranger-supernode"]
+        until(lambda: stranger.poll() is not None, "refusal of the unregistered node")
+        assert stranger.returncode != 0
+        assert "Exit Code: 305" in processes.output("stranger-supernode")
+        assert "No SuperNode found with the given public key" in processes.output("superlink")
+        train_and_kill_one(tmp_path, app, processes)
+        for name, process in processes.started.items():
+            if process.poll() is None:
+                assert listens_on(process) <= {"127.0.0.1"}, name
+                assert listens_on(process) or "site" in name or name == "run"
+    check_finished(tmp_path)

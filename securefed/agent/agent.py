@@ -161,10 +161,10 @@ class Agent(SecretHolder):
     def _invited(self, request: bytes) -> bytes:
         arrived = self._clock()
         invitation = Invitation.decode(request, self._roster.server)
-        self._round = None
         client, figures = self._policy.client, invitation.figures
-        if invitation.session in self._seen:
+        if invitation.session in self._seen:  # a message that comes twice ends no round
             raise LocalProtocolError("session: an attempt needs a new one")
+        self._round = None
         self._seen.add(invitation.session)
         floors = self._policy.floors.of(figures=figures)
         strangers = sorted(set(invitation.sizes) - set(self._roster.clients))

@@ -153,6 +153,7 @@ def over_agents(
                 message = answered(reply)
             except ProtocolError as error:
                 carried.refusals[name] = str(error)
+                observer.message(f"round {session.round}: {stage}: {name}: {error}")
                 continue
             yield Answer(name, message, len(request))
 

@@ -16,7 +16,7 @@ from deployment import (
 )
 from tiny import write_run
 
-from securefed.engines.verify import verified_run
+from securefed.engines.verify import verified_run, verify_run
 from securefed.training.models import weights_fingerprint
 
 pytestmark = pytest.mark.deployment
@@ -109,8 +109,8 @@ def train_and_kill_one(folder: Path, app: Path, processes: Processes) -> None:
 
 
 def check_finished(folder: Path) -> None:
+    assert verify_run(folder / "runs" / "tiny").finished
     run = verified_run(folder / "runs" / "tiny")
-    assert run.finished
     assert run.history.applied == 2
     assert all(each == frozenset({"site-0", "site-1"}) for each in run.history.survivors.values())
 

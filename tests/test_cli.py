@@ -27,6 +27,7 @@ from securefed.engines import compare
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.workbench import Workbench
+from securefed.evidence.kinds import closing as closing_of
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.training.assets import ASSETS
 
@@ -287,7 +288,9 @@ def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, t
     )
     code, out, err = cli("run", path)
     assert code == 0, err
-    (folder,) = Path("runs").iterdir()
+    folder, keys = sorted(Path("runs").iterdir())
+    assert keys.name == f"{folder.name}.keys"
+    assert f"keys of its parties: runs/{keys.name} (verify --roster takes " in out
     assert re.fullmatch(r"tiny-\d{8}T\d{6}Z-[0-9a-f]{6}", folder.name)
     assert f"run folder: runs/{folder.name}\n" in out
     for name in ("config.toml", "ledger.jsonl", "ledger.head.json", "metrics.jsonl", "costs.json"):
@@ -297,7 +300,7 @@ def test_a_run_prints_epsilon_with_its_surroundings_and_writes_the_folder(cli, t
     for line in out.splitlines():
         if "held-out perplexity," in line:
             assert "outside the guarantee" in line
-    closing = read_ledger(folder / "ledger.jsonl")[-1].body
+    closing = closing_of(read_ledger(folder / "ledger.jsonl")).body
     for claim in closing["guarantees"]:
         shown = re.search(
             rf"epsilon against {claim['against'].replace('_', ' ')} "
@@ -448,13 +451,17 @@ def test_a_path_that_looks_like_markup_is_printed_as_it_is(cli, tmp_path):
 def test_verify_accepts_a_finished_run_and_recomputes_epsilon(cli, finished):
     code, out, err = cli("verify", finished)
     assert (code, err) == (0, "")
-    claim = read_ledger(finished / "ledger.jsonl")[-1].body["guarantees"][0]
+    claim = closing_of(read_ledger(finished / "ledger.jsonl")).body["guarantees"][0]
     assert claim["against"] == "server"
     shown = re.search(
         r"epsilon against server: ([\d.]+) \(one window of 8 tokens, delta 1e-05\)", out
     )
     assert claim["epsilon"] <= float(shown[1]) < claim["epsilon"] + 0.01
-    assert out.rstrip().endswith("finished")
+    assert out.splitlines()[-2:] == [
+        "finished",
+        "verdict: self-consistent, not anchored: the keys stand in the ledger itself; name those "
+        "that you trust with --roster",
+    ]
 
 
 @pytest.mark.parametrize("name", ["ledger.jsonl", "clients/site-2/budget.jsonl", "config.toml"])
@@ -549,9 +556,8 @@ def files_of_at_most(limit: int) -> Iterator[None]:
 
 def test_a_disk_that_fills_up_stops_the_run_and_loses_nothing(cli, finished, tmp_path):
     path = write_run(tmp_path, training={"rounds": 5})
-    limit = (finished / "ledger.jsonl").stat().st_size + 1500
-    largest = max(p.stat().st_size for p in finished.rglob("*") if p.name != "ledger.jsonl")
-    assert largest < limit, "another file would hit the limit first; nothing is tested"
+    # Above every other file, among them copies of the threat models; five rounds exceed it.
+    limit = max(p.stat().st_size for p in finished.rglob("*") if p.is_file()) + 1500
     with files_of_at_most(limit):
         code, _, err = cli("run", path, "--out", "out")
     assert code == 1

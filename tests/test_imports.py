@@ -83,7 +83,8 @@ import securefed.evidence.ledger
 import securefed.reports.picture
 import securefed.secagg
 
-for package in ("crypto", "encoding", "privacy", "secagg", "evidence", "reports", "federation"):
+packages = "crypto encoding privacy secagg evidence reports federation threats"
+for package in packages.split():
     module = importlib.import_module(f"securefed.{package}")
     for found in pkgutil.walk_packages(module.__path__, module.__name__ + "."):
         if found.name not in (
@@ -103,6 +104,11 @@ assert np.allclose(result.sum, 0.3, atol=1e-4), result.sum
 verdict = securefed.engines.verify.verify_run(Path(sys.argv[1]))
 assert verdict.finished
 print(*verdict.lines, sep="\\n")
+
+from securefed.engines.run_facts import judge_run
+from securefed.engines.verify import verified_run
+models, judgement = judge_run(Path(sys.argv[1]), verified_run(Path(sys.argv[1])))
+assert len(judgement.findings) == sum(len(model.claims) for model in models) > 0
 
 try:
     import torch

@@ -29,7 +29,7 @@ from securefed.engines.events import Observer, Silent
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.simulation import Federation
-from securefed.engines.verify import verified_run
+from securefed.engines.verified import verified_run
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.lora.adapter import adapter_state

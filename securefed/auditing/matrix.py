@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +30,7 @@ from securefed.evidence.results import (
     read_result,
 )
 from securefed.evidence.signing import key_id
-from securefed.training.unpacking import file_sha256
+from securefed.evidence.software import source_sha256
 
 _INPUTS = b"securefed/1/audited texts"
 
@@ -182,7 +180,7 @@ class Matrix:
             "trial_seconds": self.limits.seconds,
             "max_tokens": self.limits.max_tokens,
             "threads": torch.get_num_threads(),
-            "code": [securefed.__version__, code_digest(), torch.__version__],
+            "code": [securefed.__version__, source_sha256(), torch.__version__],
         }
 
     def _measured(
@@ -262,15 +260,6 @@ class Matrix:
             "public": public.raw.hex(),
         }
         write_whole(self.folder / "signer.json", json.dumps(signer, sort_keys=True) + "\n")
-
-
-@functools.cache
-def code_digest() -> str:
-    """SHA-256 over the source files of this package, in hexadecimal."""
-    root = Path(securefed.__file__).parent
-    files = sorted(root.rglob("*.py"))
-    listing = [[path.relative_to(root).as_posix(), file_sha256(path)] for path in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
 def why_void(baseline: Measurement | None) -> str:

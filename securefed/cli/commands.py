@@ -20,6 +20,8 @@ from securefed.cli.flower import flower
 from securefed.cli.keys import keys
 from securefed.cli.pilots import pilot
 from securefed.cli.plans import assignments, bought
+from securefed.cli.reporting import report
+from securefed.cli.threats import statement, threats
 from securefed.cli.watching import console, errors, quiet_libraries, say, watching
 from securefed.config import (
     RunConfig,
@@ -28,7 +30,13 @@ from securefed.config import (
     parse_config,
     run_file_schema,
 )
-from securefed.errors import ConfigError, FetchError, LedgerTampered, SecureFedError
+from securefed.errors import (
+    ConfigError,
+    FetchError,
+    LedgerTampered,
+    RemoteProtocolError,
+    SecureFedError,
+)
 
 if TYPE_CHECKING:
     from securefed.engines.figures import Figures
@@ -189,6 +197,9 @@ app.command()(audit)
 app.command("client")(agent_of_client)
 app.add_typer(keys, name="keys")
 app.add_typer(flower, name="flower")
+app.command()(report)
+app.command()(threats)
+app.command()(statement)
 
 
 @app.command()
@@ -213,18 +224,44 @@ def fetch(offline: Offline = False) -> None:
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
-    """Check a run's ledgers and recompute its epsilon.  Exit code 1: tampered, 3: unfinished."""
-    from securefed.engines.verify import verify_run
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Run folder.")],
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
+    ] = None,
+    signer: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Public key of who signs results and statements; may be repeated.",
+        ),
+    ] = None,
+) -> None:
+    """Check a run's ledgers, signatures and report, and recompute its epsilon.
 
+    Exit code 0: all holds, 1: tampered, 2: usage, 3: incomplete (unfinished, too few witnesses, or
+    a report that was made with keys that are not named).
+    """
+    from securefed.engines.reported import REPORT
+    from securefed.engines.verify import verdict_on, verified_run
+    from securefed.evidence.anchoring import read_public_key
+
+    trusted = [read_public_key(path) for path in signer or ()]
+    unlike: list[str] = []
     try:
-        verdict = verify_run(folder)
-    except LedgerTampered as error:
+        run = verified_run(folder, roster)
+        if (folder / REPORT).exists():
+            from securefed.cli.rebuilt import check_rebuilt
+
+            unlike = check_rebuilt(folder, run, trusted)
+        verdict = verdict_on(folder, run, incomplete=unlike)
+    except (LedgerTampered, RemoteProtocolError) as error:
         errors.print(f"TAMPERED: {error}", style="red", markup=False)
         raise typer.Exit(1) from None
     for line in verdict.lines:
         say(line)
-    if not verdict.finished:
+    if verdict.incomplete:
         raise typer.Exit(3)
 
 
@@ -315,6 +352,8 @@ def _run(
 ) -> None:
     if resume:
         _folder_to_resume(out)
+    from securefed.engines.identities import ROSTER_FILE
+    from securefed.engines.run_folder import RunFolder
     from securefed.engines.simulation import Federation, new_run_folder
 
     quiet_libraries()
@@ -336,7 +375,9 @@ def _run(
         say(statements_of_figures(result) + "\n")
     if config.output.picture:
         draw(config, result, notes)
+    keys = RunFolder(result.folder).keys
     say(f"run folder: {result.folder}\n")
+    say(f"keys of its parties: {keys} (verify --roster takes {keys / ROSTER_FILE})\n")
     console.print(table(config, result))
     if compare:  # after all that the run itself has to show: a comparison may take as long again
         try:

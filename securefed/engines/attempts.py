@@ -19,39 +19,34 @@ charge costs one round that was not spent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from securefed.engines.attempt import Attempt
-from securefed.engines.cohorts import Cohorts
+from securefed.engines.comparing import require_same
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_records import HistogramRecords
 from securefed.engines.plan_records import check_slices
 from securefed.engines.round_clock import checked_late
 from securefed.engines.settings import Settings
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.budget import CHARGE
-from securefed.evidence.ledger import RECOVERED, Record, read_ledger
+from securefed.evidence.kinds import (
+    CLOSED,
+    EVALUATED,
+    EVALUATION_FAILED,
+    EVALUATION_OPENED,
+    ROUND_ABANDONED,
+    ROUND_APPLIED,
+    ROUND_FAILED,
+    ROUND_OPENED,
+    ROUND_SUMMED,
+    SOFTWARE,
+    WITNESSED,
+)
+from securefed.evidence.ledger import RECOVERED, Record
 from securefed.privacy.policy import CohortBounds, PrivacyPolicy
-from securefed.secagg.encryption import DECRYPTOR
-
-ROUND_OPENED = "round_opened"
-ROUND_SUMMED = "round_summed"
-ROUND_FAILED = "round_failed"
-ROUND_ABANDONED = "round_abandoned"
-ROUND_APPLIED = "round_applied"
-EVALUATION_OPENED = "evaluation_opened"
-EVALUATED = "evaluated"
-EVALUATION_FAILED = "evaluation_failed"
-ROSTER = "roster"
-SOFTWARE = "software_changed"
-CLOSED = "closed"
-
-ACCOUNT, HISTOGRAM_ACCOUNT = "budget.jsonl", "histograms.jsonl"
-"""A client's accounts, in ``clients/ID``: of rounds, and of histograms of held-out figures."""
 
 
 @dataclass
@@ -127,7 +122,7 @@ class _Reader:
             EVALUATION_OPENED: self._evaluation_opened,
             EVALUATED: self._evaluated,
             EVALUATION_FAILED: self._evaluation_failed,
-            ROSTER: self._roster,
+            WITNESSED: self._witnessed,
             RECOVERED: lambda body: None,
             SOFTWARE: self._software,
             CLOSED: self._closed,
@@ -145,7 +140,7 @@ class _Reader:
 
     def take(self, record: Record) -> None:
         self._line = record.seq + 1
-        if self.history.closed is not None:
+        if self.history.closed is not None and record.kind != WITNESSED:
             self._refuse(f"{record.kind} stands after the run was closed")
         if record.kind not in self._kinds:
             self._refuse(f"kind {record.kind!r} is none that a run writes")
@@ -295,12 +290,10 @@ class _Reader:
         if body.get("of") != self._measured.pop(session):
             self._refuse(f"of = {body.get('of')!r}; it was opened for other figures")
 
-    def _roster(self, body: Mapping[str, Any]) -> None:
-        parties = self._cohort | (
-            {DECRYPTOR} if self._settings.aggregation.has_decryptor else set()
-        )
-        if set(body["keys"]) != parties:
-            self._refuse("roster: its names are not those of the cohort")
+    def _witnessed(self, body: Mapping[str, Any]) -> None:
+        """What it signs is checked with all signatures, in :mod:`securefed.engines.witnesses`."""
+        if self.history.applied == 0 and self.history.closed is None:
+            self._refuse("signs a head before a round was applied")
 
     def _check_unguaranteed(self, body: Mapping[str, Any]) -> None:
         if body["guaranteed"] is not False:
@@ -366,7 +359,8 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
         - Charged clients, survivors and those who were late are distinct members of the round's
           own cohort, survivors at least as many as its survivor floor; of each slice that was
           opened, clients that hold it, at least as many as its own.
-        - A closing record is the last one and names the rounds that were applied.
+        - A closing record is the last one, but for signatures over it, and names the rounds that
+          were applied.
     """
     reader = _Reader(path, records[0].body, settings)
     for record in records[1:]:
@@ -377,109 +371,6 @@ def read_history(path: Path, records: list[Record], settings: Settings) -> Histo
 def next_clip_norm(policy: PrivacyPolicy) -> float | None:
     """The clip of the next round, as a round's record holds it; None where it never changes."""
     return None if policy.adaptive_clip is None else policy.clip_norm
-
-
-def check_accounts(
-    folder: Path, genesis: Mapping[str, Any], history: History, cohorts: Cohorts
-) -> dict[str, int]:
-    """Compare each client's account with the run's ledger, by the rule of counting.
-
-    Args:
-        folder: the run folder.
-        genesis: body of the ledger's first record.
-        history: of the same ledger.
-        cohorts: who is in which round.
-
-    Returns:
-        The charges of each client.
-
-    Raises:
-        LedgerTampered: an account is missing, is another client's, charges what was never opened,
-            at another price or for a round that its client takes no part in, or lacks a charge
-            that the ledger names.
-    """
-    return _check_accounts(
-        folder,
-        genesis,
-        ACCOUNT,
-        "privacy",
-        history.attempts,
-        lambda attempt: cohorts.members(attempt.round),
-    )
-
-
-def check_histogram_accounts(folder: Path, genesis: Mapping[str, Any], history: History) -> int:
-    """The same for each client's account of histograms; 0 where the run has none.
-
-    Raises:
-        LedgerTampered: as there.
-    """
-    if "histograms" not in genesis:
-        return 0
-    everybody = genesis["cohort"]
-    charged = _check_accounts(
-        folder, genesis, HISTOGRAM_ACCOUNT, "histograms", history.histograms, lambda _: everybody
-    )
-    return max(charged.values())
-
-
-def _check_accounts(
-    folder: Path,
-    genesis: Mapping[str, Any],
-    file_name: str,
-    priced: str,
-    attempts: Mapping[str, Attempt],
-    members_of: Callable[[Attempt], Collection[str]],
-) -> dict[str, int]:
-    accounts = folder / "clients"
-    names = sorted(path.name for path in accounts.iterdir()) if accounts.is_dir() else []
-    missing, foreign = (set(genesis["cohort"]) - set(names), set(names) - set(genesis["cohort"]))
-    if missing:
-        raise LedgerTampered(f"{accounts}: no account of {', '.join(sorted(missing))}")
-    if foreign:
-        found = ", ".join(sorted(foreign))
-        raise LedgerTampered(f"{accounts}: {found}: not in the run's cohort")
-    charged: dict[str, set[str]] = {}
-    for name in names:
-        path = accounts / name / file_name
-        if not path.is_file():
-            raise LedgerTampered(f"{path} is missing: no account of {name}")
-        own = read_ledger(path)
-        expected = {"client": name, "privacy": genesis[priced]}
-        require_same(own[0].body, expected, f"{path}: first record")
-        charges = [record.body for record in own if record.kind == CHARGE]
-        sessions = [str(charge["session"]) for charge in charges]
-        if len(set(sessions)) != len(sessions) or not set(sessions) <= set(attempts):
-            raise LedgerTampered(f"{path}: charges a session twice, or one that was never opened")
-        for charge in charges:
-            attempt = attempts[str(charge["session"])]
-            if name not in members_of(attempt):
-                raise LedgerTampered(
-                    f"{path}: charges round {attempt.round}, in which {name} takes no part by the "
-                    "plan"
-                )
-            require_same(charge, attempt.event, f"{path}: charge for round {attempt.round}")
-        charged[name] = set(sessions)
-    so_far: set[str] = set()
-    for attempt in attempts.values():
-        so_far.add(attempt.session)
-        for name in sorted(attempt.charged or ()):
-            if attempt.session not in charged[name]:
-                raise LedgerTampered(
-                    f"{accounts / name}: no charge for round {attempt.round}, which the ledger "
-                    "says that this client was charged for"
-                )
-        most = max(len(sessions & so_far) for sessions in charged.values())
-        if attempt.charges is not None and attempt.charges != most:
-            raise LedgerTampered(
-                f"{folder / 'ledger.jsonl'}: round {attempt.round} was summed with charges = "
-                f"{attempt.charges}, the accounts hold {most} up to then"
-            )
-    for session, attempt in attempts.items():
-        if attempt.charged is None:
-            for name in members_of(attempt):
-                charged[name].add(session)
-    return {name: len(sessions) for name, sessions in charged.items()}
 
 
 def told_on_resume(history: History, paid: Collection[Collection[str]]) -> str:
@@ -505,39 +396,3 @@ def told_on_resume(history: History, paid: Collection[Collection[str]]) -> str:
             f"{len(paid)} clients and {'stay' if many else 'stays'} charged"
         )
     return "; ".join(parts)
-
-
-def require_same(found: Mapping[str, Any], expected: Mapping[str, Any], where: str) -> None:
-    """Equal up to the last digits of a float: libraries round differently on other machines.
-
-    Raises:
-        LedgerTampered: names the first key whose values differ, and both.
-    """
-    for key in differing(found, expected):
-        if key not in found:
-            raise LedgerTampered(
-                f"{where}: lacks {key}, which this version writes; it was written by another "
-                "version, or cut"
-            )
-        raise LedgerTampered(
-            f"{where}: {key} = {found.get(key)!r}, recomputed {expected.get(key)!r}"
-        )
-
-
-def differing(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """The keys whose values are not the same but for rounding."""
-    return [
-        key
-        for key in sorted(set(found) | set(expected))
-        if not _same(found.get(key), expected.get(key))
-    ]
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, float | int) and isinstance(other, float | int):
-        return math.isclose(one, other, rel_tol=1e-9)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(_same, one, other))
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return not differing(one, other)
-    return one == other

@@ -67,7 +67,7 @@ class SimulatedClient:
     data: ClientData = field(repr=False)
     budget: ClientBudget
     policy: PrivacyPolicy
-    identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
+    identity: IdentityKey = field(repr=False)
     meter: Meter = field(default_factory=Meter, repr=False)
     histograms: ClientBudget | None = None
 
@@ -85,7 +85,7 @@ class SimulatedDecryptor:
     """The separate party of a run that has one: its ledger of what it opened, and its identity."""
 
     openings: Ledger
-    identity: IdentityKey = field(default_factory=IdentityKey.generate, repr=False)
+    identity: IdentityKey = field(repr=False)
     meter: Meter = field(default_factory=Meter, repr=False)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from securefed.engines.arrangement import figures_aggregation
-from securefed.engines.attempts import EVALUATED, EVALUATION_OPENED
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures, encode_figures, figures_policy
 from securefed.engines.histogram_records import recorded_histogram
@@ -23,6 +22,7 @@ from securefed.engines.recorded import Shown, recorded_figures, shown_key
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
+from securefed.evidence.kinds import EVALUATED, EVALUATION_OPENED
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound

@@ -16,12 +16,13 @@ from typing import Any, NoReturn
 from securefed.engines.attempt import Attempt
 from securefed.engines.histogram_settings import HistogramSettings, Of
 from securefed.engines.noised_histogram import NoisedHistogram
+from securefed.evidence.kinds import (
+    HISTOGRAM_ABANDONED,
+    HISTOGRAM_FAILED,
+    HISTOGRAM_OPENED,
+    HISTOGRAM_SUMMED,
+)
 from securefed.evidence.ledger import Record
-
-HISTOGRAM_OPENED = "histogram_opened"
-HISTOGRAM_SUMMED = "histogram_summed"
-HISTOGRAM_FAILED = "histogram_failed"
-HISTOGRAM_ABANDONED = "histogram_abandoned"
 
 _Body = Mapping[str, Any]
 

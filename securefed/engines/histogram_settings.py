@@ -70,7 +70,7 @@ class HistogramSettings:
         cohort_size: int,
         aggregation: Aggregation,
     ) -> None:
-        self.section, self.config, self._size = section, config, cohort_size
+        self.section, self.config, self.cohort_size = section, config, cohort_size
         self.at_the_end = 1 + 2 * config.personal.told
         self.planned = len(evaluated_rounds(config)) - 1 + self.at_the_end
         self.policy = PrivacyPolicy(
@@ -143,7 +143,7 @@ class HistogramSettings:
         return guarantee(
             self.policy,
             plan,
-            cohort_size=self._size,
+            cohort_size=self.cohort_size,
             against=against,
             rounds=charges,
             plaintext=not self.protects,

@@ -14,12 +14,6 @@ from securefed.engines.attempts import History
 from securefed.engines.cohort import SimulatedClient
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures, encode_figures
-from securefed.engines.histogram_records import (
-    HISTOGRAM_ABANDONED,
-    HISTOGRAM_FAILED,
-    HISTOGRAM_OPENED,
-    HISTOGRAM_SUMMED,
-)
 from securefed.engines.histogram_settings import HistogramSettings, Of
 from securefed.engines.in_process import Carried
 from securefed.engines.noised_histogram import Bins, NoisedHistogram
@@ -27,6 +21,12 @@ from securefed.engines.parties import Parties
 from securefed.engines.run_folder import RunFolder
 from securefed.errors import SecureFedError
 from securefed.evidence.budget import CHARGE, ClientBudget
+from securefed.evidence.kinds import (
+    HISTOGRAM_ABANDONED,
+    HISTOGRAM_FAILED,
+    HISTOGRAM_OPENED,
+    HISTOGRAM_SUMMED,
+)
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound

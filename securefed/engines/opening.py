@@ -10,32 +10,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from securefed.config import RunConfig, dump_config
-from securefed.engines.attempts import (
-    ROSTER,
-    ROUND_ABANDONED,
-    SOFTWARE,
-    History,
-    check_accounts,
-    check_histogram_accounts,
-    differing,
-    read_history,
-    told_on_resume,
-)
+from securefed.engines.accounts import check_accounts, check_histogram_accounts
+from securefed.engines.attempts import History, read_history, told_on_resume
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
+from securefed.engines.comparing import differing
 from securefed.engines.events import Observer
 from securefed.engines.histograms import abandon_histogram, begin_accounts, open_accounts
+from securefed.engines.identities import Identities
 from securefed.engines.metering import Meter
 from securefed.engines.openings import check_openings, first_record
 from securefed.engines.parties import Parties
+from securefed.engines.releases import release_records
+from securefed.engines.run_files import check_config
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
-from securefed.engines.verify import check_config, software
+from securefed.engines.software import software
+from securefed.engines.threat_model_files import THREAT_MODELS, check_threat_models
+from securefed.engines.witnesses import check_witnesses, recorded_roster
+from securefed.engines.witnessing import unwitnessed, witnesses_of
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
+from securefed.evidence.kinds import ROUND_ABANDONED, SOFTWARE
 from securefed.evidence.ledger import Ledger
+from securefed.evidence.roster import Roster
+from securefed.evidence.software import (
+    dependencies,
+    dependencies_sha256,
+    source_sha256,
+)
+from securefed.evidence.witness import Witness, account_genesis
 from securefed.federation.server_step import ServerStep
 from securefed.privacy.policy import PrivacyPolicy
+from securefed.threats.files import digests, shipped
 
 
 @dataclass(frozen=True)
@@ -81,14 +88,20 @@ class Opening:
         self._step, self._observer, self._clock = step, observer, clock
         self._cohort = tuple(sorted(bench.sizes))
 
-    def _genesis(self) -> dict[str, Any]:
-        text = dump_config(self._config)
+    def _genesis(self, roster: Roster, threat_models: dict[str, bytes]) -> dict[str, Any]:
+        text, versions = dump_config(self._config), dependencies()
         return (
             self._prepared()
             | self._plan()
             | {
                 "software": software(),
+                "source_sha256": source_sha256(),
+                "dependencies": versions,
+                "dependencies_sha256": dependencies_sha256(versions),
                 "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+                "releases": release_records(self._settings, self._settings.stated.rounds),
+                "roster": roster.to_record(),
+                THREAT_MODELS: digests(threat_models),
             }
         )
 
@@ -116,9 +129,18 @@ class Opening:
             combining = self._bench.combining
             partial.save_checkpoint(0, self._step.state() | combining.server_state())
             partial.save_personal(lambda path: self._bench.save_kept(path, self._cohort, 0))
-            Ledger.create(partial.ledger, self._genesis(), clock=self._clock).close()
+            threat_models = shipped()
+            partial.write_threat_models(threat_models)
+            genesis = self._genesis(self._begin_roster(partial), threat_models)
+            with Ledger.create(partial.ledger, genesis, clock=self._clock) as ledger:
+                begun = ledger.head.hash
             for name in self._cohort:
-                account = {"client": name, "privacy": self._settings.record()}
+                account = account_genesis(
+                    name,
+                    self._settings.record(),
+                    size=self._bench.sizes[name],
+                    ledger=begun,
+                )
                 Ledger.create(partial.budget(name), account, clock=self._clock).close()
             begin_accounts(partial, self._cohort, self._settings.histograms, self._clock)
             if self._settings.aggregation.has_decryptor:
@@ -136,6 +158,11 @@ class Opening:
         ledger = held.enter_context(Ledger.open(self._folder.ledger, clock=self._clock))
         genesis = ledger.records[0].body
         check_config(self._folder.path, genesis)
+        if "roster" not in genesis:
+            raise ConfigError(
+                f"--resume: {self._folder.ledger} was begun by an earlier version, which kept no "
+                "identities and no witnesses; resume it with that version"
+            )
         history = read_history(self._folder.ledger, ledger.records, self._settings)
         self._check_prepared(genesis, history)
         state = self._folder.load_checkpoint(history.applied)
@@ -153,12 +180,18 @@ class Opening:
         self._bench.load_kept(self._folder.personal, self._cohort, history.applied)
         check_accounts(self._folder.path, genesis, history, self._settings.cohorts)
         check_histogram_accounts(self._folder.path, genesis, history)
+        check_threat_models(self._folder.path, genesis)
+        roster = recorded_roster(self._folder.ledger, genesis)
+        check_witnesses(self._folder.path, ledger.records, roster, self._settings)
+        identities = self._identities(roster)
         decryptor = None
-        if self._settings.aggregation.has_decryptor:
+        if identities.decryptor is not None:
             check_openings(self._folder.path, genesis, history)
             openings = Ledger.open(self._folder.openings(), clock=self._clock)
             decryptor = SimulatedDecryptor(
-                held.enter_context(openings), meter=Meter(memory=self._bench.memory)
+                held.enter_context(openings),
+                identities.decryptor,
+                meter=Meter(memory=self._bench.memory),
             )
         accounts, clients = {}, {}
         for name in self._cohort:
@@ -170,29 +203,63 @@ class Opening:
                 epsilon_after=self._settings.epsilon_after,
                 limit=self._settings.limit[1] if self._settings.limit else None,
             )
-            clients[name] = self._client(name, budget, history.policy)
+            clients[name] = self._client(name, budget, history.policy, identities)
         spent = open_accounts(self._folder, clients, self._settings.histograms, self._clock, held)
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
             paid = [_sessions(account) for account in accounts.values()]
             self._observer.message(told_on_resume(history, paid))
+        parties = self._parties(
+            clients,
+            decryptor,
+            identities,
+            lambda: witnesses_of(identities, accounts, spent, genesis["config_sha256"]),
+        )
+        due = unwitnessed(ledger.records)
+        if due is not None:  # a kill came between that record and the signatures over it
+            parties.witness(ledger, due)
         if history.software != software():
             ledger.append(SOFTWARE, {"software": software()})
         self._abandon(ledger, history, accounts, clients)
         abandon_histogram(ledger, history, spent, clients, self._observer)
-        parties = self._parties(clients, decryptor)
-        keys = {name: key.raw.hex() for name, key in parties.roster.items()}
-        ledger.append(ROSTER, {"keys": keys})
         return Opened(ledger, history, parties)
 
-    def _client(self, name: str, budget: ClientBudget, policy: PrivacyPolicy) -> SimulatedClient:
-        meter = Meter(memory=self._bench.memory)
-        return SimulatedClient(name, self._bench.clients[name], budget, policy, meter=meter)
+    # -- what is otherwise where the clients are elsewhere ---------------------------------
+
+    def _begin_roster(self, partial: RunFolder) -> Roster:
+        """Whose signatures count in a run that begins; their keys are made and kept here."""
+        identities = Identities.make(
+            self._cohort, decryptor=self._settings.aggregation.has_decryptor
+        )
+        identities.save(partial.keys)
+        return identities.roster
+
+    def _identities(self, roster: Roster) -> Identities:
+        """The secret keys that are here."""
+        self._folder.take_keys()
+        return Identities.load(self._folder.keys, roster)
+
+    def _client(
+        self, name: str, budget: ClientBudget, policy: PrivacyPolicy, identities: Identities
+    ) -> SimulatedClient:
+        return SimulatedClient(
+            name,
+            self._bench.clients[name],
+            budget,
+            policy,
+            identities.clients[name],
+            meter=Meter(memory=self._bench.memory),
+        )
 
     def _parties(
-        self, clients: dict[str, SimulatedClient], decryptor: SimulatedDecryptor | None
+        self,
+        clients: dict[str, SimulatedClient],
+        decryptor: SimulatedDecryptor | None,
+        identities: Identities,
+        witnesses: Callable[[], dict[str, Witness]],
     ) -> Parties:
-        return Parties(clients, decryptor, self._config.cohort.min_clients)
+        least = self._config.cohort.min_clients
+        return Parties(clients, decryptor, least, identities, witnesses())
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

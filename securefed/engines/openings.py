@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from securefed.engines.attempts import History, require_same
+from securefed.engines.attempts import History
+from securefed.engines.comparing import require_same
 from securefed.errors import LedgerTampered
 from securefed.evidence.ledger import RECOVERED, Ledger, Record, read_ledger
 from securefed.secagg.encryption import DECRYPTOR

@@ -1,16 +1,21 @@
-"""Who takes part in a simulated run besides the server."""
+"""Who takes part in a simulated run: clients, the decryptor if any, and the server's identity."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import get_args
 
 from securefed.config import KeyHolder, Mechanism
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
+from securefed.engines.identities import Identities
 from securefed.engines.metering import Meter
 from securefed.engines.openings import noting
-from securefed.errors import ConfigError
+from securefed.engines.witnessing import gather
+from securefed.errors import ConfigError, LocalProtocolError
+from securefed.evidence.chain import Record
+from securefed.evidence.ledger import Ledger
+from securefed.evidence.witness import Witness
 from securefed.federation.client import ClientRound
 from securefed.federation.floors import ClientFloors
 from securefed.federation.session import RoundSession
@@ -28,6 +33,8 @@ class Parties:
         clients: the cohort, by id.
         decryptor: None where no separate party opens the sums.
         min_clients: each one's own floor.
+        identities: everybody's keys; None before a run is opened.
+        witnesses: the clients' halves of signing the ledger's head.
     """
 
     def __init__(
@@ -35,8 +42,11 @@ class Parties:
         clients: dict[str, SimulatedClient],
         decryptor: SimulatedDecryptor | None,
         min_clients: int,
+        identities: Identities | None = None,
+        witnesses: dict[str, Witness] | None = None,
     ) -> None:
         self.clients, self._decryptor = clients, decryptor
+        self._identities, self._witnesses = identities, witnesses or {}
         self.cohort = tuple(sorted(clients))
         self._min_clients = min_clients
         self.floors = ClientFloors(
@@ -68,6 +78,17 @@ class Parties:
         if self._decryptor is not None:
             meters[DECRYPTOR] = self._decryptor.meter
         return meters
+
+    def witness(self, ledger: Ledger, record: Record, *, absent: Collection[str] = ()) -> None:
+        """Have the head at a record signed by the server and by all clients but those absent.
+
+        Raises:
+            LedgerTampered, LedgerError: as :func:`~securefed.engines.witnessing.gather`.
+        """
+        if self._identities is None:
+            raise LocalProtocolError("witness: the run is not opened yet, so nobody has a key")
+        present = {n: one for n, one in self._witnesses.items() if n not in absent}
+        gather(ledger, record, self._identities.server, present, self._identities.roster)
 
     def afford(self, members: Iterable[str]) -> bool:
         """Whether one more round stays within the limit of each client that is in it."""

@@ -9,13 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from securefed.engines.attempts import (
-    EVALUATED,
-    EVALUATION_FAILED,
-    ROUND_APPLIED,
-    ROUND_OPENED,
-    ROUND_SUMMED,
-)
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_records import recorded_histogram
@@ -23,6 +16,13 @@ from securefed.engines.histogram_settings import Of, evaluated_rounds
 from securefed.engines.plan_records import values_down
 from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
+from securefed.evidence.kinds import (
+    EVALUATED,
+    EVALUATION_FAILED,
+    ROUND_APPLIED,
+    ROUND_OPENED,
+    ROUND_SUMMED,
+)
 from securefed.evidence.ledger import Record
 
 

@@ -9,20 +9,20 @@ charged itself, and one that never answered counts as charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from safetensors.torch import save
 
 from securefed.config import RunConfig, Stage
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
-from securefed.engines.attempts import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.couriers import Courier, Greeted, over_agents
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_settings import Of
+from securefed.engines.identities import Identities
 from securefed.engines.in_process import Carried, Exchange, carry_by
 from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
@@ -32,11 +32,15 @@ from securefed.engines.round_halves import AnyServer, AnySession
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
+from securefed.engines.witnessing import gather
 from securefed.engines.workbench import Workbench
-from securefed.errors import LocalProtocolError, ThresholdNotMet
+from securefed.errors import ConfigError, LocalProtocolError, ThresholdNotMet
 from securefed.evidence.budget import ClientBudget
+from securefed.evidence.chain import Record
+from securefed.evidence.kinds import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
 from securefed.evidence.ledger import Ledger
 from securefed.evidence.roster import Roster
+from securefed.evidence.witness import Witness
 from securefed.federation.client import ClientRound
 from securefed.federation.invitations import (
     Invitation,
@@ -62,34 +66,78 @@ class RemoteClient(SimulatedClient):
 
 
 class RemoteParties(Parties):
-    """The cohort by its pinned public keys."""
+    """The cohort by its pinned public keys.
+
+    Heads of the ledger are signed by the server alone so far.
+
+    Args:
+        clients: the cohort, by id.
+        min_clients: the server's own floor.
+        roster: of the cohort.
+        server: the server's identity.
+    """
 
     def __init__(
-        self, clients: dict[str, SimulatedClient], min_clients: int, roster: Roster
+        self,
+        clients: dict[str, SimulatedClient],
+        min_clients: int,
+        roster: Roster,
+        server: IdentityKey,
     ) -> None:
         super().__init__(clients, None, min_clients)
-        self._public = {name: roster.clients[name] for name in self.cohort}
+        self._pinned, self._server = roster, server
 
     @property
     def roster(self) -> dict[str, IdentityPublicKey]:
         """Every client's identity key."""
-        return dict(self._public)
+        return dict(self._pinned.clients)
+
+    def witness(self, ledger: Ledger, record: Record, *, absent: Collection[str] = ()) -> None:
+        """Have the head at a record signed by the server.
+
+        Raises:
+            LedgerError: it cannot be written.
+        """
+        gather(ledger, record, self._server, {}, self._pinned)
 
 
 class RemoteOpening(Opening):
     """Opens a run whose clients are elsewhere."""
 
     pinned: Roster
+    server: IdentityKey
 
-    def _client(self, name: str, budget: ClientBudget, policy: PrivacyPolicy) -> SimulatedClient:
+    def _begin_roster(self, partial: RunFolder) -> Roster:
+        return self._of_cohort()
+
+    def _of_cohort(self) -> Roster:
+        clients = {name: self.pinned.clients[name] for name in self._cohort}
+        return Roster(self.pinned.server, clients)
+
+    def _identities(self, roster: Roster) -> Identities:
+        differing = roster.differing(self._of_cohort())
+        if differing:
+            raise ConfigError(
+                f"resume: the roster has another key of {differing[0]} than the run began with"
+            )
+        return Identities(self.server, {})
+
+    def _client(
+        self, name: str, budget: ClientBudget, policy: PrivacyPolicy, identities: Identities
+    ) -> SimulatedClient:
         return RemoteClient(name, budget, policy, Meter(memory=self._bench.memory))
 
     def _parties(
-        self, clients: dict[str, SimulatedClient], decryptor: SimulatedDecryptor | None
+        self,
+        clients: dict[str, SimulatedClient],
+        decryptor: SimulatedDecryptor | None,
+        identities: Identities,
+        witnesses: Callable[[], dict[str, Witness]],
     ) -> Parties:
         if decryptor is not None:
             raise LocalProtocolError("decryptor: a run between machines has none")
-        return RemoteParties(clients, self._config.cohort.min_clients, self.pinned)
+        least = self._config.cohort.min_clients
+        return RemoteParties(clients, least, self._of_cohort(), identities.server)
 
 
 class RemoteEvaluations(Evaluations):
@@ -151,7 +199,7 @@ class RemoteRun(Run):
             self.observer,
             self.clock,
         )
-        opening.pinned = self._roster
+        opening.pinned, opening.server = self._roster, self._server
         return opening
 
     def _round(self, ledger: Ledger, number: int) -> None:

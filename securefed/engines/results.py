@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from securefed.engines.attempts import CLOSED
 from securefed.engines.events import RoundEvent
 from securefed.engines.figures import Figures
 from securefed.engines.histogram_records import recorded_histogram
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.noised_histogram import NoisedHistogram
 from securefed.engines.recorded import read_shown, recorded_event, recorded_figures
-from securefed.engines.verify import verified_run
+from securefed.engines.verified import verified_run
 from securefed.errors import LedgerTampered
+from securefed.evidence.kinds import closing
 from securefed.evidence.ledger import read_ledger
 from securefed.privacy.accounting import ADVERSARIES, Adversary, PrivacyGuarantee
 
@@ -58,7 +58,7 @@ def recorded_result(folder: Path) -> RunResult | None:
     Raises:
         ConfigError, LedgerTampered: the folder does not verify.
     """
-    if read_ledger(folder / "ledger.jsonl")[-1].kind != CLOSED:
+    if closing(read_ledger(folder / "ledger.jsonl")) is None:
         return None  # another process may be writing it
     run = verified_run(folder)
     closed = run.history.closed or {}

@@ -15,14 +15,7 @@ from safetensors import SafetensorError
 from securefed.config import RunConfig, Stage
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.arrangement import told, told_of_slices
-from securefed.engines.attempts import (
-    CLOSED,
-    ROUND_APPLIED,
-    ROUND_FAILED,
-    ROUND_OPENED,
-    ROUND_SUMMED,
-    next_clip_norm,
-)
+from securefed.engines.attempts import next_clip_norm
 from securefed.engines.cohort import Codec, Encoded, SimulatedClient
 from securefed.engines.cost_records import CostRecords, What, hiding_phase
 from securefed.engines.evaluations import Evaluations
@@ -35,19 +28,21 @@ from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.plan_records import values_down
 from securefed.engines.recorded import Shown, read_shown, recorded_event, recorded_figures
+from securefed.engines.releases import release_records
 from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import AnyServer, AnySession, halves_of
+from securefed.engines.run_files import released_files
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.timing import EncryptionSeconds
-from securefed.engines.verify import released_files
 from securefed.engines.workbench import Workbench
 from securefed.errors import (
     BudgetExceeded,
     LedgerError,
     SecureFedError,
 )
+from securefed.evidence.kinds import CLOSED, ROUND_APPLIED, ROUND_FAILED, ROUND_OPENED, ROUND_SUMMED
 from securefed.evidence.ledger import Ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.server import ServerRound
@@ -192,17 +187,19 @@ class Run:
         self._costs.write(self.folder, self.events, self.settings, self.bench.model_bytes)
         charges = self.parties.charges
         guarantees = {who: self.settings.guarantee(who, charges) for who in ADVERSARIES}
-        ledger.append(
+        closing = ledger.append(
             CLOSED,
             {
                 "rounds": last,
                 "charges": charges,
                 "guarantees": [statement.to_record() for statement in guarantees.values()],
+                "releases": release_records(self.settings, charges),
                 "stopped": stopped,
                 "files": released_files(self.folder.path),
             }
             | evaluations.closing(),
         )
+        self.parties.witness(ledger, closing)
         return RunResult(
             folder=self.folder.path,
             rounds=last,
@@ -366,7 +363,9 @@ class Run:
             applied["values_down"] = sent
         if (clip := next_clip_norm(self._policy)) is not None:
             applied["next_clip_norm"] = clip
-        ledger.append(ROUND_APPLIED, name_of | applied)
+        # Who was not in the round, or fell silent in it, signs a later head over these lines too.
+        absent = (set(self.cohort) - set(survivors)) | carried.unanswered
+        self.parties.witness(ledger, ledger.append(ROUND_APPLIED, name_of | applied), absent=absent)
         for client in self.parties.clients.values():
             client.policy = client.policy.after(fraction)
         if self.settings.encryption is not None:

@@ -16,8 +16,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from securefed.engines.attempts import ACCOUNT, HISTOGRAM_ACCOUNT
+from securefed.engines.accounts import ACCOUNT, HISTOGRAM_ACCOUNT
 from securefed.engines.openings import OPENINGS
+from securefed.engines.threat_model_files import THREAT_MODELS
 from securefed.errors import ConfigError, LedgerTampered
 
 _OWNERS_ALONE = 0o700
@@ -34,7 +35,9 @@ class RunFolder:
     also ``clients/ID/histograms.jsonl``) and, where there is a decryptor, its
     ``decryptor/openings.jsonl``; with ``evaluation.show_clients`` also ``shown.json``, with
     ``cohort.ranks`` the adapter at each rank in ``ranks/RANK/adapter/``, and where clients keep a
-    part of the adapter, an adapter of their own or other state, ``personal/ID/``.
+    part of the adapter, an adapter of their own or other state, ``personal/ID/``;
+    ``threat_models/``, as they were when the run was begun.  Beside it lies ``NAME.keys/``
+    (:mod:`securefed.engines.identities`).
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,12 +53,15 @@ class RunFolder:
         self.initial = self.checkpoints / "initial.safetensors"
         self.clients = path / "clients"
         self.personal = path / "personal"
+        self.threat_models = path / THREAT_MODELS
+        self.keys = path.with_name(path.name + ".keys")
 
     def check_new(self) -> None:
         """Refuse a folder that cannot become a run folder, before any work is done.
 
         Raises:
-            ConfigError: the folder exists and is not empty, is a mount point, or cannot be made.
+            ConfigError: the folder exists and is not empty, is a mount point, or cannot be made; or
+                keys of another run lie where its own belong.
         """
         above = self.path.absolute().parent
         while not above.exists():
@@ -67,6 +73,11 @@ class RunFolder:
                 )
             if self.path.is_mount():
                 raise ConfigError(self._mounted())
+            if self.keys.exists() or self.keys.is_symlink():
+                raise ConfigError(
+                    f"run folder {self.path}: {self.keys} is there already, with the identity keys "
+                    "of a run that was called so; choose another --out, or move them away"
+                )
             with tempfile.TemporaryDirectory(prefix=".securefed-", dir=above):
                 pass
         except OSError as error:
@@ -99,18 +110,24 @@ class RunFolder:
                 nothing is left behind.
 
         Guarantees:
-            - Files and folders are flushed before the folder takes its place.
+            - Files and folders, keys too, are flushed before the folder takes its place.
         """
         self.check_new()
-        partial = RunFolder(self.path.with_name(f".{self.path.name}.partial"))
+        partial = self._partial
+        moved = False
         try:
-            shutil.rmtree(partial.path, ignore_errors=True)
+            for left in (partial.path, partial.keys):
+                shutil.rmtree(left, ignore_errors=True)
             partial.checkpoints.mkdir(parents=True)
             partial.clients.mkdir(mode=_OWNERS_ALONE)
             write_whole(partial.config, config_text)
             yield partial
             _sync_tree(partial.path)
+            if partial.keys.is_dir():
+                _sync_tree(partial.keys)
             partial.path.rename(self.path)
+            moved = True
+            self.take_keys()
             _sync(self.path.parent)
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.EBUSY:  # mounted from the same disk
@@ -119,6 +136,32 @@ class RunFolder:
             raise ConfigError(f"run folder {self.path}: cannot be made ({what})") from error
         finally:
             shutil.rmtree(partial.path, ignore_errors=True)
+            if not moved:
+                shutil.rmtree(partial.keys, ignore_errors=True)
+
+    def take_keys(self) -> None:
+        """Move the keys that were made with this run to their place, if they are not there.
+
+        A kill may have come after the run folder was moved and before its keys were.
+
+        Raises:
+            OSError: they cannot be moved.
+        """
+        made = self._partial.keys
+        if made.is_dir() and not self.keys.exists():
+            made.rename(self.keys)
+            _sync(self.keys.parent)
+
+    @property
+    def _partial(self) -> RunFolder:
+        """Where the folder is made, beside its place."""
+        return RunFolder(self.path.with_name(f".{self.path.name}.partial"))
+
+    def write_threat_models(self, files: Mapping[str, bytes]) -> None:
+        """Keep the threat models that the run is begun under."""
+        self.threat_models.mkdir()
+        for name, data in files.items():
+            (self.threat_models / name).write_bytes(data)
 
     def budget(self, client_id: str) -> Path:
         """The budget file of a simulated client (data loading admits only ids fit for a name)."""

@@ -17,7 +17,8 @@ from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.run_plan import RunPlan
 from securefed.engines.settings import Settings
-from securefed.engines.verify import recorded_plan, verified_run
+from securefed.engines.verified import recorded_plan, verified_run
+from securefed.engines.witnessing import witness_closing
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
@@ -95,7 +96,8 @@ class Federation:
         Args:
             out: the run folder; default ``runs/NAME-TIME-XXXXXX``, with six random digits.
             resume: go on with the run in ``out``; of a finished run the result is read from its
-                ledger, once it verifies, and nothing is written.
+                ledger, once it verifies, and nothing is written but the signatures over its closing
+                record, where a kill came before them.
 
         Raises:
             ConfigError, DataError, FetchError: something is wrong before the first round; the run
@@ -116,6 +118,8 @@ class Federation:
                 )
             finished = recorded_result(folder.path)
             if finished is not None:
+                folder.take_keys()
+                witness_closing(folder.path, folder.keys, self._clock)
                 self._observer.message(f"the run in {folder.path} is finished; nothing is left")
                 return finished
             if not self.config.privacy.resumable and not self._lacks_only_its_end(folder):

@@ -118,6 +118,11 @@ def encode_record(seq: int, time: str, kind: str, body: Mapping[str, Any], prev:
     return line
 
 
+def line_of(record: Record) -> bytes:
+    """The line that a verified record was read from, newline included."""
+    return encode_record(record.seq, record.time, record.kind, record.body, record.prev)
+
+
 def _check_json(value: Any, where: str, depth: int) -> None:
     """Refuse, by the place where it stands, what would not come back as it went in."""
     if depth == 0:

@@ -27,7 +27,8 @@ from securefed.errors import ConfigError, RemoteProtocolError
 PAYLOAD_LIMIT = 1 << 24
 """Bytes of a payload at most."""
 
-_MOST_SIGNATURES = 16
+MOST_SIGNATURES = 16
+"""Signatures of an envelope at most, where whoever reads it does not say how many."""
 
 
 def key_id(key: IdentityPublicKey) -> str:
@@ -65,13 +66,19 @@ def sign(document: Mapping[str, Any], key: IdentityKey, *, payload_type: str) ->
     """
     if not payload_type:
         raise ConfigError("payload_type is empty; it must say what the document is")
-    payload = canonical(document)
-    signature = key.sign_enveloped(payload_type, payload)
     return {
-        "payload": base64.b64encode(payload).decode(),
+        "payload": base64.b64encode(canonical(document)).decode(),
         "payloadType": payload_type,
-        "signatures": [{"keyid": key_id(key.public), "sig": base64.b64encode(signature).decode()}],
+        "signatures": [signature(document, key, payload_type=payload_type)],
     }
+
+
+def signature(
+    document: Mapping[str, Any], key: IdentityKey, *, payload_type: str
+) -> dict[str, str]:
+    """One more signature for an envelope around the same document; arguments as of :func:`sign`."""
+    raw = key.sign_enveloped(payload_type, canonical(document))
+    return {"keyid": key_id(key.public), "sig": base64.b64encode(raw).decode()}
 
 
 def verify(
@@ -94,22 +101,81 @@ def verify(
     """
     if not trusted:
         raise ConfigError("trusted: no key; at least one is needed to verify against")
+    payload, signatures = _parts(envelope, payload_type, MOST_SIGNATURES)
+    if not any(_holds(each, trusted, payload_type, payload) for each in signatures):
+        raise RemoteProtocolError("envelope: no trusted key has signed it")
+    return _document(payload)
+
+
+def signers(
+    envelope: Mapping[str, Any],
+    keys: Mapping[str, IdentityPublicKey],
+    *,
+    payload_type: str,
+    most: int = MOST_SIGNATURES,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The document of an envelope, and all who signed it; each signature must be one of theirs.
+
+    Args:
+        envelope: as of :func:`verify`, but each signature needs its ``keyid``, which says which key
+            to try it with.
+        keys: who may sign, by name; no key of two names.
+        payload_type: the only one that is accepted.
+        most: signatures of the envelope at most, >= 1.
+
+    Returns:
+        The document, and names in the order of the signatures; at least one.
+
+    Raises:
+        RemoteProtocolError: as of :func:`verify`; or a signature is by none of the keys, does not
+            verify, or is the second of one key.  The message names whose it is, where that is
+            known.
+
+    Guarantees:
+        - Nothing of the payload is parsed before all signatures hold.
+    """
+    by_id = {key_id(key): name for name, key in keys.items()}
+    payload, signatures = _parts(envelope, payload_type, most)
+    found: list[str] = []
+    for each in signatures:
+        match each:
+            case {"keyid": str(keyid), "sig": str(encoded)}:
+                name = by_id.get(keyid)
+            case _:
+                raise RemoteProtocolError("envelope: a signature needs a keyid and a sig")
+        if name is None:
+            raise RemoteProtocolError("envelope: a signature is by none of the keys that may sign")
+        if name in found:
+            raise RemoteProtocolError(f"envelope: {name} has signed it twice")
+        try:
+            keys[name].verify_enveloped(_decoded(encoded, "sig"), payload_type, payload)
+        except RemoteProtocolError:
+            raise RemoteProtocolError(
+                f"envelope: the signature of {name} does not verify"
+            ) from None
+        found.append(name)
+    return _document(payload), tuple(found)
+
+
+def _parts(envelope: Mapping[str, Any], payload_type: str, most: int) -> tuple[bytes, list[object]]:
+    """Payload and signatures of an envelope of this type."""
     match envelope:
         case {"payload": str(encoded), "payloadType": str(kind), "signatures": list(signatures)}:
             pass
         case _:
             raise RemoteProtocolError("envelope: needs payload, payloadType and signatures")
-    if not 1 <= len(signatures) <= _MOST_SIGNATURES:
+    if not 1 <= len(signatures) <= most:
         raise RemoteProtocolError(
-            f"envelope: {len(signatures)} signatures; 1 to {_MOST_SIGNATURES} are allowed"
+            f"envelope: {len(signatures)} signatures; 1 to {most} are allowed"
         )
     if kind != payload_type:
         raise RemoteProtocolError(
             f"envelope: payloadType = {kind[:80]!r}; it must be {payload_type!r}"
         )
-    payload = _decoded(encoded, "payload")
-    if not any(_holds(each, trusted, payload_type, payload) for each in signatures):
-        raise RemoteProtocolError("envelope: no trusted key has signed it")
+    return _decoded(encoded, "payload"), signatures
+
+
+def _document(payload: bytes) -> dict[str, Any]:
     try:
         document = json.loads(payload)
         again = rfc8785.dumps(document)

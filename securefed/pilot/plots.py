@@ -17,7 +17,8 @@ from securefed.errors import ConfigError
 from securefed.pilot.front import Point, front, points
 from securefed.pilot.protections import Protection
 from securefed.pilot.summaries import Spread, Summary
-from securefed.pilot.words import Words, signed
+from securefed.pilot.words import Words
+from securefed.reports.catalogue import signed
 from securefed.reports.picture import BLUE, GREY, INK, STYLE, VERMILION
 
 _WIDTH = 3.9  # inches, as everything below; shown at most at 360 pixels on a phone

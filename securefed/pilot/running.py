@@ -17,8 +17,8 @@ import torch
 from securefed.config import PilotConfig, RunConfig
 from securefed.engines.events import Observer
 from securefed.engines.simulation import utc_now
+from securefed.engines.software import software
 from securefed.engines.unit_costs import measure_units
-from securefed.engines.verify import software
 from securefed.errors import LedgerTampered
 from securefed.pilot.charges import PilotLedger
 from securefed.pilot.design import BASE, Planned, design

@@ -13,13 +13,19 @@ from torch import nn
 
 from securefed.config import RunConfig
 from securefed.config.run import BudgetSection
-from securefed.engines.attempts import CLOSED
 from securefed.engines.events import Observer
 from securefed.engines.results import RunResult
 from securefed.engines.settings import Settings
 from securefed.engines.simulation import Federation, utc_now
 from securefed.engines.workbench import Workbench
-from securefed.errors import BudgetExceeded, ConfigError, GradientCheckError, OverflowBoundError
+from securefed.errors import (
+    BudgetExceeded,
+    ConfigError,
+    GradientCheckError,
+    LedgerTampered,
+    OverflowBoundError,
+)
+from securefed.evidence.kinds import closing
 from securefed.evidence.ledger import read_ledger
 from securefed.pilot import baselines
 from securefed.pilot.charges import PilotLedger
@@ -254,7 +260,10 @@ class Trials:
         """Book what the run's closing record says was charged."""
         if self._ledger is None:
             return
-        closed = read_ledger(result.folder / "ledger.jsonl")[-1].body
+        record = closing(read_ledger(result.folder / "ledger.jsonl"))
+        if record is None:
+            raise LedgerTampered(f"{result.folder}: a run that is over has a closing record")
+        closed = record.body
         statement = next(g for g in closed["guarantees"] if g["against"] == settings.accounted)
         beside, delta = 0.0, 0.0
         if settings.histograms is not None:
@@ -332,7 +341,7 @@ def _of_histograms(settings: Settings) -> tuple[float, float]:
 
 def _is_over(path: Path) -> bool:
     """Whether a run folder's run is finished."""
-    return read_ledger(path / "ledger.jsonl")[-1].kind == CLOSED
+    return closing(read_ledger(path / "ledger.jsonl")) is not None
 
 
 def _loaded_from(config: RunConfig) -> tuple[object, ...]:

@@ -13,7 +13,8 @@ from securefed.pilot.protections import Protection
 from securefed.pilot.records import PilotRecord
 from securefed.pilot.summaries import Summary
 from securefed.pilot.view import Cell, Row, Table, money_text
-from securefed.pilot.words import Said, Words, signed
+from securefed.pilot.words import Said, Words
+from securefed.reports.catalogue import signed
 
 
 def points_of_gain(difference: float | None, words: Words) -> str:

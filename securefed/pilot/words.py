@@ -7,27 +7,28 @@ what the record itself says.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
-import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-from securefed.errors import ConfigError
 from securefed.pilot.records import Metric
 from securefed.privacy.accounting import epsilon_text
+from securefed.reports.catalogue import (
+    catalogue,
+    checked_language,
+    filled,
+    memory,
+    percent,
+    power,
+    signed,
+    significant,
+    size,
+    time,
+)
 
-Language = Literal["en", "ja"]
-LANGUAGES: tuple[Language, ...] = get_args(Language)
-
-_MINUS = "\N{MINUS SIGN}"
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SPACE = "\N{NO-BREAK SPACE}"
-_FOLDER = Path(__file__).with_name("languages")
+_FOLDER = Path(__file__).parent / "languages"
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,12 @@ class Words:
     """
 
     def __init__(self, language: str) -> None:
-        if language not in LANGUAGES:
-            raise ConfigError(f"language = {language!r}: must be one of {LANGUAGES}")
-        self.language = language
+        self.language = checked_language(language)
         self.table = _table(language)
 
     def __call__(self, key: str, **values: Any) -> str:
         """The sentence at ``key``, with its values."""
-        return _Filler(self).vformat(self.table[key], (), values)
+        return filled(self.table[key], lambda name, kind: self.say(values[name], kind), str)
 
     def say(self, value: Any, kind: str = "") -> str:
         """Any value in words; nothing that was not measured looks like a number."""
@@ -94,77 +93,18 @@ class Words:
         return KINDS[kind](value) if kind else str(value)
 
 
-class _Filler(string.Formatter):
-    def __init__(self, words: Words) -> None:
-        self._words = words
-
-    def format_field(self, value: Any, format_spec: str) -> str:
-        return self._words.say(value, format_spec)
-
-
-@functools.cache
 def _table(language: str) -> dict[str, str]:
-    text = (_FOLDER / f"{language}.json").read_text(encoding="utf-8")
-    table: dict[str, str] = json.loads(text)
-    return table
-
-
-def significant(value: float) -> str:
-    """Three significant digits without an exponent, and thousands apart.
-
-    Example:
-        >>> significant(0.000012345), significant(1234.5), significant(0.5)
-        ('0.0000123', '1,234', '0.5')
-    """
-    text = f"{value:,.0f}" if abs(value) >= 1000.0 else f"{Decimal(f'{value:.3g}'):f}"
-    return text.replace("-", _MINUS)
-
-
-def signed(value: float) -> str:
-    """Two decimals, with a true minus."""
-    return f"{value:.2f}".replace("-", _MINUS)
-
-
-def power(value: float) -> str:
-    """A probability, with a power of ten where it is small.
-
-    Example:
-        >>> power(1e-5), power(2.5e-7), power(0.25)
-        ('10⁻⁵', '2.5×10⁻⁷', '0.25')
-    """
-    mantissa, _, exponent = f"{value:g}".partition("e")
-    if not exponent:
-        return mantissa
-    raised = f"10{str(int(exponent)).translate(_RAISED)}"
-    return raised if mantissa == "1" else f"{mantissa}×{raised}"
-
-
-def size(count: float) -> str:
-    """Bytes, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(count) < 999.5 or unit == "TB":
-            break
-        count /= 1000.0
-    return f"{significant(count)}{_SPACE}{unit}"
-
-
-def time(seconds: float) -> str:
-    """Seconds up to ten minutes, then minutes, then hours."""
-    if abs(seconds) < 600.0:
-        return f"{significant(seconds)}{_SPACE}s"
-    if abs(seconds) < 7200.0:
-        return f"{significant(seconds / 60.0)}{_SPACE}min"
-    return f"{significant(seconds / 3600.0)}{_SPACE}h"
+    return catalogue(_FOLDER, language)
 
 
 KINDS: dict[str, Callable[[Any], str]] = {
     "bytes": size,
     "count": lambda value: f"{value:,}",
     "epsilon": epsilon_text,
-    "memory": lambda value: f"{significant(value / 2**30)}{_SPACE}GiB",
+    "memory": memory,
     "figure": lambda value: f"{value:.4g}",
     "money": significant,
-    "percent": lambda value: f"{significant(100.0 * value)}{_SPACE}%",
+    "percent": percent,
     "probability": power,
     "seconds": time,
 }

@@ -164,15 +164,32 @@ def correlated_epsilon(
     check_accounting(rounds=rounds, delta=delta)
     if rounds == 0:
         return 0.0
+    effective, eta = correlated_gaussian(plan, strategy, rounds=rounds)
+    return with_additions(
+        lambda share: gaussian_epsilon(effective, 1.0, 1, share),
+        per_round=eta,
+        rounds=rounds,
+        delta=delta,
+    )
+
+
+def correlated_gaussian(
+    plan: RoundPlan, strategy: BandedToeplitz, *, rounds: int
+) -> tuple[float, float]:
+    """The one Gaussian mechanism that the first ``rounds`` releases are close to, and how close.
+
+    Args:
+        plan: the round's scale, ``server_std`` and sensitivity.
+        strategy: the matrix and the schedule.
+        rounds: T >= 1.
+
+    Returns:
+        Noise std / L2 sensitivity of all rounds together, and what each round adds to delta.
+    """
     std = plan.server_std * _SCALE * _STD_SLACK
     eta = math.sqrt(2.0 * plan.padded) * hellinger_bound(std) + plan.padded * WIDE_DISTANCE
     # Sheppard's correction, as for independent noise.
     effective = math.sqrt(std**2 - 1.0 / 12.0) / (
         plan.sensitivity * _SCALE * strategy.sensitivity(rounds)
     )
-    return with_additions(
-        lambda share: gaussian_epsilon(effective, 1.0, 1, share),
-        per_round=eta + plan.rounding_failure,
-        rounds=rounds,
-        delta=delta,
-    )
+    return effective, eta + plan.rounding_failure

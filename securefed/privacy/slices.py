@@ -159,17 +159,33 @@ def sliced_epsilon(
     check_accounting(rounds=rounds, delta=delta, sampling_probability=sampling_probability)
     if rounds == 0:
         return 0.0
-    pairs = list(zip(plans, honest, strict=True))
-    eta = sum(total_variation_per_round(plan, count) for plan, count in pairs)
-    eta += max(plan.rounding_failure for plan in plans)
-    stds = [math.sqrt(plan.noise_std(count) ** 2 - 1.0 / 12.0) for plan, count in pairs]
-    effective = 1.0 / joint_sensitivity(plans, stds)
+    effective, eta = sliced_gaussian(plans, honest)
     return with_additions(
         lambda share: gaussian_epsilon(effective, sampling_probability, rounds, share),
         per_round=eta,
         rounds=rounds,
         delta=delta,
     )
+
+
+def sliced_gaussian(plans: Sequence[RoundPlan], honest: Sequence[int]) -> tuple[float, float]:
+    """The Gaussian mechanism that one round of slices is close to, and how close.
+
+    Args:
+        plans: one for each slice, at least one.
+        honest: as of :func:`sliced_epsilon`.
+
+    Returns:
+        Noise std / L2 sensitivity of all slices together, and what the round adds to delta.
+
+    Raises:
+        UnsupportedEvent: the honest clients' noise in a slice is too coarse for this accounting.
+    """
+    pairs = list(zip(plans, honest, strict=True))
+    eta = sum(total_variation_per_round(plan, count) for plan, count in pairs)
+    eta += max(plan.rounding_failure for plan in plans)
+    stds = [math.sqrt(plan.noise_std(count) ** 2 - 1.0 / 12.0) for plan, count in pairs]
+    return 1.0 / joint_sensitivity(plans, stds), eta
 
 
 @dataclass(frozen=True)

@@ -158,14 +158,30 @@ def unlike_epsilon(
             rounds=rounds,
             delta=delta,
         )
-    found = [effective_gaussian(plan, honest) for plan, honest in noises]
-    z = min(effective for effective, _ in found)
+    z, eta = unlike_gaussian(kinds, against)
     return with_additions(
         lambda share: gaussian_epsilon(z, q, rounds, share),
-        per_round=max(eta for _, eta in found),
+        per_round=eta,
         rounds=rounds,
         delta=delta,
     )
+
+
+def unlike_gaussian(kinds: Sequence[RoundKind], against: Adversary) -> tuple[float, float]:
+    """The Gaussian mechanism that dominates a round of any of the kinds, and how close they are.
+
+    Args:
+        kinds: one or more, with discrete Gaussian noise.
+        against: whom the statement is about.
+
+    Returns:
+        z = min_k z_k and eta = max_k eta_k of the module docstring.
+
+    Raises:
+        UnsupportedEvent: the noise of a kind is too coarse for this accounting.
+    """
+    found = [effective_gaussian(*_noise(kind, against)) for kind in kinds]
+    return min(effective for effective, _ in found), max(eta for _, eta in found)
 
 
 def _noise(kind: RoundKind, against: Adversary) -> tuple[RoundPlan, int]:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ledgers import copy_run, rewrite
 from tiny import write_run
 
 from securefed import Federation
@@ -17,7 +18,8 @@ from securefed.engines.openings import OPENINGS
 from securefed.engines.settings import Settings
 from securefed.engines.verify import verify_run
 from securefed.errors import ConfigError, LedgerError, LedgerTampered
-from securefed.evidence.ledger import Ledger, read_ledger
+from securefed.evidence.ledger import read_ledger
+from securefed.evidence.roster import read_roster
 from securefed.secagg.decryptor import Decryptor
 from securefed.secagg.encrypting import SumKey
 
@@ -72,17 +74,7 @@ def decrypted(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(decrypted, tmp_path) -> Path:
-    return Path(shutil.copytree(decrypted, tmp_path / "copy"))
-
-
-def rewritten(path: Path, change) -> None:
-    """A ledger with a valid chain over changed (kind, body) pairs."""
-    records = change([(r.kind, dict(r.body)) for r in read_ledger(path)])
-    path.unlink()
-    path.with_name(f"{path.stem}.head.json").unlink()
-    with Ledger.create(path, records[0][1], clock=lambda: "2026-01-01T00:00:00Z") as ledger:
-        for kind, body in records[1:]:
-            ledger.append(kind, body)
+    return copy_run(decrypted, tmp_path / "copy")
 
 
 # -- runs ----------------------------------------------------------------------------------
@@ -202,8 +194,7 @@ def test_the_decryptor_notes_each_sum_and_nothing_individual(decrypted):
         assert record.body.keys() == {"round", "session", "survivors", "ciphertexts", "digest"}
         assert record.body["survivors"] == sums[record.body["session"]]["survivors"]
         assert len(bytes.fromhex(record.body["ciphertexts"])) == 32
-    roster = next(record for record in ledger if record.kind == "roster")
-    assert "decryptor" in roster.body["keys"]
+    assert "decryptor" in ledger[0].body["roster"]
     (line,) = [line for line in verify_run(decrypted).lines if line.startswith("decryptor's")]
     assert "4 openings on record, one for each sum of the ledger (4)" in line
 
@@ -250,10 +241,9 @@ def test_a_run_killed_between_opening_and_sum_goes_on_and_verifies(tmp_path, mon
     verdict = verify_run(tmp_path / "out")
     (line,) = [line for line in verdict.lines if line.startswith("decryptor's")]
     assert "5 openings on record, one for each sum of the ledger (4)" in line
-    keys = [
-        r.body["keys"] for r in read_ledger(tmp_path / "out/ledger.jsonl") if r.kind == "roster"
-    ]
-    assert keys[0]["decryptor"] != keys[1]["decryptor"]
+    # The decryptor goes on under the identity that the run was begun with.
+    roster = read_roster(tmp_path / "out.keys" / "roster.json")
+    assert read_ledger(tmp_path / "out/ledger.jsonl")[0].body["roster"] == roster.to_record()
 
 
 def changed(at, **fields):
@@ -298,10 +288,10 @@ def changed(at, **fields):
 def test_openings_that_do_not_fit_the_runs_ledger_are_noticed_and_not_gone_on_with(
     copy, change, words
 ):
-    rewritten(copy / OPENINGS, change)
+    rewrite(copy / OPENINGS, change)
     with pytest.raises(LedgerTampered, match=words):
         verify_run(copy)
-    rewritten(copy / "ledger.jsonl", lambda records: records[:-1])
+    rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
     with pytest.raises(LedgerTampered, match=words):
         Federation.from_config(copy / "config.toml").run(copy, resume=True)
 

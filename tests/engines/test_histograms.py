@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from ledgers import rewrite
 from rich.console import Console
 from scipy import optimize, stats
 from tiny import write_clients, write_run
@@ -31,7 +32,7 @@ from securefed.engines.verify import verified_run, verify_run
 from securefed.engines.without_noise import without_noise
 from securefed.errors import ConfigError, LedgerTampered, ThresholdNotMet
 from securefed.evidence.budget import read_charges
-from securefed.evidence.ledger import Ledger, read_ledger
+from securefed.evidence.ledger import read_ledger
 from securefed.federation.update_codec import UpdateCodec
 from securefed.privacy.accounting import epsilon_text
 from securefed.privacy.mechanisms import plan_round
@@ -416,16 +417,6 @@ def test_what_the_command_shows_at_the_end_says_what_is_estimated(whole):
     assert "spend privacy of their own" in statements_of_figures(result)
 
 
-def rewrite(path, change):
-    """Rebuild a ledger with a valid chain from changed (kind, body) pairs."""
-    records = change([(r.kind, dict(r.body)) for r in read_ledger(path)])
-    path.unlink()
-    path.with_name(f"{path.stem}.head.json").unlink()
-    with Ledger.create(path, records[0][1], clock=lambda: "2026-01-01T00:00:00Z") as ledger:
-        for kind, body in records[1:]:
-            ledger.append(kind, body)
-
-
 def of_kind(kind, change):
     """Change the first record of a kind."""
 
@@ -456,12 +447,12 @@ def of_kind(kind, change):
         ),
         (
             lambda records: [
-                *records[:-1],
+                *records[:-2],
                 (
                     "evaluation_opened",
                     {"round": 2, "session": "00" * 16, "guaranteed": False},
                 ),
-                records[-1],
+                *records[-2:],
             ],
             "opens a sum without noise",
         ),

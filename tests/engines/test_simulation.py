@@ -139,7 +139,7 @@ def test_the_ledger_opens_a_round_before_it_sums_it_and_sums_before_it_applies(f
     result, _ = finished
     kinds = [r.kind for r in read_ledger(result.folder / "ledger.jsonl")]
     assert kinds[0] == "genesis"
-    assert kinds[-1] == "closed"
+    assert kinds[-2:] == ["closed", "witnessed"]
     order = [k for k in kinds if k.startswith("round_")]
     assert order == ["round_opened", "round_summed", "round_applied"] * 3
 
@@ -414,7 +414,7 @@ def test_runs_that_begin_in_one_minute_have_folders_of_their_own(tmp_path, monke
 def test_a_client_says_nothing_of_its_data_when_printed():
     marked = np.full((3, 8), 271828)
     examples = Examples(marked, np.ones_like(marked), None)
-    client = SimulatedClient("site-0", ClientData("site-0", examples, examples), None, None)
+    client = SimulatedClient("site-0", ClientData("site-0", examples, examples), None, None, None)
     assert "271828" not in repr(client)
     assert "array" not in repr(client)
 

@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from ledgers import charged, copy_run, cut_run, place_of, rewrite
 from tiny import write_run
 
 from securefed import Federation
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.verify import verify_run
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.ledger import Ledger, read_ledger
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +22,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "copy"))
-
-
-def rewrite(path: Path, change) -> None:
-    """Rebuild a ledger with a valid chain from changed (kind, body) pairs."""
-    records = [(r.kind, dict(r.body)) for r in read_ledger(path)]
-    records = change(records)
-    path.unlink()
-    path.with_name(f"{path.stem}.head.json").unlink()
-    with Ledger.create(path, records[0][1], clock=lambda: "2026-01-01T00:00:00Z") as ledger:
-        for kind, body in records[1:]:
-            ledger.append(kind, body)
+    return copy_run(finished, tmp_path / "copy")
 
 
 def test_an_untouched_copy_verifies(copy):
@@ -45,9 +34,9 @@ def test_a_changed_claim_is_noticed(copy, field):
     wrong = {"epsilon": 0.1, "delta": 1e-12, "rounds": 1, "unit": "one person"}[field]
 
     def change(records):
-        kind, body = records[-1]
+        body = next(body for kind, body in records if kind == "closed")
         body["guarantees"] = [dict(g, **{field: wrong}) for g in body["guarantees"]]
-        return [*records[:-1], (kind, body)]
+        return records
 
     rewrite(copy / "ledger.jsonl", change)
     with pytest.raises(LedgerTampered, match=f"claim against server: {field}"):
@@ -56,10 +45,10 @@ def test_a_changed_claim_is_noticed(copy, field):
 
 def test_accounts_cut_back_are_noticed_finished_or_not(copy):
     for path in (copy / "clients").glob("*/budget.jsonl"):
-        rewrite(path, lambda records: records[:2])
+        rewrite(path, charged(1))
     with pytest.raises(LedgerTampered, match="no charge for round 2"):
         verify_run(copy)
-    rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
+    unclosed(copy)
     with pytest.raises(LedgerTampered, match="no charge for round 2"):
         verify_run(copy)
 
@@ -164,7 +153,8 @@ def test_every_path_that_no_check_covers_is_listed(copy):
 
 
 def unclosed(copy: Path) -> None:
-    rewrite(copy / "ledger.jsonl", lambda records: records[:-1])
+    """As a kill before the closing record leaves it."""
+    cut_run(copy, place_of(copy, "closed"))
 
 
 def test_resume_leaves_a_finished_run_as_it_is(copy):
@@ -176,7 +166,7 @@ def test_resume_leaves_a_finished_run_as_it_is(copy):
 def test_resume_refuses_accounts_rolled_back_to_buy_more_rounds(copy):
     unclosed(copy)
     for path in (copy / "clients").glob("*/budget.jsonl"):
-        rewrite(path, lambda records: records[:2])
+        rewrite(path, charged(1))
     with pytest.raises(LedgerTampered, match="no charge for round 2"):
         Federation.from_config(copy / "config.toml").run(copy, resume=True)
 
@@ -212,7 +202,7 @@ def set_in(kind, at, **changes):
         (set_in("round_summed", 1, bytes_up=1), r"metrics\.jsonl: line 3: bytes_up"),
         (set_in("round_summed", 1, refused=1), r"metrics\.jsonl: line 3: note"),
         (set_in("round_applied", -1, adapter_sha256="0" * 64), "not of the adapter"),
-        (set_in("roster", 0, keys={}), "roster: its names are not those of the cohort"),
+        (set_in("genesis", 0, roster={}), "line 1: roster: must hold server and clients"),
     ],
     ids=["no figures", "figures", "opened", "bytes", "refused", "adapter", "roster"],
 )
@@ -259,9 +249,12 @@ def test_a_file_taken_from_the_folder_and_from_the_ledger_is_missed(copy, name):
     (copy / name).unlink()
 
     def change(records):
-        kind, body = records[-1]
-        kept = {path: found for path, found in body["files"].items() if path != name}
-        return [*records[:-1], (kind, body | {"files": kept})]
+        return [
+            (kind, body | {"files": {p: f for p, f in body["files"].items() if p != name}})
+            if kind == "closed"
+            else (kind, body)
+            for kind, body in records
+        ]
 
     rewrite(copy / "ledger.jsonl", change)
     with pytest.raises(LedgerTampered, match=f"{name}: a finished run has it"):

@@ -20,7 +20,8 @@ from securefed.pilot import words as words_module
 from securefed.pilot.page import page, write_page
 from securefed.pilot.records import Quality
 from securefed.pilot.tables import COLUMNS, trials_csv
-from securefed.pilot.words import LANGUAGES, Gain, Words
+from securefed.pilot.words import Gain, Words
+from securefed.reports.catalogue import LANGUAGES
 
 NOT_LOCAL = {"beats_local": False}
 VOID = {"meta", "br", "path", "use", "rect", "line"}

@@ -16,6 +16,7 @@ from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.verify import verify_run
 from securefed.engines.workbench import Workbench
+from securefed.evidence.kinds import closing
 from securefed.evidence.ledger import read_ledger
 from securefed.phases import unmeasured
 from securefed.pilot import baselines
@@ -79,7 +80,7 @@ def test_figures_are_those_of_the_run_folders(whole):
         assert trial.cost.memory_bytes == max(
             row["peak_memory_bytes"].get("resident", 0) for row in rows
         )
-        closed = records[-1].body["guarantees"]
+        closed = closing(records).body["guarantees"]
         (server,) = [each for each in closed if each["against"] == "server"]
         assert server["epsilon"] == ("unprotected" if trial.epsilon is None else trial.epsilon)
 

@@ -16,6 +16,7 @@ from safetensors.torch import save
 
 from securefed.config import RunConfig, Stage
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
+from securefed.engines.accounts import COPIES
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.couriers import Courier, Greeted, over_agents
 from securefed.engines.evaluations import Evaluations
@@ -106,6 +107,9 @@ class RemoteOpening(Opening):
 
     pinned: Roster
     server: IdentityKey
+
+    def _genesis(self, roster: Roster, threat_models: dict[str, bytes]) -> dict[str, Any]:
+        return super()._genesis(roster, threat_models) | {"accounts": COPIES}
 
     def _begin_roster(self, partial: RunFolder) -> Roster:
         return self._of_cohort()

@@ -30,7 +30,8 @@ Body of ``genesis``: ``software``, ``source_sha256``, ``dependencies`` and ``dep
 ``adapter_sha256``, ``cohort``, ``client_sizes`` (public), ``privacy`` (policy and plan),
 ``releases`` (what accountants need, for each adversary; :mod:`securefed.privacy.releases`),
 ``roster`` (:mod:`securefed.evidence.roster`), ``threat_models`` (SHA-256 by file), and where there
-are any ``plan`` and ``histograms``.
+are any ``plan`` and ``histograms``; ``accounts`` where those beside the ledger are the server's
+copies.
 
 A client's own account (``clients/ID/budget.jsonl``), written by the client:
 

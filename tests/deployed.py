@@ -14,6 +14,7 @@ from tiny import write_run
 from securefed.agent.agent import Agent
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
+from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
 from securefed.config import load_config
 from securefed.crypto.identity import IdentityKey
@@ -109,6 +110,7 @@ class World:
             self.roster,
             site,
             spending,
+            RunAccounts(self.folder / "accounts" / name / "runs", name, lambda: CLOCK),
             Log(log, lambda: CLOCK),
             clock=time,
             pause=time.pause,

@@ -13,6 +13,7 @@ from securefed import PrivacyPolicy
 from securefed.agent.agent import Agent
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
+from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError
@@ -51,16 +52,22 @@ class Owner:
         self.site = RecordedSite(np.arange(length) % 7, DIMENSION, policy, work_on)
         allowed = AgentPolicy.model_validate(values)
         self.spending = Spending(folder / name, name, allowed.budget, lambda: CLOCK)
+        self.runs = RunAccounts(folder / name / "runs", name, lambda: CLOCK)
         self.agent = Agent(
             allowed,
             KEYS[name],
             roster,
             self.site,
             self.spending,
+            self.runs,
             Log(self.log, lambda: CLOCK),
             clock=self.time,
             pause=self.time.pause,
         )
+
+    def stop(self):
+        self.spending.close()
+        self.runs.close()
 
     def asked(self, request):
         return answered(self.agent.handle(request))
@@ -73,6 +80,7 @@ class Owner:
 def invitation(session=b"s" * 16, key=SERVER, **changed):
     values = {
         "run": bytes(RUN_BYTES),
+        "ledger": bytes(32),
         "round": 1,
         "session": session,
         "figures": False,

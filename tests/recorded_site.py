@@ -49,3 +49,7 @@ class RecordedSite:
             return np.array(self.vector, dtype=np.uint32)
 
         return session, encode
+
+    def priced(self, invitation):
+        name = {"round": invitation.round, "session": invitation.session.hex()}
+        return {"recorded": True}, {"mechanism": self.policy.mechanism} | name

@@ -6,6 +6,8 @@ state                 request              what happens
 idle or in a round    ``Hello``            introduces this client; the round, if any, goes on
 idle or in a round    ``Invitation``       checks it against the owner's policy; the round before,
                                            if any, is forgotten with its secrets; sends keys
+idle or in a round    ``HeadRequest``      signs where a run's ledger stands, if it extends what was
+                                           signed before
 in a round            ``Step`` of it       the protocol's answer; the masked input only after it was
                                            charged durably
 idle                  ``Step``             refused
@@ -18,10 +20,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
+from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
 from securefed.crypto.prg import RandomBytes, SecretHolder, system_random
@@ -30,9 +33,11 @@ from securefed.errors import ConfigError, LocalProtocolError, SecureFedError, Wi
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.invitations import (
+    HEAD,
     HELLO,
     INVITATION,
     STEP,
+    HeadRequest,
     Hello,
     Introduction,
     Invitation,
@@ -42,7 +47,7 @@ from securefed.federation.invitations import (
 )
 from securefed.federation.session import RoundSession
 
-_NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step"}
+_NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
 
 
 class Site(Protocol):
@@ -73,6 +78,10 @@ class Site(Protocol):
         """
         ...
 
+    def priced(self, invitation: Invitation) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What the run's ledger must say of it: the run's figures, and the round's event."""
+        ...
+
 
 class Agent(SecretHolder):
     """Answers a server by the owner's policy.
@@ -83,6 +92,7 @@ class Agent(SecretHolder):
         roster: as the server signed it and the owner pinned it.
         site: model and data.
         spending: the owner's accounts.
+        runs: what this client did in each run, by which it signs the run's ledger.
         log: where every refusal is explained.
         clock: seconds, never backwards.
         pause: waits that many seconds.
@@ -107,6 +117,7 @@ class Agent(SecretHolder):
         roster: Roster,
         site: Site,
         spending: Spending,
+        runs: RunAccounts,
         log: Log,
         *,
         clock: Callable[[], float],
@@ -122,6 +133,7 @@ class Agent(SecretHolder):
         policy.check_run(site.config, site.model)
         self._policy, self._identity, self._roster = policy, identity, roster
         self._site, self._spending, self._log = site, spending, log
+        self._runs = runs
         self._clock, self._pause, self._random = clock, pause, random
         self._seen: set[bytes] = set()
         self._round: tuple[bytes, ClientRound] | None = None
@@ -140,6 +152,8 @@ class Agent(SecretHolder):
                 return encode_answer(self._invited(request))
             if kind == STEP:
                 return encode_answer(self._stepped(request))
+            if kind == HEAD:
+                return encode_answer(self._witnessed(request))
             raise WireError(f"message type: {kind} found, one of {sorted(_NAMES)} expected")
         except SecureFedError as error:
             name = type(error).__name__
@@ -185,12 +199,13 @@ class Agent(SecretHolder):
                     "privacy.sample_is_secret = false"
                 )
             self._spending.check(session)
+            self._join(invitation)
         half = ClientRound(
             session,
             client,
             self._identity,
             encode,
-            charge=None if figures else lambda: self._charge(session),
+            charge=None if figures else lambda: self._charge(session, invitation),
             floors=floors,
             random=self._random,
         )
@@ -220,8 +235,17 @@ class Agent(SecretHolder):
                 f"answers.hold_seconds = {hold:g}: the contribution took longer"
             )
 
-    def _charge(self, session: RoundSession) -> None:
+    def _join(self, invitation: Invitation) -> None:
+        """Begin the account of a run, if this is its first round here."""
+        privacy, _ = self._site.priced(invitation)
+        self._runs.join(
+            invitation.ledger.hex(), privacy, cohort=invitation.sizes, size=self._site.size
+        )
+
+    def _charge(self, session: RoundSession, invitation: Invitation) -> None:
         self._spending.charge(session)
+        _, event = self._site.priced(invitation)
+        self._runs.charge(invitation.ledger.hex(), event)
         epsilon, delta = self._spending.spent()
         self._log.write(
             "charged",
@@ -236,6 +260,12 @@ class Agent(SecretHolder):
         if self._round is None or self._round[0] != step.session:
             raise LocalProtocolError("step: it is of no round that this agent is in")
         return self._round[1].handle(step.message)
+
+    def _witnessed(self, request: bytes) -> bytes:
+        asked = HeadRequest.decode(request)
+        signature = self._runs.sign(asked, self._identity, self._roster, self._site.config)
+        self._log.write("signed", ledger=asked.ledger.hex(), lines=len(asked.lines))
+        return signature
 
 
 def _sample_is_secret(session: RoundSession) -> bool:

@@ -1,7 +1,7 @@
 """The command line.
 
 ``securefed demo | fetch | run | plan | pilot | attack | audit | verify | threats``
-``securefed statement | schema``
+``securefed statement | client | keys new, show, enrol | flower init | schema``
 """
 
 from securefed.cli.commands import main

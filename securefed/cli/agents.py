@@ -41,6 +41,7 @@ def client(
     from securefed.agent.agent import Agent
     from securefed.agent.log import Log, appended
     from securefed.agent.policy import load_policy
+    from securefed.agent.runs import RunAccounts
     from securefed.agent.socket_server import SocketServer
     from securefed.agent.spending import Spending
     from securefed.crypto.identity import IdentityKey
@@ -76,6 +77,8 @@ def client(
         told = Log(stream, utc_now)
         spending = Spending(accounts, allowed.client, allowed.budget, utc_now)
         held.callback(spending.close)
+        runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
+        held.callback(runs.close)
         quiet_libraries()
         site = TrainingSite(
             run_file,
@@ -92,6 +95,7 @@ def client(
             pinned.roster,
             site,
             spending,
+            runs,
             told,
             clock=time.monotonic,
             pause=time.sleep,

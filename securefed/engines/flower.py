@@ -6,8 +6,9 @@ so it keeps nothing, holds no secret and loads no model: it passes each request 
 the owner's socket, and the reply back.
 
 One message stage a stage of the round: five for a complete masking graph, with training inside the
-masked input's (or inside the first, where answers are held back: ``answers.hold_seconds``), and one
-more for the greeting of a run.  The next round's advertisement does not ride on this round's last
+masked input's (or inside the first, where answers are held back: ``answers.hold_seconds``), one
+after each round and at the end of the run for clients' signatures of the ledger's head, and one for
+the greeting of a run.  The next round's advertisement does not ride on this round's last
 stage: it is bound to the adapter that only this round's sum makes.
 
 A node that does not answer in time has fallen silent; one whose ClientApp fails, too.

@@ -28,18 +28,18 @@ from securefed.engines.in_process import Carried, Exchange, carry_by
 from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
+from securefed.engines.remote_witnesses import gather_from
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import AnyServer, AnySession
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
-from securefed.engines.witnessing import gather
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LocalProtocolError, ThresholdNotMet
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.chain import Record
 from securefed.evidence.kinds import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
-from securefed.evidence.ledger import Ledger
+from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.witness import Witness
 from securefed.federation.client import ClientRound
@@ -69,13 +69,14 @@ class RemoteClient(SimulatedClient):
 class RemoteParties(Parties):
     """The cohort by its pinned public keys.
 
-    Heads of the ledger are signed by the server alone so far.
-
     Args:
         clients: the cohort, by id.
         min_clients: the server's own floor.
         roster: of the cohort.
         server: the server's identity.
+        courier: reaches the nodes.
+        nodes: by client.
+        observer: told who does not sign a head, and why.
     """
 
     def __init__(
@@ -84,9 +85,13 @@ class RemoteParties(Parties):
         min_clients: int,
         roster: Roster,
         server: IdentityKey,
+        courier: Courier,
+        nodes: Mapping[str, int],
+        observer: Observer,
     ) -> None:
         super().__init__(clients, None, min_clients)
         self._pinned, self._server = roster, server
+        self._courier, self._nodes, self._observer = courier, nodes, observer
 
     @property
     def roster(self) -> dict[str, IdentityPublicKey]:
@@ -94,12 +99,23 @@ class RemoteParties(Parties):
         return dict(self._pinned.clients)
 
     def witness(self, ledger: Ledger, record: Record, *, absent: Collection[str] = ()) -> None:
-        """Have the head at a record signed by the server.
+        """Have the head at a record signed by the server, and by the clients that are there.
+
+        Who does not sign is named to whoever watches; the head is then covered by a later one.
 
         Raises:
             LedgerError: it cannot be written.
         """
-        gather(ledger, record, self._server, {}, self._pinned)
+        gather_from(
+            self._courier,
+            {name: node for name, node in self._nodes.items() if name not in absent},
+            ledger,
+            record,
+            self._server,
+            {name: client.budget.ledger for name, client in self.clients.items()},
+            self._pinned,
+            self._observer,
+        )
 
 
 class RemoteOpening(Opening):
@@ -107,6 +123,8 @@ class RemoteOpening(Opening):
 
     pinned: Roster
     server: IdentityKey
+    courier: Courier
+    nodes: Mapping[str, int]
 
     def _genesis(self, roster: Roster, threat_models: dict[str, bytes]) -> dict[str, Any]:
         return super()._genesis(roster, threat_models) | {"accounts": COPIES}
@@ -141,7 +159,15 @@ class RemoteOpening(Opening):
         if decryptor is not None:
             raise LocalProtocolError("decryptor: a run between machines has none")
         least = self._config.cohort.min_clients
-        return RemoteParties(clients, least, self._of_cohort(), identities.server)
+        return RemoteParties(
+            clients,
+            least,
+            self._of_cohort(),
+            identities.server,
+            self.courier,
+            {name: node for name, node in self.nodes.items() if name in clients},
+            self._observer,
+        )
 
 
 class RemoteEvaluations(Evaluations):
@@ -204,6 +230,7 @@ class RemoteRun(Run):
             self.clock,
         )
         opening.pinned, opening.server = self._roster, self._server
+        opening.courier, opening.nodes = self._courier, self._greeted.nodes
         return opening
 
     def _round(self, ledger: Ledger, number: int) -> None:
@@ -248,6 +275,7 @@ class RemoteRun(Run):
         """How one round's messages reach the agents."""
         invitation = Invitation(
             run=self._greeted.run,
+            ledger=bytes.fromhex(read_ledger(self.folder.ledger)[0].hash),
             round=session.round,
             session=session.session,
             figures=figures,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from securefed.federation.invitations import Invitation
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.adapter import load_adapter_state
+from securefed.privacy.policy import PrivacyPolicy
 
 
 class TrainingSite:
@@ -105,10 +107,7 @@ class TrainingSite:
             dimension = Figures.DIMENSION
         else:
             bench.begin_round(invitation.round)
-            policy = settings.sum_policy
-            for fraction in invitation.fractions:
-                policy = policy.after(fraction)
-            policy = settings.cohorts.policy_of(policy, cohort)
+            policy = settings.cohorts.policy_of(self._policy(settings, invitation), cohort)
             aggregation, dimension = settings.aggregation, bench.combining.length
         session = RoundSession(
             session=invitation.session,
@@ -121,6 +120,23 @@ class TrainingSite:
             model=settings.cohorts.binding(bench.model_hash()),
         )
         return session, self._figures if invitation.figures else self._update(settings, invitation)
+
+    def priced(self, invitation: Invitation) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """The run's figures, and the event of the round, as the run's ledger must hold them."""
+        settings = self._settings(
+            tuple(sorted(invitation.sizes.items())), invitation.noise_multiplier
+        )
+        event = settings.round_event(self._policy(settings, invitation))
+        name = {"round": invitation.round, "session": invitation.session.hex()}
+        return settings.record(), event | name
+
+    @staticmethod
+    def _policy(settings: Settings, invitation: Invitation) -> PrivacyPolicy:
+        """Of the round, with the clip that follows from the rounds before."""
+        policy = settings.sum_policy
+        for fraction in invitation.fractions:
+            policy = policy.after(fraction)
+        return policy
 
     def _update(self, settings: Settings, invitation: Invitation) -> Encode:
         def encode(codec: UpdateCodec, generator: NoiseGenerator) -> NDArray[np.uint32]:

@@ -64,6 +64,11 @@ class ClientBudget:
         self._limit = limit
 
     @property
+    def ledger(self) -> Ledger:
+        """The account itself."""
+        return self._ledger
+
+    @property
     def charges(self) -> int:
         """Masked inputs charged so far."""
         return len(self._charged())

@@ -6,7 +6,8 @@
     agent -> server   Introduction who this is, and how much data it has  (signed by the client)
     server -> agent   Invitation   a round, and the adapter to train      (signed by the server)
     server -> agent   Step         the server's next message of the round
-    agent -> server   Answer       the client's message of the round
+    server -> agent   HeadRequest  where the run's ledger stands, to be signed
+    agent -> server   Answer       the client's message of the round, or its signature
     agent -> server   Refusal      of what kind; why is in the agent's log alone
 
 An engine carries these bytes and reads none of them.  The round's own messages, inside steps and
@@ -30,7 +31,7 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
 from securefed.secagg.aggregator import SESSION_BYTES
 
-HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL = range(96, 102)
+HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL, HEAD = range(96, 103)
 
 RUN_BYTES = 16
 DIGEST_BYTES = 32
@@ -39,6 +40,8 @@ _LABEL_INTRODUCTION = b"securefed/1/federation/introduction"
 _MAX_ID = 255
 _MAX_KIND = 64
 _MAX_DESCRIPTION = 1 << 24
+_MAX_ENVELOPE = _MAX_LINE = 1 << 21
+_MAX_LINES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +143,7 @@ class Invitation:
 
     Attributes:
         run: as in the Hello.
+        ledger: hash of the first record of the run's ledger, which names the run for good.
         round: its number, >= 1.
         session: 16 fresh bytes that name this attempt.
         figures: whether held-out figures are summed, without noise, and not updates.
@@ -151,6 +155,7 @@ class Invitation:
     """
 
     run: bytes
+    ledger: bytes
     round: int
     session: bytes
     figures: bool
@@ -167,6 +172,7 @@ class Invitation:
         writer = Writer()
         writer.header(INVITATION)
         writer.fixed(self.run, RUN_BYTES, field="run")
+        writer.fixed(self.ledger, DIGEST_BYTES, field="ledger")
         writer.u32(self.round, field="round")
         writer.fixed(self.session, SESSION_BYTES, field="session")
         writer.u8(int(self.figures), field="figures")
@@ -189,13 +195,15 @@ class Invitation:
         """
         reader = Reader(message)
         reader.header(INVITATION)
-        run, number = reader.fixed(RUN_BYTES, field="run"), reader.u32(field="round")
+        run, ledger = reader.fixed(RUN_BYTES, field="run"), reader.fixed(32, field="ledger")
+        number = reader.u32(field="round")
         session, figures = reader.fixed(SESSION_BYTES, field="session"), reader.u8(field="figures")
         if number < 1 or figures > 1:
             raise WireError(f"round = {number}, figures = {figures}: must be >= 1, and 0 or 1")
         described = _description(reader.blob(_MAX_DESCRIPTION, field="description"))
         found = cls(
             run=run,
+            ledger=ledger,
             round=number,
             session=session,
             figures=bool(figures),
@@ -268,6 +276,54 @@ class Step:
         found = cls(session, reader.blob(MAX_FRAME, field="message"))
         reader.finish()
         return found
+
+
+@dataclass(frozen=True)
+class HeadRequest:
+    """Where a run's ledger stands: what the server has signed, and the lines since.
+
+    Attributes:
+        ledger: hash of its first record.
+        envelope: the head that the server signed, as JSON.
+        first: place (seq) of the first of the lines.
+        lines: of the ledger, newline included, up to the head: from the one after the head that
+            this client signed last, as far as the server knows.
+    """
+
+    ledger: bytes
+    envelope: bytes
+    first: int
+    lines: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        """The message; what is in it is signed already."""
+        writer = Writer()
+        writer.header(HEAD)
+        writer.fixed(self.ledger, DIGEST_BYTES, field="ledger")
+        writer.blob(self.envelope, _MAX_ENVELOPE, field="envelope")
+        writer.u32(self.first, field="first")
+        writer.u32(len(self.lines), field="lines")
+        for line in self.lines:
+            writer.blob(line, _MAX_LINE, field="line")
+        return writer.done()
+
+    @classmethod
+    def decode(cls, message: bytes) -> Self:
+        """Read.
+
+        Raises:
+            WireError: it is no such message.
+        """
+        reader = Reader(message)
+        reader.header(HEAD)
+        ledger = reader.fixed(DIGEST_BYTES, field="ledger")
+        envelope = reader.blob(_MAX_ENVELOPE, field="envelope")
+        first, count = reader.u32(field="first"), reader.u32(field="lines")
+        if count > _MAX_LINES:
+            raise WireError(f"lines: {count} announced, at most {_MAX_LINES} allowed")
+        lines = tuple(reader.blob(_MAX_LINE, field="line") for _ in range(count))
+        reader.finish()
+        return cls(ledger, envelope, first, lines)
 
 
 def encode_answer(message: bytes) -> bytes:

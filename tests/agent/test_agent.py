@@ -142,7 +142,7 @@ def test_a_new_invitation_ends_the_round_before_and_its_steps_are_refused(tmp_pa
 def test_an_agent_that_was_restarted_is_in_no_round(tmp_path):
     owner = Owner(tmp_path)
     owner.asked(invitation())
-    owner.spending.close()
+    owner.stop()
     again = Owner(tmp_path)
     with pytest.raises(RemoteProtocolError, match="refused"):
         again.asked(Step(b"s" * 16, b"anything").encode())

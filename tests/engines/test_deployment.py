@@ -109,7 +109,10 @@ def train_and_kill_one(folder: Path, app: Path, processes: Processes) -> None:
 
 
 def check_finished(folder: Path) -> None:
-    assert verify_run(folder / "runs" / "tiny").finished
+    verdict = verify_run(folder / "runs" / "tiny", folder / "roster.public.json")
+    assert verdict.finished
+    assert verdict.anchored
+    assert verdict.incomplete == []  # two of three clients have signed each head
     run = verified_run(folder / "runs" / "tiny")
     assert run.history.applied == 2
     assert all(each == frozenset({"site-0", "site-1"}) for each in run.history.survivors.values())

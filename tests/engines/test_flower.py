@@ -16,6 +16,7 @@ from recorded_site import CONFIG, MODEL, RecordedSite, session_of
 from securefed.agent.agent import Agent
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
+from securefed.agent.runs import RunAccounts
 from securefed.agent.socket_server import SocketServer
 from securefed.agent.spending import Spending
 from securefed.crypto.identity import IdentityKey
@@ -92,6 +93,7 @@ def recorded(tmp_path):
                 roster,
                 RecordedSite(vectors[name], DIMENSION),
                 Spending(tmp_path / name, name, policy.budget, lambda: CLOCK),
+                RunAccounts(tmp_path / name / "runs", name, lambda: CLOCK),
                 log,
                 clock=time,
                 pause=time.pause,
@@ -115,6 +117,7 @@ def over_flower(recorded, dropped=lambda node, message: False, seconds=30.0):
         )
         invitation = Invitation(
             run=greeted.run,
+            ledger=bytes(32),
             round=1,
             session=session.session,
             figures=False,

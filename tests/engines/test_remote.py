@@ -5,12 +5,15 @@ import json
 import pytest
 from deployed import DirectCourier, write_deployment
 
+from securefed.encoding.wire import message_type
 from securefed.engines.events import Silent
 from securefed.engines.remote_federation import federate
-from securefed.engines.verify import verify_run
+from securefed.engines.verify import verified_run, verify_run
 from securefed.errors import ConfigError, ThresholdNotMet
 from securefed.evidence.budget import read_charges
+from securefed.evidence.chain import line_of
 from securefed.evidence.ledger import read_ledger
+from securefed.federation.invitations import HEAD, encode_refusal
 
 
 class Told(Silent):
@@ -56,8 +59,9 @@ def test_a_run_between_machines_trains_and_ends(finished):
 def test_a_round_takes_one_message_stage_a_stage_of_the_protocol(finished):
     _, courier, _, _ = finished
     round_stages = ["advertise", "share", "masked_input", "consistency", "unmask"]
-    # greeting, figures before, two rounds, figures after
-    assert courier.stages == ["hello", *round_stages * 4]
+    # greeting, figures before, two rounds and their heads, figures after, the closing head
+    expected = ["hello", *round_stages, *[*round_stages, "head"] * 2, *round_stages, "head"]
+    assert courier.stages == expected
 
 
 def test_its_folder_verifies_and_counts_one_that_never_answered(finished):
@@ -69,6 +73,14 @@ def test_its_folder_verifies_and_counts_one_that_never_answered(finished):
     ]
     assert "site-3" in summed[0]["charged"]
     assert "site-3" not in summed[0]["survivors"]
+
+
+def test_each_head_is_signed_by_the_clients_that_were_in_the_round(finished):
+    _, _, told, result = finished
+    heads = [head.signers for head in verified_run(result.folder).heads]
+    everybody = ("site-0", "site-1", "site-2", "site-3")
+    assert heads == [everybody[:3], everybody, everybody]
+    assert not any("does not sign" in line for line in told.lines)
 
 
 def test_each_owners_own_account_holds_every_round_that_it_sent(finished):
@@ -140,8 +152,46 @@ def test_a_run_whose_server_was_killed_goes_on(tmp_path):
         federate(world.deployment, courier, observer=Silent())
     courier.lost = lambda node, what: False
     resumed = world.deployment.model_copy(update={"resume": True})
-    result = federate(resumed, courier, observer=Silent())
+    told = Told()
+    result = federate(resumed, courier, observer=told)
+    assert not any("does not sign" in line for line in told.lines)
     assert (result.rounds, result.charges) == (2, 3)
-    assert verify_run(result.folder).finished
+    verdict = verify_run(result.folder)
+    assert verdict.finished
+    assert verdict.incomplete == []
     again = federate(resumed, courier, observer=Silent())
     assert again.rounds == 2
+
+
+def test_a_ledger_that_was_rewritten_is_signed_by_no_client(tmp_path, monkeypatch):
+    """The server shows other lines than those that stand; no agent puts its name to them."""
+    world, told = write_deployment(tmp_path, clients=3, training={"rounds": 1}), Told()
+    agents = started(world, floors={"exact_figures": False})
+    monkeypatch.setattr(
+        "securefed.engines.remote_witnesses.line_of",
+        lambda record: line_of(record).replace(b'"survivors":["site-0"', b'"survivors":["site-9"'),
+    )
+    result = federate(world.deployment, DirectCourier(agents), observer=told)
+    assert sum("does not sign" in line for line in told.lines) == 6
+    assert (
+        "hash" in world.logs["site-0"].getvalue() or "does not" in world.logs["site-0"].getvalue()
+    )
+    assert any("quorum missing" in why for why in verify_run(result.folder).incomplete)
+
+
+def test_an_answer_that_was_lost_does_not_keep_a_client_from_signing_later(tmp_path):
+    world, told = write_deployment(tmp_path, clients=3), Told()
+    agents, lost = started(world, floors={"exact_figures": False}), []
+    signs = agents[101]
+
+    def forgets_to_send(request):
+        reply = signs(request)
+        if message_type(request) == HEAD and not lost:
+            lost.append(reply)
+            return encode_refusal("Lost")
+        return reply
+
+    agents[101] = forgets_to_send
+    result = federate(world.deployment, DirectCourier(agents), observer=told)
+    heads = [head.signers for head in verified_run(result.folder).heads]
+    assert [len(each) for each in heads] == [2, 3, 3]

@@ -32,7 +32,7 @@ class Faulty(DirectCourier):
         return lambda request: self.owners[name].agent.handle(request)
 
     def restart(self, name):
-        self.owners[name].spending.close()
+        self.owners[name].stop()
         self.owners[name] = Owner(self.folder, name)
 
     def exchange(self, requests, *, what):

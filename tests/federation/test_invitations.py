@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError, WireError
 from securefed.federation.invitations import (
+    HeadRequest,
     Hello,
     Introduction,
     Invitation,
@@ -21,6 +22,7 @@ ROSTER = {"site-0": CLIENT.public}
 HELLO = Hello(run=b"r" * 16, node=2**63 + 5, config=b"c" * 32)
 INVITATION = Invitation(
     run=b"r" * 16,
+    ledger=b"l" * 32,
     round=3,
     session=b"s" * 16,
     figures=False,
@@ -38,6 +40,7 @@ def decoded(message):
         lambda: Introduction.decode(message, HELLO, ROSTER),
         lambda: Invitation.decode(message, SERVER.public),
         lambda: Step.decode(message),
+        lambda: HeadRequest.decode(message),
     ]
 
 
@@ -46,11 +49,18 @@ MESSAGES = [
     Introduction(client="site-0", size=9).encode(HELLO, CLIENT),
     INVITATION.encode(SERVER),
     Step(b"s" * 16, b"message").encode(),
+    HeadRequest(b"l" * 32, b"{}", 3, (b"one", b"two")).encode(),
 ]
-VALUES = [HELLO, Introduction(client="site-0", size=9), INVITATION, Step(b"s" * 16, b"message")]
+VALUES = [
+    HELLO,
+    Introduction(client="site-0", size=9),
+    INVITATION,
+    Step(b"s" * 16, b"message"),
+    HeadRequest(b"l" * 32, b"{}", 3, (b"one", b"two")),
+]
 
 
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(5))
 def test_each_comes_back_as_it_went_and_no_other_decoder_takes_it(kind):
     for place, decode in enumerate(decoded(MESSAGES[kind])):
         if place == kind:
@@ -60,7 +70,7 @@ def test_each_comes_back_as_it_went_and_no_other_decoder_takes_it(kind):
                 decode()
 
 
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(5))
 def test_a_cut_message_and_one_with_bytes_to_spare_are_refused(kind):
     message = MESSAGES[kind]
     for wrong in [*(message[:end] for end in range(len(message))), message + b"\0"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,13 +17,15 @@ from securefed.engines.couriers import Courier, Greeted, greet
 from securefed.engines.deployed import check_deployable, config_digest, local_config
 from securefed.engines.events import Lines, Observer
 from securefed.engines.remote import RemoteRun
+from securefed.engines.remote_witnesses import gather_from
 from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.simulation import utc_now
+from securefed.engines.witnessing import unwitnessed
 from securefed.engines.workbench import Workbench
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.ledger import read_ledger
+from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.signed_roster import read_signed_roster
 from securefed.training.assets import cache_dir
@@ -92,13 +95,12 @@ def federate(
     server = IdentityKey.load(Path(deployment.key))
     roster = read_signed_roster(Path(deployment.roster), server.public).roster
     folder = RunFolder(Path(deployment.out))
-    if deployment.resume:
-        finished = _finished(folder, config)
-        if finished is not None:
-            shown.message(f"the run in {folder.path} is finished; nothing is left")
-            return finished
-    else:
+    finished = _finished(folder, config) if deployment.resume else None
+    if not deployment.resume:
         folder.check_new()
+    if finished is not None and unwitnessed(read_ledger(folder.ledger)) is None:
+        shown.message(f"the run in {folder.path} is finished; nothing is left")
+        return finished
     greeted = greet(
         courier,
         config_digest(config),
@@ -107,6 +109,9 @@ def federate(
         shown,
         min_clients=config.cohort.min_clients,
     )
+    if finished is not None:
+        _witness_closing(folder, courier, greeted, roster, server, shown, clock)
+        return finished
     sizes, noise = dict(greeted.sizes), None
     if deployment.resume:
         sizes, noise = _begun(folder, greeted, roster)
@@ -144,6 +149,37 @@ def _finished(folder: RunFolder, config: RunConfig) -> RunResult | None:
             "the settings it began with"
         )
     return recorded_result(folder.path)
+
+
+def _witness_closing(
+    folder: RunFolder,
+    courier: Courier,
+    greeted: Greeted,
+    roster: Roster,
+    server: IdentityKey,
+    observer: Observer,
+    clock: Callable[[], str],
+) -> None:
+    """Have the closing record of a finished run signed: a kill came before that."""
+    with ExitStack() as held:
+
+        def opened(path: Path) -> Ledger:
+            return held.enter_context(Ledger.open(path, clock=clock))
+
+        ledger = opened(folder.ledger)
+        due, own = unwitnessed(ledger.records), Roster.of_record(ledger.records[0].body["roster"])
+        if due is None:
+            return
+        now = {name: roster.clients.get(name) for name in own.clients}
+        changed = [name for name, key in own.clients.items() if now[name] != key]
+        if changed or roster.server != own.server:
+            raise ConfigError(
+                f"resume: the roster has another key of {changed[0] if changed else 'the server'} "
+                "than the run began with"
+            )
+        copies = {name: opened(folder.budget(name)) for name in own.clients}
+        nodes = {name: node for name, node in greeted.nodes.items() if name in copies}
+        gather_from(courier, nodes, ledger, due, server, copies, own, observer)
 
 
 def _begun(folder: RunFolder, greeted: Greeted, roster: Roster) -> tuple[dict[str, int], float]:

@@ -99,13 +99,18 @@ def start_node(processes: Processes, name: str, port: int, path: Path, *words: o
     )  # fmt: skip
 
 
+def closed_and_signed(ledger: Path) -> bool:
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    return any('"closed"' in line for line in lines) and '"witnessed"' in lines[-1]
+
+
 def train_and_kill_one(folder: Path, app: Path, processes: Processes) -> None:
     """Start the run; kill one agent as soon as it is in the first round; wait for the end."""
     processes.start("run", "flwr", "run", app, "dep", "--stream")
     log, ledger = folder / "site-2.log", folder / "runs" / "tiny" / "ledger.jsonl"
     until(lambda: logged(log, event="invited", round=1, of="updates"), "round 1", 400)
     processes.kill("site-2")
-    until(lambda: ledger.exists() and '"closed"' in ledger.read_text(), "the end", 600)
+    until(lambda: closed_and_signed(ledger), "the end", 600)
 
 
 def check_finished(folder: Path) -> None:

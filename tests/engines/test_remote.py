@@ -195,3 +195,27 @@ def test_an_answer_that_was_lost_does_not_keep_a_client_from_signing_later(tmp_p
     result = federate(world.deployment, DirectCourier(agents), observer=told)
     heads = [head.signers for head in verified_run(result.folder).heads]
     assert [len(each) for each in heads] == [2, 3, 3]
+
+
+def test_a_kill_before_the_closing_record_was_signed_is_made_good(tmp_path):
+    world = write_deployment(tmp_path, clients=3, training={"rounds": 1})
+    courier, heads = DirectCourier(started(world, floors={"exact_figures": False})), []
+
+    def killed(node, what):
+        heads.append(what) if what == "head" and node == 100 else None
+        if len(heads) == 2:
+            raise KeyboardInterrupt
+        return False
+
+    courier.lost = killed
+    with pytest.raises(KeyboardInterrupt):
+        federate(world.deployment, courier, observer=Silent())
+    folder = world.folder / "run"
+    assert any("quorum missing" in why for why in verify_run(folder).incomplete)
+    courier.lost = lambda node, what: False
+    resumed = world.deployment.model_copy(update={"resume": True})
+    assert federate(resumed, courier, observer=Silent()).rounds == 1
+    assert verify_run(folder).incomplete == []
+    stages = len(courier.stages)
+    federate(resumed, courier, observer=Silent())
+    assert len(courier.stages) == stages  # nothing is left to ask

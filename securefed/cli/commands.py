@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import securefed
+from securefed.cli.agents import client as agent_of_client
 from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
 from securefed.cli.evaluating import evaluate
+from securefed.cli.flower import flower
+from securefed.cli.keys import keys
 from securefed.cli.merges import merge
 from securefed.cli.pilots import pilot
 from securefed.cli.planning import plan
@@ -48,7 +51,7 @@ _FALLBACK_NOTE = (
     "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could not be "
     "had{why}. The figures stated for the demo do not apply."
 )
-_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports"}
+_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports", "flwr": "flower"}
 _DEMOS = {"default": "demo.toml", "all": "demo-all.toml"}
 _MARK = "comparison, UNPROTECTED: "
 
@@ -184,6 +187,9 @@ app.command()(merge)
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)
+app.command("client")(agent_of_client)
+app.add_typer(keys, name="keys")
+app.add_typer(flower, name="flower")
 app.command()(report)
 app.command()(threats)
 app.command()(statement)

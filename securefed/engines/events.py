@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -164,3 +165,30 @@ class Told:
         self._observer.round_end(event)
         for function in self._each:
             function(event.public())
+
+
+class Lines:
+    """Writes a line for each event to standard error: for a process without a terminal."""
+
+    def begun(self, folder: Path) -> None:
+        """Name the run folder."""
+        self.message(f"run folder: {folder}")
+
+    def message(self, text: str) -> None:
+        """The line."""
+        print(f"securefed: {text}", file=sys.stderr, flush=True)
+
+    def planned(self, plan: Schedule) -> None:
+        """Nothing."""
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def round_end(self, event: RoundEvent) -> None:
+        """Round, survivors and epsilon with what goes with it."""
+        unprotected = event.epsilon is None
+        spent = "UNPROTECTED" if unprotected else f"epsilon {event.epsilon:.4g}"
+        self.message(
+            f"round {event.round} of {event.rounds}: {event.survivors} of {event.cohort} clients, "
+            f"{spent} (delta {event.delta:g}, against {event.against})"
+        )

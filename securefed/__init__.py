@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from securefed.crypto.identity import IdentityKey, IdentityPublicKey
+    from securefed.engines.evaluating import evaluate_run
+    from securefed.engines.events import RoundEvent
     from securefed.engines.in_process import SecureRoundResult, secure_round
+    from securefed.engines.merging import merge_run
     from securefed.engines.simulation import Federation
     from securefed.engines.sliced import SlicedRoundResult, secure_sliced_round
     from securefed.federation.account import open_account
@@ -42,6 +45,7 @@ _WHERE = {
     "PlaintextAggregation": "securefed.secagg.aggregations",
     "PrivacyGuarantee": "securefed.privacy.accounting",
     "PrivacyPolicy": "securefed.privacy.policy",
+    "RoundEvent": "securefed.engines.events",
     "RoundSession": "securefed.federation.session",
     "SecureRoundResult": "securefed.engines.in_process",
     "ServerRound": "securefed.federation.server",
@@ -49,6 +53,8 @@ _WHERE = {
     "SlicedRoundResult": "securefed.engines.sliced",
     "SlicedServerRound": "securefed.federation.sliced_rounds",
     "SlicedSession": "securefed.federation.slices",
+    "evaluate_run": "securefed.engines.evaluating",
+    "merge_run": "securefed.engines.merging",
     "open_account": "securefed.federation.account",
     "secure_round": "securefed.engines.in_process",
     "secure_sliced_round": "securefed.engines.sliced",
@@ -67,6 +73,7 @@ __all__ = [
     "PlaintextAggregation",
     "PrivacyGuarantee",
     "PrivacyPolicy",
+    "RoundEvent",
     "RoundSession",
     "SecureRoundResult",
     "ServerRound",
@@ -74,6 +81,8 @@ __all__ = [
     "SlicedRoundResult",
     "SlicedServerRound",
     "SlicedSession",
+    "evaluate_run",
+    "merge_run",
     "open_account",
     "secure_round",
     "secure_sliced_round",

@@ -661,9 +661,3 @@ def test_a_plan_is_shown_with_its_reasons_and_written_with_what_it_follows_from(
     assert written["plan"]["clients"]["site-0"]["assignment"]["local_steps"] == 1
     assert written["workload"]["seconds_per_token"] == 0.01
     assert written["profiles"]["site-0"]["upload"] == 62_500
-
-
-def test_without_profiles_there_is_nothing_to_plan_from(cli, tmp_path):
-    code, _, err = cli("plan", write_run(tmp_path))
-    assert code == 2
-    assert "has no cohort.profiles" in err

@@ -314,6 +314,8 @@ def _check_covered(config: RunConfig) -> None:
         "training.sparsify": training.sparsify != "none",
         "training.control_weight": training.control_weight is not None,
         "training.trainer": training.trainer is not None,
+        "training.class_weights": training.class_weights is not None,
+        "data.messages_field": config.data.messages_field is not None,
         "privacy.sampling = 'cyclic'": config.privacy.sampling == "cyclic",
     }.items():
         if there:

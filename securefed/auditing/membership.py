@@ -340,6 +340,8 @@ def _check_config(config: RunConfig) -> None:
         "privacy.unit": config.privacy.unit == "user",
         "privacy.adaptive_clip": config.privacy.adaptive_clip is not None,
         "privacy.sampling": config.privacy.sampling != "poisson",
+        "training.class_weights": config.training.class_weights is not None,
+        "data.messages_field": config.data.messages_field is not None,
         "cohort.ranks": bool(config.cohort.ranks),
         "cohort.schedule.carry_out": config.cohort.schedule.carry_out,
         "cohort.simulated_dropouts": bool(config.cohort.simulated_dropouts),
@@ -350,5 +352,6 @@ def _check_config(config: RunConfig) -> None:
     if wrong:
         raise ConfigError(
             f"{', '.join(wrong)}: runs on halves are of one rank and one policy, with all clients "
-            "in every round, examples or clients as units and nothing that clients keep"
+            "in every round, examples or clients as units, windows or records that weigh alike, "
+            "and nothing that clients keep"
         )

@@ -1,7 +1,7 @@
 """The command line.
 
-``securefed demo | fetch | run | plan | pilot | attack | audit | verify | threats``
-``securefed statement | schema``
+``securefed demo | fetch | init | plan | run | status | evaluate | merge | pilot | attack | audit``
+``securefed verify | threats | statement | report | keys | client | flower | schema``
 """
 
 from securefed.cli.commands import main

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from securefed.engines.figures import Figures
     from securefed.engines.noised_histogram import NoisedHistogram
     from securefed.engines.results import RunResult
-    from securefed.privacy.accounting import PrivacyGuarantee
+    from securefed.privacy.accounting import Adversary, PrivacyGuarantee
 
 
-def statements(config: RunConfig, result: RunResult) -> str:
+def statements(config: RunConfig, guarantees: Mapping[Adversary, PrivacyGuarantee]) -> str:
     """What holds against each adversary; what is the same against all of them is said once."""
     from securefed.engines.settings import unit_name
 
     share = "What the statements against the adversaries share:"
-    return _said_once(share, list(result.guarantees.values()), unit_name(config))
+    return _said_once(share, list(guarantees.values()), unit_name(config))
 
 
 def statements_of_figures(result: RunResult) -> str:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import importlib.resources
-import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import securefed
+from securefed.cli.agents import client as agent_of_client
 from securefed.cli.audits import attack, audit
 from securefed.cli.closing import comparison, draw, statements, statements_of_figures, table
+from securefed.cli.evaluating import evaluate
+from securefed.cli.flower import flower
+from securefed.cli.keys import keys
+from securefed.cli.merges import merge
 from securefed.cli.pilots import pilot
-from securefed.cli.plans import assignments, bought
+from securefed.cli.planning import plan
 from securefed.cli.reporting import report
+from securefed.cli.sinks import opened
+from securefed.cli.starting import init
+from securefed.cli.statuses import status
 from securefed.cli.threats import statement, threats
 from securefed.cli.watching import (
     console,
@@ -52,7 +59,7 @@ _FALLBACK_NOTE = (
     "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could not be "
     "had{why}. The figures stated for the demo do not apply."
 )
-_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports"}
+_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports", "flwr": "flower"}
 _DEMOS = {"default": "demo.toml", "all": "demo-all.toml"}
 _MARK = "comparison, UNPROTECTED: "
 
@@ -160,44 +167,37 @@ def run(
     resume: Resume = False,
     offline: Offline = False,
     compare: Compare = False,
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="tensorboard, mlflow or wandb (offline), or KIND:FOLDER; repeatable."),
+    ] = None,
 ) -> None:
     """Train your own model on your own clients' data, from a run file."""
-    read = load_config(config)
-    command = ["run", str(config)]
-    _run(command, read, out=out, resume=resume, offline=offline, compare=compare, notes=[])
+    read, sinks = load_config(config), sink or []
+    command = ["run", str(config), *(word for name in sinks for word in ("--sink", name))]
+    _run(
+        command,
+        read,
+        out=out,
+        resume=resume,
+        offline=offline,
+        compare=compare,
+        notes=[],
+        sinks=sinks,
+    )
 
 
-@app.command()
-def plan(
-    config: Annotated[Path, typer.Argument(help="Run file (TOML) with cohort.profiles.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the plan, and what it follows from, as JSON.")
-    ] = None,
-    offline: Offline = False,
-) -> None:
-    """Plan who does how much and how often, from what the clients' machines can do."""
-    read = load_config(config)
-    if not read.cohort.profiles:
-        raise ConfigError(f"{config}: has no cohort.profiles; there is nothing to plan from")
-    from securefed.engines.planning import plan_cohort
-    from securefed.engines.simulation import Federation
-    from securefed.engines.whole_files import write_whole
-
-    quiet_libraries()
-    with watching() as shown:
-        bench, settings = Federation(read, observer=shown, offline=offline).prepare()
-        planned = plan_cohort(read, bench, settings)
-    if out is not None:
-        write_whole(out, json.dumps(planned.to_record(), indent=1) + "\n")
-    console.print(assignments(planned.schedule))
-    for name, client in planned.schedule.clients.items():
-        say(f"{name}: {client.reason}")
-    console.print(bought(planned))
-
-
+app.command()(init)
+app.command()(plan)
+app.command()(status)
+app.command()(evaluate)
+app.command()(merge)
 app.command()(pilot)
 app.command()(attack)
 app.command()(audit)
+app.command("client")(agent_of_client)
+app.add_typer(keys, name="keys")
+app.add_typer(flower, name="flower")
 app.command()(report)
 app.command()(threats)
 app.command()(statement)
@@ -358,6 +358,7 @@ def _run(
     offline: bool,
     compare: bool,
     notes: list[str],
+    sinks: Sequence[str] = (),
 ) -> None:
     if resume:
         _folder_to_resume(out)
@@ -370,8 +371,8 @@ def _run(
     resumable = config.privacy.resumable
     go_on = _command(command, folder, resume=True, offline=offline) if resumable else ""
     try:
-        with watching(go_on=go_on) as shown:
-            federation = Federation(config, observer=shown, offline=offline)
+        with watching(go_on=go_on) as shown, opened(sinks, folder, config) as each:
+            federation = Federation(config, observer=shown, on_round_end=each, offline=offline)
             result = federation.run(folder, resume=resume)
     except KeyboardInterrupt:
         there = (folder / "ledger.jsonl").is_file()
@@ -379,7 +380,7 @@ def _run(
         held = f"what was charged stays charged; {then}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
-    say(statements(config, result) + "\n")
+    say(statements(config, result.guarantees) + "\n")
     if result.histogram_guarantees:
         say(statements_of_figures(result) + "\n")
     if config.output.picture:

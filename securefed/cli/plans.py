@@ -1,4 +1,4 @@
-"""What ``securefed plan`` shows: who does what, and what each lever buys."""
+"""``securefed plan``: what a run would spend; and who does what, where machines differ."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from securefed.config import RunConfig
+    from securefed.engines.forecast import Forecast
     from securefed.engines.planning import Planning
     from securefed.federation.scheduling import Schedule
 
@@ -50,3 +52,70 @@ def bought(planning: Planning) -> Table:
 
 def _shares(seconds: float, uniform: float) -> tuple[str, str]:
     return f"{seconds:.3g}", f"{100.0 * seconds / uniform:.0f} %"
+
+
+def foreseen(config: RunConfig, forecast: Forecast) -> Table:
+    """What a run would take: noise, bytes, memory, time."""
+    rounds = config.training.rounds
+    table = Table(title=f"{config.output.name}: before anything is spent", show_header=False)
+    table.add_column("what")
+    table.add_column("how much", overflow="fold")
+    kept = f"{forecast.documents - forecast.lost:,} of {forecast.documents:,} documents"
+    table.add_row("clients", f"{forecast.clients}, {forecast.examples:,} examples from {kept}")
+    table.add_row("values that travel in a round", f"{forecast.dimension:,}")
+    noise = f"{forecast.noise_multiplier:.4g} (std of the honest survivors' noise over the clip)"
+    target = config.privacy.target_epsilon
+    found = "" if target is None else f", the least for target_epsilon = {target:g}"
+    table.add_row("noise multiplier", noise + found)
+    table.add_row("drawn in a round", f"each unit with probability {_of(forecast)}")
+    if forecast.signal is not None:
+        table.add_row(
+            "noise over signal, at least",
+            f"{forecast.signal.ratio:.3g} in a round, {forecast.signal.over_rounds:.3g} over "
+            f"{rounds} rounds (below 0.3 cost little where it was measured)",
+        )
+    table.add_section()
+    what = "" if forecast.exact else " (contribution and adapter alone)"
+    for name, value in (("up", forecast.bytes_up), ("down", forecast.bytes_down)):
+        table.add_row(
+            f"bytes {name}, per client{what}",
+            f"{value:,.0f} a round, {value * rounds / 1e6:,.2f} MB in {rounds} rounds",
+        )
+    table.add_row("model on disk", f"{forecast.model_bytes / 1e6:,.0f} MB")
+    table.add_row(
+        "memory, resident (one step rehearsed here)", f"{forecast.memory / 2**30:.2f} GiB"
+    )
+    table.add_row("time of a round", _time(forecast, rounds))
+    return table
+
+
+def _of(forecast: Forecast) -> str:
+    return f"{forecast.sampling_probability:.3g}"
+
+
+def _time(forecast: Forecast, rounds: int) -> str:
+    simulated = forecast.simulated_seconds
+    if simulated is None:
+        return "not measured: with privacy.mechanism = 'local' a step draws its own sample"
+    parts = ", ".join(f"{name} {_spent(value)}" for name, value in forecast.seconds.items())
+    server = forecast.server_seconds
+    own = "" if server is None else f"; the server {_spent(server)}"
+    return (
+        f"a client {_spent(sum(forecast.seconds.values()))} ({parts}){own}; in one process "
+        f"{_spent(simulated)}, {_spent(simulated * rounds)} in {rounds} rounds, besides held-out "
+        "figures"
+    )
+
+
+def _spent(seconds: float) -> str:
+    if seconds >= 60.0:
+        return f"{seconds / 60.0:.1f} min"
+    return f"{seconds:.2g} s" if seconds >= 1.0 else f"{1e3 * seconds:.2g} ms"
+
+
+def warnings_of(forecast: Forecast) -> list[str]:
+    """Each hazard as a line, what stops the run first."""
+    return [
+        f"{'WILL NOT WORK' if hazard.stops else 'note'}: {hazard.text}"
+        for hazard in forecast.hazards
+    ]

@@ -1,6 +1,7 @@
 """Run file and pilot file: TOML as frozen, validated models.  Each refuses unknown keys."""
 
 from securefed.config.base import share_of
+from securefed.config.data import DataSection
 from securefed.config.evaluation import EvaluationSection, HistogramSection
 from securefed.config.files import (
     dump_config,
@@ -26,7 +27,6 @@ from securefed.config.ranks import RankSection
 from securefed.config.run import (
     STAGES,
     AggregationSection,
-    DataSection,
     KeyHolder,
     ModelSection,
     ProfileSection,

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from securefed.config.base import Positive, Section
 from securefed.config.carrying_out import why_not_carried_out
+from securefed.config.data import DataSection
 from securefed.config.evaluation import EvaluationSection
 from securefed.config.lora import LoraSection, why_not_shared
 from securefed.config.personal import PersonalSection
@@ -62,29 +63,6 @@ class ModelSection(Section):
         if (self.task == "sequence-classification") != (self.labels is not None):
             raise ValueError("labels must be given exactly when task = 'sequence-classification'")
         return self
-
-
-class DataSection(Section):
-    """Each client's own data, and how it is cut into examples.
-
-    ``source`` is a folder (one file or one sub-folder a client), or a built-in corpus.
-    For causal language modelling an example is one non-overlapping window of ``window_tokens``
-    tokens; for classification it is one record, cut off at ``window_tokens``.
-
-    ``user_field`` names the field of a JSONL or CSV record that says whose record it is (a
-    patient, a sender); it goes with ``privacy.unit = "user"``.  Without it each document is a user
-    of its own there.  A user is held out whole or not at all.
-    """
-
-    source: str = "builtin:state-of-the-union"
-    format: Literal["auto", "jsonl", "csv", "text"] = "auto"
-    text_field: str = "text"
-    label_field: str = "label"
-    user_field: Annotated[str, Field(min_length=1)] | None = None
-    window_tokens: Annotated[int, Field(ge=4, le=8192)] = 32
-    clients: Literal["all", "default"] | Annotated[list[str], Field(min_length=1)] = "all"
-    min_examples: Annotated[int, Field(ge=1)] = 1
-    held_out_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
 
 
 class AggregationSection(Section):
@@ -324,6 +302,8 @@ class RunConfig(Section):
             raise ValueError(mixed)
         if (why := why_not_carried_out(self)) is not None:
             raise ValueError(why)
+        if (why := self._why_not_scored()) is not None:
+            raise ValueError(why)
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(
@@ -356,6 +336,26 @@ class RunConfig(Section):
                     f"{self.training.rounds}"
                 )
         return self
+
+    def _why_not_scored(self) -> str | None:
+        """Why examples cannot be weighed, or conversations not be read, for this task."""
+        labels, weights = self.model.labels, self.training.class_weights
+        if self.data.messages_field is not None and self.model.task != "causal-lm":
+            return (
+                f"data.messages_field = {self.data.messages_field!r} with model.task = "
+                f"{self.model.task!r}: conversations are for 'causal-lm'; use data.text_field"
+            )
+        if weights is not None and len(weights) != (labels or 0):
+            return (
+                f"training.class_weights has {len(weights)} weights with model.labels = {labels}: "
+                "there must be one for each class of a classifier"
+            )
+        if weights is not None and self.training.trainer is not None:
+            return (
+                f"training.class_weights with training.trainer = {self.training.trainer!r}: a "
+                "trainer of your own computes its own loss; leave one of them out"
+            )
+        return None
 
     def _why_not_summed(self) -> str:
         """Why contributions of this privacy are not summed in this way; empty where they are."""

@@ -65,6 +65,11 @@ class TrainingSection(Section):
     ``error_feedback`` a client adds later what was cut off; refused where it would carry an
     example into rounds for which it was not drawn.
 
+    ``class_weights``, one for each class of a classifier: an example's loss is multiplied by that
+    of its label before its gradient is clipped, so that the clip bounds it as before, and epsilon
+    does not depend on them.  A weight that makes gradients longer than the clip is cut back by it;
+    held-out figures are not weighed.
+
     ``normalize_steps``, where a plan gives clients unlike steps: a client's update is divided by
     its own number of steps and multiplied by the mean of the round's (both public), before the
     clip: FedNova (2007.07481) for plain SGD steps of one size.  Without it the mean is of plain
@@ -80,6 +85,7 @@ class TrainingSection(Section):
     control_weight: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] = 16
     examples_per_user: Annotated[int, Field(ge=1)] | None = None
+    class_weights: Annotated[list[Positive], Field(min_length=2)] | None = None
     server_optimizer: ServerRule = "adam"
     server_learning_rate: Positive = 1e-2
     server_momentum: Fraction = 0.0

@@ -17,6 +17,10 @@ from securefed.evidence.ledger import read_ledger
 ACCOUNT, HISTOGRAM_ACCOUNT = "budget.jsonl", "histograms.jsonl"
 """A client's accounts, in ``clients/ID``: of rounds, and of histograms of held-out figures."""
 
+COPIES = "copies kept by the server"
+"""What the first record says of the accounts of a run between machines, where a client's own stays
+at the client."""
+
 
 def check_accounts(
     folder: Path, genesis: Mapping[str, Any], history: History, cohorts: Cohorts

@@ -35,6 +35,7 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.kinds import (
     CLOSED,
     EVALUATED,
+    EVALUATION_FAILED,
     EVALUATION_OPENED,
     ROUND_ABANDONED,
     ROUND_APPLIED,
@@ -120,6 +121,7 @@ class _Reader:
             ROUND_APPLIED: self._round_applied,
             EVALUATION_OPENED: self._evaluation_opened,
             EVALUATED: self._evaluated,
+            EVALUATION_FAILED: self._evaluation_failed,
             WITNESSED: self._witnessed,
             RECOVERED: lambda body: None,
             SOFTWARE: self._software,
@@ -269,7 +271,7 @@ class _Reader:
         session = str(body["session"])
         if session not in self.history.unnoised:
             self._refuse("holds figures of an evaluation that was never opened")
-        if self.history.unnoised[session]:
+        if self.history.unnoised[session] or session not in self._measured:
             self._refuse("one evaluation ended twice")
         self._check_unguaranteed(body)
         self._check_round(body)
@@ -278,6 +280,15 @@ class _Reader:
         self._check_survivors(body, self._cohort)
         Figures.from_record(body["figures"])
         self.history.unnoised[session] = True
+
+    def _evaluation_failed(self, body: Mapping[str, Any]) -> None:
+        session = str(body["session"])
+        if self.history.unnoised.get(session, True) or session not in self._measured:
+            self._refuse("fails an evaluation that was never opened, or has ended")
+        self._check_unguaranteed(body)
+        self._check_round(body)
+        if body.get("of") != self._measured.pop(session):
+            self._refuse(f"of = {body.get('of')!r}; it was opened for other figures")
 
     def _witnessed(self, body: Mapping[str, Any]) -> None:
         """What it signs is checked with all signatures, in :mod:`securefed.engines.witnesses`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,6 +64,21 @@ class RoundEvent:
     note: str = ""
     held_out_guaranteed: bool = False
 
+    def public(self) -> RoundEvent:
+        """The event as it may be handed to others: nothing of it tells how much was drawn.
+
+        Measured seconds are 0, and there is no note, which may name who was late.
+        """
+        return replace(
+            self,
+            note="",
+            client_seconds=0.0,
+            seconds=0.0,
+            encrypting_seconds=0.0,
+            adding_seconds=0.0,
+            opening_seconds=0.0,
+        )
+
     def to_record(self) -> dict[str, Any]:
         """What is written down: no measured seconds, which tell how large a secret sample was."""
         kept = {key: value for key, value in asdict(self).items() if "seconds" not in key}
@@ -111,3 +128,67 @@ class Silent:
 
     def round_end(self, event: RoundEvent) -> None:
         """Nothing."""
+
+
+OnRoundEnd = Callable[[RoundEvent], object]
+"""Called with :meth:`RoundEvent.public` when a round is over; what it raises stops the run."""
+
+
+class Told:
+    """An observer, and functions that are told of each round's end besides it.
+
+    A function that raises stops the run after that round, which is on record; the run can be
+    resumed.  After a resume the last round is told once more.
+    """
+
+    def __init__(self, observer: Observer, each: Sequence[OnRoundEnd]) -> None:
+        self._observer, self._each = observer, tuple(each)
+
+    def begun(self, folder: Path) -> None:
+        """To the observer alone."""
+        self._observer.begun(folder)
+
+    def message(self, text: str) -> None:
+        """To the observer alone."""
+        self._observer.message(text)
+
+    def planned(self, plan: Schedule) -> None:
+        """To the observer alone."""
+        self._observer.planned(plan)
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """To the observer alone: how long a client trains tells how much was drawn."""
+        self._observer.working(what, done, total)
+
+    def round_end(self, event: RoundEvent) -> None:
+        """To the observer, and what is public of it to each function."""
+        self._observer.round_end(event)
+        for function in self._each:
+            function(event.public())
+
+
+class Lines:
+    """Writes a line for each event to standard error: for a process without a terminal."""
+
+    def begun(self, folder: Path) -> None:
+        """Name the run folder."""
+        self.message(f"run folder: {folder}")
+
+    def message(self, text: str) -> None:
+        """The line."""
+        print(f"securefed: {text}", file=sys.stderr, flush=True)
+
+    def planned(self, plan: Schedule) -> None:
+        """Nothing."""
+
+    def working(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def round_end(self, event: RoundEvent) -> None:
+        """Round, survivors and epsilon with what goes with it."""
+        unprotected = event.epsilon is None
+        spent = "UNPROTECTED" if unprotected else f"epsilon {event.epsilon:.4g}"
+        self.message(
+            f"round {event.round} of {event.rounds}: {event.survivors} of {event.cohort} clients, "
+            f"{spent} (delta {event.delta:g}, against {event.against})"
+        )

@@ -75,6 +75,19 @@ class Timing(Protocol):
         ...
 
 
+class Exchange(Protocol):
+    """How the server's messages of one stage reach clients, and theirs come back."""
+
+    def __call__(
+        self, stage: Stage, inbox: Mapping[str, bytes | None], carried: Carried
+    ) -> Iterable[Answer]:
+        """Deliver what is in the inbox (None to a client that is to start); what they answer.
+
+        Bytes, seconds and refusals are noted in ``carried``; who is silent is left out.
+        """
+        ...
+
+
 def carry(
     server: ServerRound | SlicedServerRound,
     clients: Mapping[str, AggregationClient],
@@ -85,7 +98,7 @@ def carry(
     client_work: Phase = unmeasured,
     server_work: Phase = unmeasured,
 ) -> Carried:
-    """Carry one round's messages between a server and its clients.
+    """Carry one round's messages between a server and its clients in this process.
 
     Args:
         server: in its first stage.
@@ -103,10 +116,11 @@ def carry(
         ThresholdNotMet: too few clients were left; refusals are noted on the error.
     """
     silent_from = {name: STAGES.index(stage) for name, stage in (drop or {}).items()}
-    carried = Carried(bytes_up=dict.fromkeys(clients, 0), bytes_down=dict.fromkeys(clients, 0))
-    inbox: Mapping[str, bytes | None] = dict.fromkeys(clients)
 
-    def answers(stage: Stage, seconds: dict[str, float]) -> Iterator[Answer]:
+    def answers(
+        stage: Stage, inbox: Mapping[str, bytes | None], carried: Carried
+    ) -> Iterator[Answer]:
+        seconds = carried.seconds.setdefault(stage, {})
         for name, reply in inbox.items():
             if silent_from.get(name, len(STAGES)) <= STAGES.index(stage):
                 continue
@@ -123,12 +137,50 @@ def carry(
             carried.bytes_up[name] += len(message)
             yield Answer(name, message, down)
 
+    return carry_by(
+        answers,
+        server,
+        clients,
+        keep_transcript=keep_transcript,
+        timing=timing,
+        server_work=server_work,
+    )
+
+
+def carry_by(
+    exchange: Exchange,
+    server: ServerRound | SlicedServerRound,
+    names: Iterable[str],
+    *,
+    keep_transcript: bool = True,
+    timing: Timing | None = None,
+    server_work: Phase = unmeasured,
+) -> Carried:
+    """Carry one round's messages between a server and clients, wherever these are.
+
+    Args:
+        exchange: reaches them.
+        server: in its first stage.
+        names: of the clients.
+        keep_transcript: as of :func:`carry`.
+        timing: as of :func:`carry`.
+        server_work: as of :func:`carry`.
+
+    Returns:
+        What was carried; the result is in ``server``.
+
+    Raises:
+        ThresholdNotMet: too few clients were left; refusals are noted on the error.
+    """
+    inbox: Mapping[str, bytes | None] = dict.fromkeys(names)
+    carried = Carried(bytes_up=dict.fromkeys(inbox, 0), bytes_down=dict.fromkeys(inbox, 0))
     try:
         while (stage := server.stage) is not None:
             received = carried.transcript.setdefault(stage, {})
-            seconds, taking = carried.seconds.setdefault(stage, {}), 0.0
+            carried.seconds.setdefault(stage, {})
+            taking = 0.0
             unanswered = set(inbox)
-            coming: Iterable[Answer] = answers(stage, seconds)
+            coming = exchange(stage, inbox, carried)
             if timing is not None:
                 coming = timing.in_time(stage, coming, len(inbox))
             for answer in coming:

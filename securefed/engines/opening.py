@@ -33,13 +33,15 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.budget import CHARGE, ClientBudget
 from securefed.evidence.kinds import ROUND_ABANDONED, SOFTWARE
 from securefed.evidence.ledger import Ledger
+from securefed.evidence.roster import Roster
 from securefed.evidence.software import (
     dependencies,
     dependencies_sha256,
     source_sha256,
 )
-from securefed.evidence.witness import account_genesis
+from securefed.evidence.witness import Witness, account_genesis
 from securefed.federation.server_step import ServerStep
+from securefed.privacy.policy import PrivacyPolicy
 from securefed.threats.files import digests, shipped
 
 
@@ -84,9 +86,9 @@ class Opening:
         self._config = config
         self._folder, self._bench, self._settings = folder, bench, settings
         self._step, self._observer, self._clock = step, observer, clock
-        self._cohort = tuple(sorted(bench.clients))
+        self._cohort = tuple(sorted(bench.sizes))
 
-    def _genesis(self, identities: Identities, threat_models: dict[str, bytes]) -> dict[str, Any]:
+    def _genesis(self, roster: Roster, threat_models: dict[str, bytes]) -> dict[str, Any]:
         text, versions = dump_config(self._config), dependencies()
         return (
             self._prepared()
@@ -98,7 +100,7 @@ class Opening:
                 "dependencies_sha256": dependencies_sha256(versions),
                 "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
                 "releases": release_records(self._settings, self._settings.stated.rounds),
-                "roster": identities.roster.to_record(),
+                "roster": roster.to_record(),
                 THREAT_MODELS: digests(threat_models),
             }
         )
@@ -127,13 +129,9 @@ class Opening:
             combining = self._bench.combining
             partial.save_checkpoint(0, self._step.state() | combining.server_state())
             partial.save_personal(lambda path: self._bench.save_kept(path, self._cohort, 0))
-            identities = Identities.make(
-                self._cohort, decryptor=self._settings.aggregation.has_decryptor
-            )
-            identities.save(partial.keys)
             threat_models = shipped()
             partial.write_threat_models(threat_models)
-            genesis = self._genesis(identities, threat_models)
+            genesis = self._genesis(self._begin_roster(partial), threat_models)
             with Ledger.create(partial.ledger, genesis, clock=self._clock) as ledger:
                 begun = ledger.head.hash
             for name in self._cohort:
@@ -185,8 +183,7 @@ class Opening:
         check_threat_models(self._folder.path, genesis)
         roster = recorded_roster(self._folder.ledger, genesis)
         check_witnesses(self._folder.path, ledger.records, roster, self._settings)
-        self._folder.take_keys()
-        identities = Identities.load(self._folder.keys, roster)
+        identities = self._identities(roster)
         decryptor = None
         if identities.decryptor is not None:
             check_openings(self._folder.path, genesis, history)
@@ -206,22 +203,17 @@ class Opening:
                 epsilon_after=self._settings.epsilon_after,
                 limit=self._settings.limit[1] if self._settings.limit else None,
             )
-            clients[name] = SimulatedClient(
-                name,
-                self._bench.clients[name],
-                budget,
-                history.policy,
-                identities.clients[name],
-                meter=Meter(memory=self._bench.memory),
-            )
+            clients[name] = self._client(name, budget, history.policy, identities)
         spent = open_accounts(self._folder, clients, self._settings.histograms, self._clock, held)
         self._observer.begun(self._folder.path)
         if len(ledger.records) > 1:
             paid = [_sessions(account) for account in accounts.values()]
             self._observer.message(told_on_resume(history, paid))
-        witnesses = witnesses_of(identities, accounts, spent, genesis["config_sha256"])
-        parties = Parties(
-            clients, decryptor, self._config.cohort.min_clients, identities, witnesses
+        parties = self._parties(
+            clients,
+            decryptor,
+            identities,
+            lambda: witnesses_of(identities, accounts, spent, genesis["config_sha256"]),
         )
         due = unwitnessed(ledger.records)
         if due is not None:  # a kill came between that record and the signatures over it
@@ -231,6 +223,43 @@ class Opening:
         self._abandon(ledger, history, accounts, clients)
         abandon_histogram(ledger, history, spent, clients, self._observer)
         return Opened(ledger, history, parties)
+
+    # -- what is otherwise where the clients are elsewhere ---------------------------------
+
+    def _begin_roster(self, partial: RunFolder) -> Roster:
+        """Whose signatures count in a run that begins; their keys are made and kept here."""
+        identities = Identities.make(
+            self._cohort, decryptor=self._settings.aggregation.has_decryptor
+        )
+        identities.save(partial.keys)
+        return identities.roster
+
+    def _identities(self, roster: Roster) -> Identities:
+        """The secret keys that are here."""
+        self._folder.take_keys()
+        return Identities.load(self._folder.keys, roster)
+
+    def _client(
+        self, name: str, budget: ClientBudget, policy: PrivacyPolicy, identities: Identities
+    ) -> SimulatedClient:
+        return SimulatedClient(
+            name,
+            self._bench.clients[name],
+            budget,
+            policy,
+            identities.clients[name],
+            meter=Meter(memory=self._bench.memory),
+        )
+
+    def _parties(
+        self,
+        clients: dict[str, SimulatedClient],
+        decryptor: SimulatedDecryptor | None,
+        identities: Identities,
+        witnesses: Callable[[], dict[str, Witness]],
+    ) -> Parties:
+        least = self._config.cohort.min_clients
+        return Parties(clients, decryptor, least, identities, witnesses())
 
     def _check_prepared(self, genesis: dict[str, Any], history: History) -> None:
         """Refuse to go on with another model, cohort or plan; another version may go on."""

@@ -129,14 +129,27 @@ def public_seconds(bench: Workbench, settings: Settings) -> dict[str, float]:
     config = settings.config
     if config.privacy.mechanism == "local" or settings.plan.removable_stds:
         return {}
-    workload = _workload(config, bench, settings, rules := _rules(config, bench, settings))
-    # This machine; seconds on its line are other parts.
+    return seconds_of(settings, *measured_workload(bench, settings))
+
+
+def measured_workload(bench: Workbench, settings: Settings) -> tuple[Workload, Rules]:
+    """What a round asks of anybody, measured here on made-up examples, and what a plan may choose.
+
+    Takes some seconds.  Not for ``mechanism = "local"``, whose steps draw their own sample.
+    """
+    rules = _rules(settings.config, bench, settings)
+    return _workload(settings.config, bench, settings, rules), rules
+
+
+def seconds_of(settings: Settings, workload: Workload, rules: Rules) -> dict[str, float]:
+    """A client's seconds in a round by phase, on this machine; its line is not among them."""
+    # Its line is another part: the figures for it have no meaning here.
     here = CapabilityProfile(
         memory=1, seconds_per_token=workload.seconds_per_token, upload=1.0, download=1.0
     )
     parts = workload.parts(here, rules.uniform)
     found = {"train": parts["training"], "encode": parts["encoding"]}
-    if config.aggregation.kind == "pairwise":
+    if settings.config.aggregation.kind == "pairwise":
         found["mask"] = parts["protocol"]
     return found
 

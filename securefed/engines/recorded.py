@@ -16,7 +16,13 @@ from securefed.engines.histogram_settings import Of, evaluated_rounds
 from securefed.engines.plan_records import values_down
 from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
-from securefed.evidence.kinds import EVALUATED, ROUND_APPLIED, ROUND_OPENED, ROUND_SUMMED
+from securefed.evidence.kinds import (
+    EVALUATED,
+    EVALUATION_FAILED,
+    ROUND_APPLIED,
+    ROUND_OPENED,
+    ROUND_SUMMED,
+)
 from securefed.evidence.ledger import Record
 
 
@@ -130,8 +136,14 @@ def check_measured(
         charges: the most histograms that any client has charged.
 
     Raises:
-        LedgerTampered: held-out figures are missing, and no budget of histograms forbade them.
+        LedgerTampered: held-out figures are missing, no budget of histograms forbade them, and it
+            is not on record that too few clients took part in their sum.
     """
+    failed = {
+        (record.body["round"], record.body.get("of", "shared"))
+        for record in records
+        if record.kind == EVALUATION_FAILED
+    }
     counted = settings.histograms
     due = {number for number in evaluated_rounds(settings.config) if number < last} | {last}
     needed: list[tuple[int, Of]] = [(number, "shared") for number in sorted(due)]
@@ -141,7 +153,7 @@ def check_measured(
             needed.append((last, "gain"))
     for number, of in needed:
         found = recorded_histogram if counted is not None else recorded_figures
-        if found(records, number, of=of) is not None:
+        if found(records, number, of=of) is not None or (number, of) in failed:
             continue
         # Charges only rise: what could be afforded in the end could be afforded then.
         between = number not in (0, last)

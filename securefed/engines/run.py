@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from securefed.config import RunConfig
+from securefed.config import RunConfig, Stage
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.arrangement import told, told_of_slices
 from securefed.engines.attempts import next_clip_norm
@@ -31,7 +31,7 @@ from securefed.engines.recorded import Shown, read_shown, recorded_event, record
 from securefed.engines.releases import release_records
 from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
-from securefed.engines.round_halves import halves_of
+from securefed.engines.round_halves import AnyServer, AnySession, halves_of
 from securefed.engines.run_files import released_files
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
@@ -64,6 +64,8 @@ NON_FINITE = (
 class Run:
     """One run: from a prepared cohort to an adapter, with every step on record first."""
 
+    _evaluating: type[Evaluations] = Evaluations
+
     def __init__(
         self,
         config: RunConfig,
@@ -76,7 +78,7 @@ class Run:
         self.config = config
         self.folder, self.bench, self.settings = folder, bench, settings
         self.observer, self.clock = observer, clock
-        self.cohort = tuple(sorted(bench.clients))
+        self.cohort = tuple(sorted(bench.sizes))
         self.step = ServerStep(
             bench.parts, lambda initial: ServerOptimizer.of(initial, config.training)
         )
@@ -108,15 +110,7 @@ class Run:
                 f"{limit[0]} = {limit[1]:g}: the first round alone costs "
                 f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run"
             )
-        opening = Opening(
-            self.config,
-            self.folder,
-            self.bench,
-            self.settings,
-            self.step,
-            self.observer,
-            self.clock,
-        )
+        opening = self._opening()
         for line in self._told():
             self.observer.message(line)
         if self.settings.histograms is not None:
@@ -135,6 +129,17 @@ class Run:
                 f"run folder {self.folder.path}: cannot be written ({error}); what was charged "
                 f"is held{', and the run can be resumed' * self.config.privacy.resumable}"
             ) from error
+
+    def _opening(self) -> Opening:
+        return Opening(
+            self.config,
+            self.folder,
+            self.bench,
+            self.settings,
+            self.step,
+            self.observer,
+            self.clock,
+        )
 
     def _told(self) -> list[str]:
         """How sums are formed, and with mixed ranks who trains at which."""
@@ -270,6 +275,10 @@ class Run:
         contributions: dict[str, float] = {}
         finished = made = 0
 
+        def charge(client: SimulatedClient) -> None:
+            client.budget.charge(self.settings.round_event(client.policy) | name_of)
+            charged.append(client.client_id)
+
         def client_round(client: SimulatedClient) -> ClientRound | SlicedClientRound:
             timed = client.timed(self.bench.encoder(self.settings, number, client.client_id))
             begun = 0.0
@@ -282,9 +291,8 @@ class Run:
                 self.observer.working("training", finished, len(members))
                 return encoded
 
-            def charge() -> None:
-                client.budget.charge(self.settings.round_event(client.policy) | name_of)
-                charged.append(client.client_id)
+            def charge_itself() -> None:
+                charge(client)
                 contributions[client.client_id] = time.perf_counter() - begun
 
             def encrypted(done: int, of: int) -> None:
@@ -296,20 +304,14 @@ class Run:
                 sessions[client.policy],
                 client,
                 counted,
-                charge=charge,
+                charge=charge_itself,
                 floors=self.parties.floors,
                 on_encrypted=encrypted,
             )
 
         try:
-            carried = carry(
-                server,
-                clock.prepared(self.parties.halves(sessions[self._policy], client_round)),
-                drop=drop,
-                keep_transcript=False,
-                timing=clock.timing,
-                client_work=self._hiding,
-                server_work=self._summing,
+            carried = self._carry_round(
+                server, sessions[self._policy], client_round, charge, clock, drop
             )
         except SecureFedError as error:
             ledger.append(
@@ -324,9 +326,7 @@ class Run:
         if self._correlated is not None:
             # The schedule moves on for those as well who were not heard of.
             for silent in sorted(set(self.cohort) - set(charged)):
-                client = self.parties.clients[silent]
-                client.budget.charge(self.settings.round_event(client.policy) | name_of)
-                charged.append(silent)
+                charge(self.parties.clients[silent])
         fraction = self.settings.unclipped_fraction(opened.count, survivors)
         # Written and flushed before the sum is used for anything.
         ledger.append(
@@ -391,13 +391,33 @@ class Run:
             model=self.settings.cohorts.binding(self.bench.model_hash()),
         )
 
+    def _carry_round(
+        self,
+        server: AnyServer,
+        session: AnySession,
+        client_round: Callable[[SimulatedClient], ClientRound | SlicedClientRound],
+        charge: Callable[[SimulatedClient], None],
+        clock: RoundClock,
+        drop: Mapping[str, Stage],
+    ) -> Carried:
+        """Carry a round's messages; who makes halves of its own here has them charge themselves."""
+        return carry(
+            server,
+            clock.prepared(self.parties.halves(session, client_round)),
+            drop=drop,
+            keep_transcript=False,
+            timing=clock.timing,
+            client_work=self._hiding,
+            server_work=self._summing,
+        )
+
     # -- held-out figures ------------------------------------------------------------------
 
     def _evaluate(self, ledger: Ledger, number: int) -> None:
         self._evaluations(ledger).measure(number)
 
     def _evaluations(self, ledger: Ledger) -> Evaluations:
-        return Evaluations(
+        return self._evaluating(
             self.settings,
             self.bench,
             self.folder,

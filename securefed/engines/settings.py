@@ -76,6 +76,8 @@ def unit_name(config: RunConfig) -> str:
     if config.privacy.unit == "user":
         field = config.data.user_field
         return "one document" if field is None else f"one {field} at one client"
+    if config.data.messages_field is not None:
+        return "one conversation"
     if config.model.task == "causal-lm":
         return f"one window of {config.data.window_tokens} tokens"
     return "one record"
@@ -337,7 +339,7 @@ class Settings:
                 "drawn and clipped as one (not the same one at another client, who counts there "
                 "once more; not one under two keys; not who is only spoken of in a record)"
             )
-        if self.config.model.task == "causal-lm":
+        if self.config.model.task == "causal-lm" and self.config.data.messages_field is None:
             return (
                 f"one example: {name} (a longer document or record is several; not a document and "
                 "not a person)"

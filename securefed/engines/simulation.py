@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from securefed.config import RunConfig, first_difference, load_config
-from securefed.engines.events import Observer, Silent
+from securefed.engines.events import Observer, OnRoundEnd, Silent, Told
+from securefed.engines.forecast import Forecast, forecast
+from securefed.engines.from_objects import (
+    GivenClients,
+    GivenSection,
+    config_from,
+    corpus_from,
+)
 from securefed.engines.planning import plan_cohort
 from securefed.engines.results import RunResult, recorded_result
 from securefed.engines.run import Run
@@ -24,6 +31,7 @@ from securefed.errors import ConfigError, LedgerTampered
 from securefed.evidence.ledger import read_ledger
 from securefed.secagg.encrypting import SumKey
 from securefed.training.assets import cache_dir
+from securefed.training.corpora import OBJECTS, Corpus
 
 
 def utc_now() -> str:
@@ -43,10 +51,13 @@ def new_run_folder(config: RunConfig, clock: Callable[[], str] = utc_now) -> Pat
 
 
 class Federation:
-    """A federation of simulated clients, from a run file.
+    """A federation of simulated clients, from a run file or from Python objects.
 
     Args:
-        config: the validated run file.
+        config: the validated run file; or, without it, ``sections``.
+        clients: texts or records by client, or a folder; in the place of ``data.source``.
+        on_round_end: called with a :class:`~securefed.engines.events.RoundEvent` when a round is
+            over, or several such functions.  Nothing in the event is of a single client.
         observer: told of progress.
         cache: where models and corpora are kept; the default is ``cache_dir()``.
         offline: fetch nothing.
@@ -54,24 +65,56 @@ class Federation:
         loaded: model and clients of another federation's run that is over, to be used again.
         plan: what runs carry out, if the run file asks for that and it is settled already, as
             after another federation's run; else the first run makes its own.
+        sections: the run file's sections by name (``model``, ``privacy``, ``training`` ...), each a
+            mapping of its settings; ``model`` may be its source alone.
+
+    Raises:
+        ConfigError: a setting is wrong; it is named.
+        DataError: a client's texts are not what they must be.
 
     Example:
         >>> Federation.from_config("run.toml").run("runs/first")   # doctest: +SKIP
+        >>> Federation(                                            # doctest: +SKIP
+        ...     model="builtin:smollm2-135m-instruct",
+        ...     clients={"north": texts, "south": dataset},
+        ...     privacy={"unit": "example", "target_epsilon": 8.0, "expected_batch": 64},
+        ... ).run("runs/second")
     """
 
     def __init__(
         self,
-        config: RunConfig,
+        config: RunConfig | None = None,
         *,
+        clients: GivenClients | None = None,
+        on_round_end: OnRoundEnd | Sequence[OnRoundEnd] = (),
         observer: Observer | None = None,
         cache: Path | None = None,
         offline: bool = False,
         clock: Callable[[], str] = utc_now,
         loaded: Workbench | None = None,
         plan: RunPlan | None = None,
+        **sections: GivenSection,
     ) -> None:
+        if config is None:
+            config = config_from(sections, clients)
+        elif sections:
+            raise ConfigError(
+                f"Federation(config, {min(sections)}=...): config holds every section; give it or "
+                "sections"
+            )
+        elif clients is not None and config.data.source != OBJECTS:
+            raise ConfigError(
+                f"Federation(config, clients=...): config.data.source = {config.data.source!r} "
+                f"says whose texts are trained on; leave clients out (or set it to {OBJECTS!r})"
+            )
         self.config = config
+        self._corpus: Corpus | None = None
+        if isinstance(clients, Mapping):
+            self._corpus = corpus_from(clients, config.data, config.model.labels)
         self._observer: Observer = Silent() if observer is None else observer
+        each = (on_round_end,) if callable(on_round_end) else tuple(on_round_end)
+        if each:
+            self._observer = Told(self._observer, each)
         self._cache = cache_dir() if cache is None else cache
         self._offline = offline
         self._clock = clock
@@ -170,6 +213,7 @@ class Federation:
             offline=self._offline,
             observer=self._observer,
             plan=self._plan,
+            corpus=self._corpus,
         )
 
     def _settings(self, bench: Workbench, noise_multiplier: float | None = None) -> Settings:
@@ -206,6 +250,14 @@ class Federation:
             bench.check_gradients(settings)
         return bench, settings
 
+    def forecast(self) -> Forecast:
+        """What a run would spend, and what will not work; nothing is spent.
+
+        Raises:
+            ConfigError, DataError, FetchError: as :meth:`run`.
+        """
+        return forecast(*self.prepare())
+
     def like(self, config: RunConfig, observer: Observer) -> Federation:
         """A federation with other privacy, budget or output in the same surroundings.
 
@@ -213,7 +265,7 @@ class Federation:
         DP-SGD, which puts per-example hooks of its own on a model.
         """
         local = "local" in (self.config.privacy.mechanism, config.privacy.mechanism)
-        return Federation(
+        other = Federation(
             config,
             observer=observer,
             cache=self._cache,
@@ -222,6 +274,8 @@ class Federation:
             loaded=None if local else self._used,
             plan=None if self._plan is None else replace(self._plan, config=config),
         )
+        other._corpus = self._corpus
+        return other
 
 
 def _recorded(folder: RunFolder, config: RunConfig) -> tuple[float, RunPlan | None]:

@@ -111,17 +111,7 @@ def _verified(folder: Path, records: list[Record], trusted: Roster | None) -> Ve
     ledger, genesis = folder / "ledger.jsonl", records[0].body
     check_config(folder, genesis)
     config = load_config(folder / "config.toml")
-    try:
-        settings = Settings(
-            config,
-            sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
-            dimension=int(genesis["privacy"]["dimension"]),
-            widths=genesis["privacy"].get("widths"),
-            noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
-            run_plan=recorded_plan(genesis, config),
-        )
-    except (ValueError, OverflowBoundError) as error:  # ConfigError is a ValueError
-        raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
+    settings = recorded_settings(ledger, genesis, config)
     pinned = config.model.fingerprint
     if pinned is not None and genesis["model_fingerprint"] != pinned:
         raise LedgerTampered(
@@ -231,6 +221,26 @@ def _check_early(folder: Path, genesis: Mapping[str, Any]) -> None:
                 f"{folder / 'ledger.jsonl'}: line 1: lacks roster, and {path} was begun for a "
                 "ledger that had one"
             )
+
+
+def recorded_settings(ledger: Path, genesis: Mapping[str, Any], config: RunConfig) -> Settings:
+    """What a run file means for the cohort that a run's first record names.
+
+    Raises:
+        LedgerTampered: the record's figures and the run file do not fit.
+    """
+    try:
+        return Settings(
+            config,
+            sizes={str(name): int(size) for name, size in genesis["client_sizes"].items()},
+            dimension=int(genesis["privacy"]["dimension"]),
+            widths=genesis["privacy"].get("widths"),
+            noise_multiplier=float(genesis["privacy"]["noise_multiplier"]),
+            run_plan=recorded_plan(genesis, config),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowBoundError) as error:
+        # ConfigError is a ValueError
+        raise LedgerTampered(f"{ledger}: figures of the first record: {error}") from None
 
 
 def recorded_plan(genesis: Mapping[str, Any], config: RunConfig) -> RunPlan | None:

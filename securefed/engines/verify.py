@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from securefed.engines.accounts import COPIES
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.reported import REPORT, check_report
 from securefed.engines.run_files import (
@@ -101,9 +102,13 @@ def verdict_on(
         lacking.append("the report says that its keys are anchored, and no roster was named")
     genesis, history, charges = run.records[0].body, run.history, run.charges
     unended = "; 1 attempt has no recorded end and counts for every client" if history.open else ""
+    copies = genesis.get("accounts") == COPIES
+    whose = (
+        f"{COPIES} of clients' accounts, theirs stay with them" if copies else "clients' accounts"
+    )
     lines = [
         f"ledger: {len(run.records)} records, chain and head hold",
-        f"clients' accounts: {len(genesis['cohort'])}, chains hold and fit the ledger; at most "
+        f"{whose}: {len(genesis['cohort'])}, chains hold and fit the ledger; at most "
         f"{charges} rounds charged{unended}",
         _told_of_figures(run),
     ]

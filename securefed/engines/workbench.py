@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -48,8 +48,14 @@ from securefed.lora.ranks import section_at
 from securefed.privacy.clipping import L2Clip
 from securefed.privacy.cyclic import cyclic_batch
 from securefed.privacy.policy import PrivacyPolicy
-from securefed.training.corpora import load_corpus
-from securefed.training.data import Examples, chosen_clients, client_sizes, tokenize_clients
+from securefed.training.corpora import Corpus, load_corpus
+from securefed.training.data import (
+    ClientData,
+    Examples,
+    chosen_clients,
+    client_sizes,
+    tokenize_clients,
+)
 from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.local import load_trainer
 from securefed.training.models import load_model, resolve_device
@@ -67,6 +73,9 @@ class Workbench:
         offline: fetch nothing.
         observer: told what is being loaded.
         plan: what the run carries out, where it is settled already: its ranks are the adapter's.
+        corpus: the clients' texts, in the place of those that ``data.source`` names.
+        sizes: of a run between machines: the public size of each client, whose data are elsewhere.
+        alone: the data here are one client's, of a larger cohort.
 
     Raises:
         ConfigError, DataError, FetchError: model, adapter or data are not as they must be.
@@ -80,6 +89,9 @@ class Workbench:
         offline: bool,
         observer: Observer,
         plan: RunPlan | None = None,
+        corpus: Corpus | None = None,
+        sizes: Mapping[str, int] | None = None,
+        alone: bool = False,
     ) -> None:
         self.config = config
         self._observer = observer
@@ -89,18 +101,13 @@ class Workbench:
         if config.training.trainer is not None:
             load_trainer(config.training.trainer, config.training)  # refused now or never
         # The data first: what is wrong with it is found in a second, a model takes longer.
-        observer.message(f"loading data {config.data.source}")
-        corpus = load_corpus(
-            config.data.source,
-            cache=cache,
-            offline=offline,
-            section=config.data,
-            labels=config.model.labels,
-            progress=observer.message,
-        )
-        for note in corpus.notes:
+        if corpus is None and sizes is None:
+            corpus = self._corpus(cache, offline)
+        for note in () if corpus is None else corpus.notes:
             observer.message(f"note: {note}")
-        check_cohort(config, chosen_clients(corpus, config.data))
+        chosen = list(sizes or ()) if corpus is None else chosen_clients(corpus, config.data)
+        if not alone:
+            check_cohort(config, chosen)
         observer.message(f"loading model {config.model.source} on {self.device}")
         loaded = load_model(
             config.model,
@@ -116,16 +123,20 @@ class Workbench:
         if self.device.type == "cuda":
             self.memory.append(DeviceMemory(self.device))
         observer.message(f"weights {loaded.fingerprint}, bound into every round")
-        self.clients = tokenize_clients(
-            corpus,
-            config.data,
-            tokenizer=loaded.tokenizer,
-            task=config.model.task,
-            labels=config.model.labels,
-            held_out_windows=config.evaluation.max_windows,
-            held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
-        )
-        self.sizes = client_sizes(self.clients, config.privacy.unit)
+        self.clients: dict[str, ClientData] = {}
+        if corpus is not None:
+            self.clients = tokenize_clients(
+                corpus,
+                config.data,
+                tokenizer=loaded.tokenizer,
+                task=config.model.task,
+                labels=config.model.labels,
+                held_out_windows=config.evaluation.max_windows,
+                held_out_tokens=config.evaluation.window_tokens or config.data.window_tokens,
+                class_weights=config.training.class_weights,
+            )
+            sizes = client_sizes(self.clients, config.privacy.unit)
+        self.sizes = dict(sizes or {})
         ranks = self._ranks(config, plan)
         # Directions that no slice stands for would never train: the adapter ends before them.
         self._rank = config.lora.rank if ranks is None else ranks.tiers.largest
@@ -145,7 +156,7 @@ class Workbench:
         examples = sum(len(client.train) for client in self.clients.values())
         users = f" of {sum(self.sizes.values()):,} users" if config.privacy.unit == "user" else ""
         observer.message(
-            f"{len(self.clients)} clients, {examples:,} training examples{users}, "
+            f"{len(self.sizes)} clients, {examples:,} training examples{users}, "
             f"{self.dimension:,} trainable parameters"
         )
         if config.training.client_weights != "uniform":
@@ -155,6 +166,18 @@ class Workbench:
             )
         if approximated := self.parts.mode.approximated:
             observer.message(f"lora.sharing = {config.lora.sharing!r}: {approximated}")
+
+    def _corpus(self, cache: Path, offline: bool) -> Corpus:
+        config, observer = self.config, self._observer
+        observer.message(f"loading data {config.data.source}")
+        return load_corpus(
+            config.data.source,
+            cache=cache,
+            offline=offline,
+            section=config.data,
+            labels=config.model.labels,
+            progress=observer.message,
+        )
 
     def _ranks(self, config: RunConfig, plan: RunPlan | None) -> MixedRanks | None:
         return mixed_ranks(config, self.sizes) if plan is None else plan.ranks
@@ -302,7 +325,7 @@ class Workbench:
         if settings.stated.unit == "client":
             return
         micro_batch = self.public_micro_batch(settings)
-        largest = max(self.sizes, key=lambda name: (self.sizes[name], name))
+        largest = max(self.clients, key=lambda name: (self.sizes[name], name))
         examples = self.clients[largest].train
         few = examples.take(np.arange(min(_CHECKED_EXAMPLES, len(examples))))
         plan = settings.run_plan

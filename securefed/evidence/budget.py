@@ -64,6 +64,11 @@ class ClientBudget:
         self._limit = limit
 
     @property
+    def ledger(self) -> Ledger:
+        """The account itself."""
+        return self._ledger
+
+    @property
     def charges(self) -> int:
         """Masked inputs charged so far."""
         return len(self._charged())
@@ -90,6 +95,10 @@ class ClientBudget:
         charged = self._charged()
         last = int(charged[-1].body.get("round", 0)) if charged else 0
         return self._after(*range(last + 1, last + 1 + more)) <= self._limit
+
+    def epsilon_with(self, number: int) -> float:
+        """Epsilon once the round of this number, >= 1, is charged as well."""
+        return self._after(number)
 
     def charge(self, event: Mapping[str, object]) -> None:
         """Record one masked input that is about to leave.

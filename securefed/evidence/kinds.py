@@ -13,6 +13,7 @@ kind                     what it says, and when it is written
 ``round_applied``        the adapter's hash after the round
 ``evaluation_opened``    a sum of held-out figures without noise is begun (outside the guarantee)
 ``evaluated``            its figures
+``evaluation_failed``    too few clients took part in it; the error's type
 ``histogram_opened``     a noised histogram of held-out figures is begun, and its event
 ``histogram_summed``     its bins; ``histogram_failed`` and ``histogram_abandoned`` as for rounds
 ``witnessed``            an envelope over the head at the last ``round_applied`` or ``closed``, with
@@ -29,7 +30,8 @@ Body of ``genesis``: ``software``, ``source_sha256``, ``dependencies`` and ``dep
 ``adapter_sha256``, ``cohort``, ``client_sizes`` (public), ``privacy`` (policy and plan),
 ``releases`` (what accountants need, for each adversary; :mod:`securefed.privacy.releases`),
 ``roster`` (:mod:`securefed.evidence.roster`), ``threat_models`` (SHA-256 by file), and where there
-are any ``plan`` and ``histograms``.
+are any ``plan`` and ``histograms``; ``accounts`` where those beside the ledger are the server's
+copies.
 
 A client's own account (``clients/ID/budget.jsonl``), written by the client:
 
@@ -59,6 +61,7 @@ ROUND_ABANDONED = "round_abandoned"
 ROUND_APPLIED = "round_applied"
 EVALUATION_OPENED = "evaluation_opened"
 EVALUATED = "evaluated"
+EVALUATION_FAILED = "evaluation_failed"
 HISTOGRAM_OPENED = "histogram_opened"
 HISTOGRAM_SUMMED = "histogram_summed"
 HISTOGRAM_FAILED = "histogram_failed"

@@ -72,6 +72,8 @@ class Witness:
         roster: whose signatures the client has agreed to.
         config_sha256: of the run file that it has agreed to.
         histograms: its account of histograms of held-out figures, if it has one.
+        counted_more: whether the ledger may count more to it than it charged itself: a server that
+            is elsewhere counts whoever it asked, also where the question or the answer was lost.
         decode: decodes a line; another one may remember what it decoded.
 
     Raises:
@@ -85,7 +87,7 @@ class Witness:
         - The ledger's first record is the one that the account was begun for, and holds the
           client's own size and prices, its roster and its run file.
         - Each charge of the client's own account stands in the lines up to the head as charged to
-          it, at the same figures; and no other is charged to it there.
+          it, at the same figures; and no other is charged to it there, unless ``counted_more``.
         - A refusal changes nothing.
     """
 
@@ -98,6 +100,7 @@ class Witness:
         roster: Roster,
         config_sha256: str,
         histograms: Ledger | None = None,
+        counted_more: bool = False,
         decode: Callable[[bytes], Record] = decode_record,
     ) -> None:
         begun = account.records[0].body
@@ -111,7 +114,7 @@ class Witness:
         self._client, self._key, self._roster = client, key, roster
         self._account, self._histograms = account, histograms
         self._begun, self._config_sha256 = begun, config_sha256
-        self._decode = decode
+        self._counted_more, self._decode = counted_more, decode
 
     @property
     def seen(self) -> Seen:
@@ -243,7 +246,7 @@ class Witness:
         }
         mine = {charge.body.get("session"): charge for charge in own}
         for session, record in charged.items():
-            if session not in mine:
+            if session not in mine and not self._counted_more:
                 self._refuse(
                     f"line {record.seq + 1} says that it was charged for round "
                     f"{record.body.get('round')}; its account holds no such charge"

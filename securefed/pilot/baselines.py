@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -117,11 +118,17 @@ def pooled(federation: Federation, observer: Observer) -> Baseline:
 def together(clients: Mapping[str, ClientData]) -> Examples:
     """All clients' training examples as one party's; users are not told apart."""
     found = [data.train for _, data in sorted(clients.items())]
-    labels = [examples.labels for examples in found]
+
+    def every(name: str) -> Any:
+        arrays = [getattr(examples, name) for examples in found]
+        return None if any(own is None for own in arrays) else np.concatenate(arrays)
+
     return Examples(
-        np.concatenate([examples.input_ids for examples in found]),
-        np.concatenate([examples.attention_mask for examples in found]),
-        None if any(own is None for own in labels) else np.concatenate(labels),  # type: ignore[arg-type]
+        every("input_ids"),
+        every("attention_mask"),
+        every("labels"),
+        targets=every("targets"),
+        weights=every("weights"),
     )
 
 

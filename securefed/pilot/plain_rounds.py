@@ -202,7 +202,7 @@ class PlainRounds:
         size, task = self.training.micro_batch, self.settings.config.model.task
         for place, batch in enumerate(batches(drawn, size, self.device)):
             share = torch.from_numpy(weights[place * size : (place + 1) * size]).to(self.device)
-            loss = (predict(model, batch, task).example_means() * share).sum()
+            loss = (predict(model, batch, task).losses() * share).sum()
             loss.backward()  # type: ignore[no-untyped-call]
 
     def _local_steps(

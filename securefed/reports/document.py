@@ -246,10 +246,27 @@ class Curve(Section):
     bound: tuple[Finite, Finite] | None = None
 
 
+class EpsilonBound(Section):
+    """A lower bound on epsilon that canaries gave, beside what is promised at the same delta.
+
+    ``of`` names the adversary, and whether a round or the whole run was looked at, as the result
+    does; ``exceeded``: the bound is above the promise, which refutes it.
+    """
+
+    file: str
+    attack: str
+    defence: str
+    of: str
+    value: Figure
+    promised: Figure
+    exceeded: bool
+
+
 class Leakage(Section):
     """What attacks found out, attack by attack."""
 
     attacks: list[AttackRow]
+    bounds: list[EpsilonBound] = Field(default=[])
     curves: list[Curve]
     notes: list[Said]
 

@@ -7,7 +7,7 @@ and values with and without the defence differ in their marks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,21 +96,30 @@ def _cell(
         )
         drawing.lines(middle, lines, size=10.5, colour=INK)
         return
+    interval = row.lift.interval if row.lift is not None else None
+    first, second = _signed(float(lift)), ""
+    if interval is not None:
+        second = f"[{_signed(interval[0])}, {_signed(interval[1])}]"
+    if row.kind == "epsilon":  # its lift is over a promise: a bound below that shows no leak
+        lift = 1.0 if interval is not None and interval[0] > 0.0 else 0.0
+        values = (row.value, row.prior)
+        first, second = (
+            word(key, value=figure) if figure is not None else ""
+            for key, figure in zip(("heat.least", "heat.promised"), values, strict=True)
+        )
     shade = _SHADES[min(4, round(4 * max(0.0, min(1.0, float(lift)))))]
     drawing.rect(at, width, height, colour=RULE, fill=shade)
     ink = "#ffffff" if shade == _SHADES[-1] else INK
-    interval = row.lift.interval if row.lift is not None else None
     drawing.text(
-        (middle[0], middle[1] - (2 if interval else -4)),
-        _signed(float(lift)),
+        (middle[0], middle[1] - (2 if second else -4)),
+        first,
         size=12.5,
         anchor="middle",
         bold=True,
         colour=ink,
     )
-    if interval is not None:
-        ends = f"[{_signed(interval[0])}, {_signed(interval[1])}]"
-        drawing.text((middle[0], middle[1] + 14), ends, size=9.5, anchor="middle", colour=ink)
+    if second:
+        drawing.text((middle[0], middle[1] + 14), second, size=9.5, anchor="middle", colour=ink)
 
 
 def _hatched(drawing: Drawing, at: Point, width: float, height: float) -> None:
@@ -206,10 +215,11 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
     """
     left, right, tall = 250.0, 20.0, 58.0
     height = 40 + tall * len(pairs) + 44
-    axes = _Axes(left, 36, _WIDTH - left - right, tall * len(pairs), (-0.25, 1.0), (0.0, 1.0))
+    low = _lowest(row for pair in pairs for row in pair)
+    axes = _Axes(left, 36, _WIDTH - left - right, tall * len(pairs), (low, 1.0), (0.0, 1.0))
     drawing = Drawing(_WIDTH, height, word("lift.alt"))
     bottom = 36 + tall * len(pairs)
-    for step in range(-1, 5):
+    for step in range(round(4 * low), 5):
         x = axes.at(step / 4, 0)[0]
         drawing.line(
             (x, 36), (x, bottom), colour=INK if step == 0 else RULE, width=1.4 if step == 0 else 1
@@ -235,6 +245,15 @@ def lifts(pairs: Sequence[tuple[AttackRow, AttackRow | None]], word: Wording) ->
         ):
             _lift(drawing, axes, row, y + shift, colour, filled=filled, word=word)
     return drawing.svg()
+
+
+def _lowest(rows: Iterable[AttackRow | None]) -> float:
+    """Where the axis of lifts begins: a multiple of a quarter, from -1 to -0.25."""
+    found = [-0.25]
+    for row in rows:
+        if row is not None and row.lift is not None and isinstance(row.lift.value, int | float):
+            found += [float(row.lift.value), *(row.lift.interval or ())]
+    return max(-1.0, math.floor(4.0 * min(found)) / 4.0)
 
 
 def _lift(

@@ -25,6 +25,7 @@ from securefed.training.folder import Document, read_folder
 
 __all__ = [
     "BUILTIN_CORPORA",
+    "OBJECTS",
     "Corpus",
     "Document",
     "docstring_clients",
@@ -33,6 +34,8 @@ __all__ = [
     "state_of_the_union_clients",
 ]
 
+OBJECTS = "objects:"
+"""``data.source`` of a run whose texts a program handed over, which no run file can name."""
 BUILTIN_CORPORA = ("state-of-the-union", "spam-assassin", "stdlib-docstrings")
 
 _DEFAULT_CLIENTS = 8
@@ -95,6 +98,11 @@ def load_corpus(
         FetchError: it could not be fetched, or has the wrong hash.
     """
     name = source.removeprefix("builtin:")
+    if source == OBJECTS:
+        raise ConfigError(
+            f"data.source = {OBJECTS!r}: the texts are objects of a program, which must hand them "
+            "over again: Federation(config, clients=...)"
+        )
     if name == source:
         folder = Path(source)
         chosen = section if section is not None else DataSection(source=source)

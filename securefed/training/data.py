@@ -1,136 +1,33 @@
-"""Examples: what one optimisation step sees, and the unit of example-level privacy."""
+"""From clients' documents to examples, and which of them are held out."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from securefed.config import DataSection, Unit
+from securefed.config import DataSection
 from securefed.errors import ConfigError, DataError
+from securefed.training.conversations import conversation_tokens
 from securefed.training.corpora import Corpus, Document
+from securefed.training.examples import ClientData, Examples, Task, Tokenizer, client_sizes
 
-Task = Literal["causal-lm", "sequence-classification"]
+__all__ = [
+    "ClientData",
+    "Examples",
+    "Task",
+    "Tokenizer",
+    "chosen_clients",
+    "client_sizes",
+    "measured_examples",
+    "tokenize_clients",
+]
 
 # Sets this use of the hash apart from any other hash of the same keys.
 _HELD_OUT_TAG = b"securefed held-out documents 1"
-
-
-class Tokenizer(Protocol):
-    """What is used of a Hugging Face tokenizer."""
-
-    @property
-    def pad_token_id(self) -> int | None:
-        """The padding token, if there is one."""
-
-    def __call__(self, text: list[str], /, **options: Any) -> Any:
-        """Tokenize: a mapping with ``input_ids``, one list of token ids a text."""
-
-
-@dataclass(frozen=True, eq=False)
-class Examples:
-    """n examples of w tokens each.
-
-    Attributes:
-        input_ids: int64[n, w].
-        attention_mask: int64[n, w], 1 for a token, 0 for padding, which comes last; all ones for
-            causal language modelling.
-        labels: int64[n], the classes; None for causal language modelling.
-        users: int64[n], the user that each example is of: 0 .. m - 1, each with an example; None
-            where users are not told apart.
-    """
-
-    input_ids: NDArray[np.int64]
-    attention_mask: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
-    users: NDArray[np.int64] | None = None
-
-    def __post_init__(self) -> None:
-        shapes = [self.attention_mask.shape == self.input_ids.shape, self.input_ids.ndim == 2]
-        arrays = [self.input_ids, self.attention_mask]
-        for per_row in (self.labels, self.users):
-            if per_row is not None:
-                shapes.append(per_row.shape == (len(self.input_ids),))
-                arrays.append(per_row)
-        if not all(shapes) or any(array.dtype != np.int64 for array in arrays):
-            raise ConfigError(
-                "examples: allowed are int64 arrays of shapes [n, w] (input_ids, attention_mask) "
-                "and [n] (labels, users)"
-            )
-        if self.users is not None and not np.array_equal(
-            np.unique(self.users), np.arange(np.max(self.users, initial=-1) + 1)
-        ):
-            raise ConfigError("users: allowed are 0 .. m - 1, each of them with an example")
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
-
-    def units(self, unit: Unit) -> int:
-        """How many they are as sampling counts them: users for ``"user"``, else examples.
-
-        Raises:
-            ConfigError: users are asked for and not told apart.
-        """
-        return len(self.rows_of_users()) if unit == "user" else len(self)
-
-    def rows_of_users(self) -> list[NDArray[np.int64]]:
-        """The rows of each user, m arrays in ascending order: a partition of 0 .. n - 1.
-
-        Raises:
-            ConfigError: users are not told apart.
-        """
-        if self.users is None:
-            raise ConfigError("examples: users are not told apart, which unit = 'user' needs")
-        order = np.argsort(self.users, kind="stable").astype(np.int64, copy=False)
-        return np.split(order, np.cumsum(np.bincount(self.users))[:-1]) if len(self) else []
-
-    def take(self, indices: NDArray[np.integer] | Sequence[int]) -> Examples:
-        """Some of the examples, in the order asked for.
-
-        Args:
-            indices: int[k], each in 0 .. n - 1; may be empty, may repeat.
-
-        Returns:
-            k examples, copied; those of their users that have one are numbered anew, in order.
-
-        Raises:
-            ConfigError: an index is out of range.
-        """
-        chosen = np.asarray(indices, dtype=np.int64)
-        if chosen.size and not 0 <= chosen.min() <= chosen.max() < len(self):
-            raise ConfigError(f"indices: out of range; allowed: 0 .. {len(self) - 1}")
-        labels = None if self.labels is None else self.labels[chosen]
-        users = None
-        if self.users is not None:
-            users = np.unique(self.users[chosen], return_inverse=True)[1].astype(np.int64)
-        return Examples(self.input_ids[chosen], self.attention_mask[chosen], labels, users)
-
-
-@dataclass(frozen=True, eq=False)
-class ClientData:
-    """One client's examples; no document and no user gives to both parts.
-
-    A lone document of a causal language model is the exception, where no user is named: its last
-    tokens are held out, and no token is in both parts.
-
-    Attributes:
-        client_id: the client.
-        train: what updates are computed from.
-        held_out: what is only ever measured on.
-    """
-
-    client_id: str
-    train: Examples
-    held_out: Examples
-
-
-def client_sizes(clients: Mapping[str, ClientData], unit: Unit) -> dict[str, int]:
-    """Each client's public size, in the order given: training examples, or users for "user"."""
-    return {client: data.train.units(unit) for client, data in clients.items()}
 
 
 def tokenize_clients(
@@ -142,6 +39,7 @@ def tokenize_clients(
     labels: int | None,
     held_out_windows: int,
     held_out_tokens: int,
+    class_weights: Sequence[float] | None = None,
 ) -> dict[str, ClientData]:
     """Cut the chosen clients' documents into examples.
 
@@ -150,6 +48,9 @@ def tokenize_clients(
     is left at a document's end, shorter than a window, is dropped.  Classification: an example is
     one document, with the tokenizer's special tokens, cut off and padded on the right to
     ``section.window_tokens``.
+
+    With ``section.messages_field`` an example is one conversation (:mod:`.conversations`), cut off
+    and padded likewise.
 
     An example's user is that of its document (``Document.owner``): users partition the examples,
     and no window crosses from one to another.
@@ -171,6 +72,7 @@ def tokenize_clients(
             taken if there are more.
         held_out_tokens: tokens of a held-out window in causal language modelling, >= 4;
             classification cuts off at ``section.window_tokens`` there too.
+        class_weights: by which training examples of each class are weighed; None for all alike.
 
     Returns:
         The chosen clients in sorted order, each with ``section.min_examples`` training examples or
@@ -200,11 +102,8 @@ def tokenize_clients(
     for client in chosen_clients(corpus, section):
         documents = corpus.clients[client]
         _check_users(client, documents)
-        if labels is None:
-            parts = _language_parts(documents, section, tokenizer, held_out_tokens)
-        else:
-            parts = _classification_parts(client, documents, section, tokenizer, labels)
-        train, held_out = parts
+        parts = _parts(client, documents, section, tokenizer, labels, held_out_tokens)
+        train, held_out = parts.train.weighed(class_weights), parts.held_out
         if len(train) < section.min_examples:
             raise DataError(
                 f"client {client}: has {len(train)} training examples of {section.window_tokens} "
@@ -216,8 +115,44 @@ def tokenize_clients(
                 f"client {client}: has 0 held-out examples{length} besides its {len(train)} "
                 "training examples; at least 1 is needed"
             )
-        data[client] = ClientData(client, train, _spread(held_out, held_out_windows))
+        data[client] = ClientData(
+            client, train, _spread(held_out, held_out_windows), parts.documents, parts.lost
+        )
     return data
+
+
+def measured_examples(
+    documents: Sequence[Document],
+    section: DataSection,
+    *,
+    tokenizer: Tokenizer,
+    task: Task,
+    labels: int | None,
+    tokens: int,
+) -> Examples:
+    """All of some documents as examples to measure on, cut as held-out ones are.
+
+    Args:
+        documents: of one owner.
+        section: ``window_tokens``, at which records of a classifier are cut off.
+        tokenizer: of the model.
+        task: what an example is.
+        labels: the number of classes for classification; otherwise None.
+        tokens: of a window in causal language modelling.
+
+    Raises:
+        DataError: there is no example, or a label is missing or out of range.
+    """
+    held_out = [replace(document, held_out=True) for document in documents]
+    found = _parts("the set", held_out, section, tokenizer, labels, tokens).held_out
+    if not len(found):
+        why = (
+            f"has {tokens} tokens, which a window takes (evaluation.window_tokens)"
+            if section.messages_field is None
+            else f"has a token to predict within data.window_tokens = {section.window_tokens}"
+        )
+        raise DataError(f"the set: none of its {len(held_out)} documents {why}")
+    return found
 
 
 def chosen_clients(corpus: Corpus, section: DataSection) -> list[str]:
@@ -276,9 +211,61 @@ def _numbered(owners: Sequence[str]) -> NDArray[np.int64]:
     return np.array([numbers[owner] for owner in owners], dtype=np.int64)
 
 
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Both parts of a client's documents, and as ``ClientData`` has them how many are lost."""
+
+    train: Examples
+    held_out: Examples
+    documents: int
+    lost: int
+
+
+def _parts(
+    client: str,
+    documents: list[Document],
+    section: DataSection,
+    tokenizer: Tokenizer,
+    labels: int | None,
+    held_out_tokens: int,
+) -> _Parts:
+    if labels is not None:
+        return _classification_parts(client, documents, section, tokenizer, labels)
+    if section.messages_field is not None:
+        return _conversation_parts(client, documents, section, tokenizer)
+    return _language_parts(documents, section, tokenizer, held_out_tokens)
+
+
+def _conversation_parts(
+    client: str, documents: list[Document], section: DataSection, tokenizer: Tokenizer
+) -> _Parts:
+    width = section.window_tokens
+    if tokenizer.pad_token_id is None:
+        raise ConfigError("tokenizer: has no padding token, which conversations need")
+    found = [conversation_tokens(client, d, tokenizer, section) for d in documents]
+    # What is predicted is the next token: the first one is no target.
+    able = [row for row, (_, targets) in enumerate(found) if any(targets[1:width])]
+    chosen = _held_out_indices(documents, able, section.held_out_fraction)
+    input_ids = np.full((len(documents), width), tokenizer.pad_token_id, dtype=np.int64)
+    mask, wanted = np.zeros_like(input_ids), np.zeros_like(input_ids)
+    for row, (ids, targets) in enumerate(found):
+        kept = min(len(ids), width)
+        input_ids[row, :kept], mask[row, :kept] = ids[:kept], 1
+        wanted[row, :kept] = targets[:kept]
+    users = _numbered([document.owner for document in documents])
+    everything = Examples(input_ids, mask, None, users, wanted)
+    train = [row for row in range(len(documents)) if row not in chosen]
+    return _Parts(
+        everything.take([row for row in train if row in set(able)]),
+        everything.take([row for row in able if row in chosen]),
+        len(train),
+        len(set(train) - set(able)),
+    )
+
+
 def _language_parts(
     documents: list[Document], section: DataSection, tokenizer: Tokenizer, held_out_tokens: int
-) -> tuple[Examples, Examples]:
+) -> _Parts:
     texts = [document.text for document in documents]
     # Not verbose: a text longer than the model's context is cut into windows afterwards.
     found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
@@ -295,7 +282,9 @@ def _language_parts(
         owned = list(enumerate(zip(owners, tokens, strict=True)))
         held_out = [document for index, document in owned if index in chosen]
         train = [document for index, document in owned if index not in chosen]
-    return _windows(train, section.window_tokens), _windows(held_out, held_out_tokens)
+    width = section.window_tokens
+    lost = sum(len(ids) < width for _, ids in train)
+    return _Parts(_windows(train, width), _windows(held_out, held_out_tokens), len(train), lost)
 
 
 def _windows(documents: list[tuple[str, NDArray[np.int64]]], width: int) -> Examples:
@@ -311,7 +300,7 @@ def _classification_parts(
     section: DataSection,
     tokenizer: Tokenizer,
     labels: int,
-) -> tuple[Examples, Examples]:
+) -> _Parts:
     width = section.window_tokens
     texts = [document.text for document in documents]
     found = tokenizer(texts, truncation=True, max_length=width)["input_ids"]
@@ -331,8 +320,8 @@ def _classification_parts(
     everything = Examples(input_ids, attention_mask, classes, users)
     rows = list(range(len(documents)))
     chosen = _held_out_indices(documents, rows, section.held_out_fraction)
-    held_out = [row for row in rows if row in chosen]
-    return everything.take([row for row in rows if row not in chosen]), everything.take(held_out)
+    train = everything.take([row for row in rows if row not in chosen])
+    return _Parts(train, everything.take([row for row in rows if row in chosen]), len(train), 0)
 
 
 def _spread(examples: Examples, most: int) -> Examples:

@@ -354,7 +354,7 @@ class PerExampleGradients:
         with torch.enable_grad(), warnings.catch_warnings():
             # The first layer's input needs no gradient; Opacus reads the output's only.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            predict(self._model, batch, self._task).example_means().sum().backward()  # type: ignore[no-untyped-call]
+            predict(self._model, batch, self._task).losses().sum().backward()  # type: ignore[no-untyped-call]
 
     def _batch_gradients(self, batch: Batch) -> dict[str, torch.Tensor]:
         count = len(batch.input_ids)
@@ -459,8 +459,22 @@ def _joined(first: Examples, second: Examples) -> Examples:
         if first.labels is None or second.labels is None
         else np.concatenate([first.labels, second.labels])
     )
+    targets = weights = None
+    if first.targets is not None or second.targets is not None:
+        targets = np.concatenate([_or_ones(e.targets, e.input_ids) for e in (first, second)])
+    if first.weights is not None or second.weights is not None:
+        weights = np.concatenate(
+            [np.ones(len(e)) if e.weights is None else e.weights for e in (first, second)]
+        )
     return Examples(
         np.concatenate([first.input_ids, second.input_ids]),
         np.concatenate([first.attention_mask, second.attention_mask]),
         labels,
+        None,
+        targets,
+        weights,
     )
+
+
+def _or_ones(found: NDArray[np.int64] | None, like: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.ones_like(like) if found is None else found

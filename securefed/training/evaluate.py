@@ -25,11 +25,15 @@ class Batch:
         input_ids: int64[n, w].
         attention_mask: int64[n, w], 1 for a token and 0 for padding.
         labels: int64[n], or None for causal language modelling.
+        targets: int64[n, w], 1 for a token whose prediction counts; None for all.
+        weights: float32[n], of each example's loss in training; None for 1.
     """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor | None
+    targets: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,18 @@ class Predictions:
         nll: float32[n, k], the negative log-likelihood of each target in nats; 0 where not counted.
         counted: bool[n, k], which of the k places hold a target.
         hit: bool[n, k], where the likeliest class is the target.
+        weights: float32[n], of each example's loss in training; None for 1.
     """
 
     nll: torch.Tensor
     counted: torch.Tensor
     hit: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    def losses(self) -> torch.Tensor:
+        """float32[n]: what training descends: each example's mean, times its own weight."""
+        means = self.example_means()
+        return means if self.weights is None else means * self.weights
 
     def example_means(self) -> torch.Tensor:
         """float32[n]: each example's mean over its own targets; 0 for one without a target."""
@@ -118,10 +129,14 @@ def batches(examples: Examples, micro_batch: int, device: torch.device) -> Itera
         stop = min(start + micro_batch, len(examples))
         part = examples.take(range(start, stop))
         labels = None if part.labels is None else torch.from_numpy(part.labels).to(device)
+        targets = None if part.targets is None else torch.from_numpy(part.targets).to(device)
+        weights = None if part.weights is None else torch.from_numpy(part.weights).to(device)
         yield Batch(
             torch.from_numpy(part.input_ids).to(device),
             torch.from_numpy(part.attention_mask).to(device),
             labels,
+            targets,
+            None if weights is None else weights.float(),
         )
 
 
@@ -146,11 +161,14 @@ def predict(model: nn.Module, batch: Batch, task: str) -> Predictions:
         # What a prompt before the text predicts, up to the text's first token, is not scored.
         logits, targets = output.logits[:, -width:][:, :-1], batch.input_ids[:, 1:]
         counted = (batch.attention_mask[:, 1:] & batch.attention_mask[:, :-1]).bool()
+        if batch.targets is not None:
+            counted &= batch.targets[:, 1:].bool()
     flat = nn.functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]).float(), targets.reshape(-1), reduction="none"
     )
     nll = torch.where(counted, flat.view(targets.shape), 0.0)
-    return Predictions(nll, counted, (logits.argmax(dim=-1) == targets) & counted)
+    hit = (logits.argmax(dim=-1) == targets) & counted
+    return Predictions(nll, counted, hit, batch.weights)
 
 
 def evaluate(
@@ -170,10 +188,10 @@ def evaluate(
         DataError: classification without labels.
     """
     nll, tokens, correct = 0.0, 0, 0
-    for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device):
-        nll += float(scored.nll.double().sum())
-        tokens += int(scored.counted.sum())
-        correct += int(scored.hit.sum())
+    for found in scored(model, examples, task=task, micro_batch=micro_batch, device=device):
+        nll += float(found.nll.double().sum())
+        tokens += int(found.counted.sum())
+        correct += int(found.hit.sum())
     return HeldOut(nll, tokens, correct, len(examples))
 
 
@@ -186,23 +204,28 @@ def example_losses(
         ConfigError, DataError: as there.
     """
     found = [
-        scored.example_means().double().cpu().numpy()
-        for scored in _scored(model, examples, task=task, micro_batch=micro_batch, device=device)
+        part.example_means().double().cpu().numpy()
+        for part in scored(model, examples, task=task, micro_batch=micro_batch, device=device)
     ]
     return np.concatenate([np.empty(0), *found])
 
 
-def _scored(
+def scored(
     model: nn.Module, examples: Examples, *, task: str, micro_batch: int, device: torch.device
 ) -> Iterator[Predictions]:
+    """Predictions on examples, a micro-batch at a time and in order; arguments as `evaluate` has.
+
+    Raises:
+        ConfigError, DataError: as there.
+    """
     check_task(task, examples)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
         for batch in batches(examples, micro_batch, device):
             with torch.no_grad():
-                scored = predict(model, batch, task)
-            yield scored
+                found = predict(model, batch, task)
+            yield found
     finally:
         for module, mode in modes.items():
             module.training = mode

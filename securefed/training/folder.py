@@ -6,43 +6,16 @@ import csv
 import io
 import json
 import os
-import re
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from securefed.config import DataSection
 from securefed.errors import DataError
+from securefed.training.records import CLIENT_ID, Document, document_of
 
-_CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+__all__ = ["Document", "read_folder"]
+
 _FORMATS = {".jsonl": "jsonl", ".csv": "csv", ".txt": "text"}
-
-
-@dataclass(frozen=True)
-class Document:
-    """One record of one client.
-
-    Attributes:
-        text: valid Unicode, not blank.
-        label: the class, 0 .. labels - 1; None where the task has none.
-        key: stable and unique within its client; it decides what is held out where the corpus
-            does not, and it names the record in messages, so it says nothing of the text.
-        held_out: True: only ever measured on; False: only ever trained on; None: the corpus
-            leaves it open.
-        user: whose record it is; None where each document is a user of its own.
-    """
-
-    text: str
-    label: int | None
-    key: str
-    held_out: bool | None
-    user: str | None = field(default=None, repr=False)
-
-    @property
-    def owner(self) -> str:
-        """The user that the document is of: one unit of ``privacy.unit = "user"``."""
-        return self.key if self.user is None else self.user
 
 
 def read_folder(
@@ -59,7 +32,7 @@ def read_folder(
 
     Args:
         folder: the source.
-        section: ``format``, ``text_field``, ``label_field`` and ``user_field`` are used.
+        section: ``format`` is used, and the names of fields.
         labels: the number of classes, >= 2; None reads no labels.
 
     Returns:
@@ -83,7 +56,7 @@ def read_folder(
     clients: dict[str, list[Document]] = {}
     for entry in _entries(folder, folder):
         client = entry.name if entry.is_dir() else entry.stem
-        if not _CLIENT_ID.fullmatch(client):
+        if not CLIENT_ID.fullmatch(client):
             raise DataError(
                 f"{entry}: a client's name is 1 to 64 letters, digits, dots, dashes and "
                 "underscores, and begins with a letter or a digit"
@@ -133,38 +106,19 @@ def _documents(
     if how == "text":
         if labels is not None:
             raise DataError(f"{file}: a text file has no labels; use jsonl or csv")
-        if section.user_field is not None:
-            raise DataError(f"{file}: a text file has no data.user_field; use jsonl or csv")
+        for name in ("user_field", "messages_field"):
+            if getattr(section, name) is not None:
+                raise DataError(f"{file}: a text file has no data.{name}; use jsonl or csv")
         if content.strip():
             yield Document(content, None, place, None)
         return
+    if how == "csv" and section.messages_field is not None:
+        raise DataError(f"{file}: a CSV column holds no data.messages_field; use jsonl")
     rows = _jsonl(file, content) if how == "jsonl" else _csv(file, content)
-    label_field = section.label_field if labels is not None else None
-    wanted = [name for name in (section.text_field, label_field, section.user_field) if name]
     for line, row in rows:
-        for name in wanted:
-            if row.get(name) is None:
-                raise DataError(f"{file}:{line}: has no field {name!r}")
-        text = row[section.text_field]
-        if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
-            raise DataError(f"{file}:{line}: field {section.text_field!r} must be text, not blank")
-        label = None
-        if labels is not None:
-            label = _label(row[section.label_field], labels)
-            if label is None:
-                raise DataError(
-                    f"{file}:{line}: field {section.label_field!r} must be an integer in "
-                    f"0 .. {labels - 1}"
-                )
-        user = None
-        if section.user_field is not None:
-            user = _user(row[section.user_field])
-            if user is None:
-                raise DataError(
-                    f"{file}:{line}: field {section.user_field!r} must be text, not blank, or an "
-                    "integer"
-                )
-        yield Document(text, label, f"{place}:{line}", None, user)
+        yield document_of(
+            row, where=f"{file}:{line}", key=f"{place}:{line}", section=section, labels=labels
+        )
 
 
 def _jsonl(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
@@ -205,33 +159,8 @@ def _csv(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
             yield reader.line_num, dict(zip(header, row, strict=True))
 
 
-def _label(value: object, labels: int) -> int | None:
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value.strip()):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value < labels else None
-
-
-def _user(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        return None
-    # One person under two keys would have less protection than is stated: what looks alike is one.
-    text = unicodedata.normalize("NFKC", str(value)).casefold()
-    user = "".join(c for c in text if unicodedata.category(c) != "Cf").strip()
-    return user if user and _is_unicode(user) else None
-
-
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict[str, object]:
     record = dict(pairs)
     if len(record) != len(pairs):
         raise ValueError
     return record
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair; no tokenizer takes it
-        return False
-    return True

@@ -90,7 +90,7 @@ class LocalSteps(ABC):
         for chosen in self._draws(len(data), round):
             optimizer.zero_grad(set_to_none=True)
             for batch in batches(data.take(chosen), self.micro_batch, self.device):
-                loss = predict(model, batch, self.task).example_means().sum() / len(chosen)
+                loss = predict(model, batch, self.task).losses().sum() / len(chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
             pull()
             for name, added in (self.correction or {}).items():

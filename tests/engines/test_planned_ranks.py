@@ -227,7 +227,7 @@ def test_other_ranks_than_follow_from_the_plan_are_noticed(copy, change, words):
     ids=["plan", "ranks"],
 )
 def test_a_run_with_other_ranks_than_its_plans_is_not_resumed(copy, change, words):
-    rewrite(copy / "ledger.jsonl", lambda found: change(found)[:-1])
+    rewrite(copy / "ledger.jsonl", lambda found: change(found)[:-2])
     with pytest.raises(LedgerTampered, match=words):
         Federation.from_config(copy / "config.toml").run(copy, resume=True)
 

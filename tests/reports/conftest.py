@@ -11,7 +11,9 @@ from tiny import write_run
 
 from securefed import Federation
 from securefed.reports.build import build
+from securefed.reports.catalogue import LANGUAGES
 from securefed.reports.document import Report
+from securefed.reports.html import render
 from securefed.reports.material import Material
 
 
@@ -40,6 +42,12 @@ def known(finished) -> Material:
 def report(known) -> Report:
     """Its report."""
     return build(known)
+
+
+@pytest.fixture(scope="session")
+def drawn(report) -> dict[str, str]:
+    """It as HTML, in both languages."""
+    return {language: render(report, language) for language in LANGUAGES}
 
 
 @pytest.fixture

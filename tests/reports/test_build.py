@@ -6,6 +6,7 @@ import pytest
 from reported import document
 
 from securefed.config import parse_config
+from securefed.evidence.results import Metric
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.reports.build import build
 from securefed.reports.material import AttackFile
@@ -150,6 +151,43 @@ def test_each_attack_is_set_beside_the_same_one_with_the_defence_off(report):
     assert rows["attacks/on.json"].worst.value == 0.21
     assert rows["attacks/on.json"].average.value == 0.04
     assert rows["attacks/on.json"].bound == (3.5, 1e-5)
+
+
+def test_the_first_page_tells_of_the_run_s_own_defences(finished, known):
+    far = {"auc": Metric(value=1.0, prior=0.5, lift=0.5, lift_interval=(0.49, 0.5))}
+    masks = document(finished, defence="masks", metrics=far)
+    both = AttackFile("attacks/both.json", document(finished), anchored=True)
+    report = build(
+        changed(known, attacks=[AttackFile("attacks/masks.json", masks, anchored=True), both])
+    )
+    [told] = [fact for fact in report.summary if fact.value.key == "summary.attack"]
+    assert told.value.values["lift"].value == 0.03
+    places = told.value.values["lift"].references
+    assert {place.path for place in places} == {"attacks/both.json"}
+
+
+def test_bounds_on_epsilon_stand_apart_from_lifts(finished, known):
+    metrics = {
+        name: Metric(value=value, prior=8.0, lift=value - 8.0, lift_interval=(value - 8.0, 1e6))
+        for name, value in (("epsilon_lower_server_round", 51.0), ("epsilon_lower_release_run", 0))
+    }
+    metrics["epsilon_lower"] = metrics["epsilon_lower_server_round"]
+    made = document(
+        finished,
+        attack="canary-epsilon",
+        attacks="epsilon",
+        exposure="canaries",
+        metrics=metrics,
+        headline="epsilon_lower",
+        curve=[],
+        predicted=None,
+    )
+    report = build(changed(known, attacks=[AttackFile("attacks/e.json", made, anchored=True)]))
+    bounds = {bound.of: bound for bound in report.leakage.bounds}
+    assert bounds["server_round"].exceeded
+    assert not bounds["release_run"].exceeded
+    assert bounds["server_round"].promised.value == 8.0
+    assert "summary.no_attack_worked" in [fact.value.key for fact in report.summary]
 
 
 def test_a_result_of_other_weights_or_an_unknown_signer_is_marked(finished, known):

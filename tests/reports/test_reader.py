@@ -6,13 +6,11 @@ import re
 import pytest
 from html_reading import Page, follow, leaves, sources
 
-from securefed.reports.html import render
-
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
-def first_page(report, language):
-    page = Page(render(report, language))
+def first_page(drawn, language):
+    page = Page(drawn[language])
     return sources(page), [block for part, block in page.blocks if part.startswith("main/first")]
 
 
@@ -33,9 +31,9 @@ def holds(found, value: str) -> bool:
 
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_every_figure_of_the_first_page_stands_where_the_reference_beside_it_says(
-    finished, report, language
+    finished, drawn, language
 ):
-    places, blocks = first_page(report, language)
+    places, blocks = first_page(drawn, language)
     followed = 0
     for block in blocks:
         targets = [follow(finished, places[mark]) for mark in block.marks]
@@ -46,9 +44,9 @@ def test_every_figure_of_the_first_page_stands_where_the_reference_beside_it_say
 
 
 def test_every_other_number_of_the_first_page_stands_in_the_text_that_is_referred_to(
-    finished, report
+    finished, drawn
 ):
-    places, blocks = first_page(report, "en")
+    places, blocks = first_page(drawn, "en")
     seen = 0
     for block in blocks:
         texts = [str(follow(finished, places[mark])) for mark in block.marks]
@@ -58,8 +56,8 @@ def test_every_other_number_of_the_first_page_stands_in_the_text_that_is_referre
     assert seen >= 3  # the unit's size, for each adversary
 
 
-def test_what_is_written_is_the_figure_that_stands_there_rounded(report):
-    _, blocks = first_page(report, "en")
+def test_what_is_written_is_the_figure_that_stands_there_rounded(report, drawn):
+    _, blocks = first_page(drawn, "en")
     figures = dict(figure for block in blocks for figure in block.figures)
     epsilons = [s.epsilon.value for s in report.privacy.statements]
     for epsilon in epsilons:
@@ -67,13 +65,13 @@ def test_what_is_written_is_the_figure_that_stands_there_rounded(report):
         assert epsilon <= shown <= 1.01 * epsilon  # three digits, rounded up
 
 
-def test_both_languages_refer_to_the_same_places(report):
-    english, japanese = (sources(Page(render(report, language))) for language in ("en", "ja"))
+def test_both_languages_refer_to_the_same_places(drawn):
+    english, japanese = (sources(Page(drawn[language])) for language in ("en", "ja"))
     assert sorted(english.values()) == sorted(japanese.values())
 
 
-def test_each_mark_leads_to_a_listed_place(report):
-    page = Page(render(report, "en"))
+def test_each_mark_leads_to_a_listed_place(drawn):
+    page = Page(drawn["en"])
     listed = sources(page)
     marks = {mark for _, block in page.blocks for mark in block.marks}
     assert marks == listed.keys()

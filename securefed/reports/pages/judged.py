@@ -18,7 +18,7 @@ from securefed.reports.document import Report
 from securefed.reports.judged import ClaimRow, CrosswalkRow, EvidenceRow, ThreatModelPart, ThreatRow
 from securefed.reports.pages.front import CLAIM
 from securefed.reports.pages.rows import badge, shown, table
-from securefed.reports.values import Said
+from securefed.reports.values import Item, Said
 from securefed.reports.wording import Wording, referred
 from securefed.threats.verdicts import Reference, Verdict
 
@@ -46,6 +46,9 @@ def threats(report: Report, word: Wording) -> Section:
         blocks += _part(part, word)
     return Section("threat_models", word("section.threat_models"), tuple(blocks))
 
+
+ELSEWHERE: Verdict = "not_applicable"
+"""Of claims that say nothing about the run; the table says why, and nothing more is told."""
 
 _ORDER: tuple[Verdict, ...] = (
     "refuted",
@@ -88,7 +91,8 @@ def _part(part: ThreatModelPart, word: Wording) -> list[Block]:
         ),
     ]
     for claim in part.claims:
-        blocks += _details(part, claim, word)
+        if claim.verdict != ELSEWHERE:
+            blocks += _details(part, claim, word)
     left = [
         (
             (word.line(each.threat),),
@@ -109,27 +113,25 @@ def _code(text: str) -> Line:
 
 
 def _threat(threat: ThreatRow, word: Wording) -> tuple[Cell, ...]:
-    mapped: list[Line] = []
-    for one in threat.mapped:
-        kind = "exact" if one.exact else "approximate"
-        mapped.append(
-            word.line_of(
-                f"mapped.{kind}",
-                catalogue=Said(key=f"catalogue.{one.catalogue}"),
-                entry=one.entry,
-            )
+    mapped: list[Item] = [
+        Said(
+            key=f"mapped.{'exact' if one.exact else 'approximate'}",
+            values={"catalogue": Said(key=f"catalogue.{one.catalogue}"), "entry": one.entry},
         )
+        for one in threat.mapped
+    ]
     return (
         (_code(threat.id), word.line(threat.title)),
         (_code(threat.asset), _code(threat.actor)),
         word.cell(Said(key=f"severity.{threat.severity}")),
-        tuple(mapped),
+        (word.line(mapped),) if mapped else word.cell("—"),
     )
 
 
 def _claim(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> tuple[Cell, ...]:
     """A claim in one row, from its threats to what is left."""
-    anchor = CLAIM.format(model=part.id, claim=claim.id)
+    elsewhere = claim.verdict == ELSEWHERE
+    anchor = None if elsewhere else CLAIM.format(model=part.id, claim=claim.id)
     counted = Counter((each.type, each.verdict) for each in claim.evidence)
     evidence = tuple(
         word.line_of(
@@ -140,26 +142,27 @@ def _claim(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> tuple[Cell,
         )
         for (kind, verdict), count in counted.items()
     )
+    verdict = [badge(claim.verdict, word(f"verdict.{claim.verdict}"))]
+    if elsewhere and claim.reason is not None:
+        verdict.append(word.line(claim.reason))
     return (
-        ((Run(claim.id, link=anchor),), word.line(claim.statement)),
+        ((Run(claim.id, link=anchor, code=elsewhere),), word.line(claim.statement)),
         tuple(_code(threat) for threat in claim.threats),
         tuple(_code(control) for control in claim.controls) or word.cell("—"),
         evidence or word.cell("—"),
-        (badge(claim.verdict, word(f"verdict.{claim.verdict}")),),
+        tuple(verdict),
         word.cell(Said(key=f"level.{claim.residual_level}")),
     )
 
 
 def _details(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> list[Block]:
-    """All that a claim says and rests on."""
+    """What a claim rests on, piece by piece; the table above has the rest."""
     verdict: list[Line] = [badge(claim.verdict, word(f"verdict.{claim.verdict}"))]
     if claim.reason is not None:
         verdict[0] = (*verdict[0], Run(" "), *word.line(claim.reason))
     rows: list[tuple[str, Cell]] = [
         ("verdict", tuple(verdict)),
-        ("threats", (word.line(list(claim.threats), "code"),)),
         ("assumes", word.cell(*claim.assumptions)),
-        ("controls", tuple(_code(control) for control in claim.controls)),
         ("evidence", tuple(_evidence(each, word) for each in claim.evidence)),
         (
             "residual",
@@ -177,7 +180,6 @@ def _details(part: ThreatModelPart, claim: ClaimRow, word: Wording) -> list[Bloc
     anchor = CLAIM.format(model=part.id, claim=claim.id)
     return [
         Heading(claim.id, level=4, id=anchor),
-        Paragraph(word.line(claim.statement)),
         Definitions(tuple((word.line_of(f"column.{name}"), cell) for name, cell in rows if cell)),
     ]
 

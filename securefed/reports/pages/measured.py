@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from securefed.reports.blocks import Block, Cell, Heading, Paragraph, Picture, Section, Table
-from securefed.reports.document import AttackRow, Curve, Report
+from securefed.reports.document import AttackRow, Curve, EpsilonBound, Report
 from securefed.reports.pages.rows import badge, bullets, shown, source, table
 from securefed.reports.plots import bars, by_round, heat_map, lifts, roc
 from securefed.reports.values import Figure, Said
@@ -27,7 +27,7 @@ def leakage(report: Report, word: Wording) -> Section:
     pairs = [
         (row, None if row.baseline is None else by_file.get(row.baseline))
         for row in rows
-        if row.defended
+        if row.defended and row.kind != "epsilon"
     ]
     if pairs:
         blocks += [
@@ -36,6 +36,8 @@ def leakage(report: Report, word: Wording) -> Section:
                 lifts(pairs, word), word("lift.alt"), word("lift.caption"), _pairs(pairs, word)
             ),
         ]
+    if found.bounds:
+        blocks += _bounds(found.bounds, word)
     worst = [row for row in rows if row.worst is not None or row.average is not None]
     if worst:
         cells = [
@@ -60,6 +62,32 @@ def leakage(report: Report, word: Wording) -> Section:
             ),
         ]
     return Section("leakage", word("section.leakage"), tuple(blocks))
+
+
+def _bounds(bounds: list[EpsilonBound], word: Wording) -> list[Block]:
+    """What canaries say of the promised epsilons."""
+    rows = []
+    for bound in bounds:
+        head = Said(key="as.code", values={"name": bound.attack})
+        defence = Said(key="as.defence", values={"name": bound.defence})
+        kind = "exceeded" if bound.exceeded else "within"
+        verdict = badge("refuted" if bound.exceeded else "guessed", word(f"bound.{kind}"))
+        rows.append(
+            (
+                word.cell(head, defence),
+                word.cell(known("bound_of", bound.of)),
+                shown(bound.value, word),
+                shown(bound.promised, word),
+                (verdict,),
+                source((bound.value,)),
+            )
+        )
+    columns = ("attack", "of", "least", "promised", "result", "source")
+    return [
+        Heading(word("heading.bounds")),
+        Paragraph(word.line_of("bounds.what"), note=True),
+        table("table.bounds", columns, rows, word),
+    ]
 
 
 def _attack(row: AttackRow, word: Wording) -> Cell:
@@ -89,7 +117,7 @@ def _results(rows: list[AttackRow], word: Wording) -> Table:
                 (metric,),
                 shown(row.value, word),
                 shown(row.prior, word),
-                shown(row.lift, word),
+                shown(None if row.kind == "epsilon" else row.lift, word),
                 shown(row.n, word),
                 verdict,
                 source((row.n,)),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from securefed.evidence.results import Metric
-from securefed.reports.document import AttackRow, Curve, Leakage
+from securefed.reports.document import AttackRow, Curve, EpsilonBound, Leakage
 from securefed.reports.material import AttackFile, Material, figure, in_file
 from securefed.reports.recognised import recognised
 from securefed.reports.values import Figure, FigureKind, Said
@@ -14,6 +14,9 @@ from securefed.reports.values import Figure, FigureKind, Said
 OFF = "off"
 WORST, AVERAGE = "worst_record_advantage", "advantage"
 """Metrics of a result on membership: of the record told best, and of all records."""
+
+_BOUND = "epsilon_lower_"
+"""What metrics are called that bound an epsilon; the rest of the name says whose and of what."""
 
 _SHOWN = ("batch", "clients", "z", "seconds")
 _ROOT = "/measurement"
@@ -44,7 +47,29 @@ def leakage(material: Material) -> Leakage:
         for row, one in zip(rows, files, strict=True)
         if one.document.measurement.curve
     ]
-    return Leakage(attacks=rows, curves=curves, notes=notes)
+    bounds = [bound for one in files for bound in _bounds(one)]
+    return Leakage(attacks=rows, bounds=bounds, curves=curves, notes=notes)
+
+
+def _bounds(one: AttackFile) -> Iterator[EpsilonBound]:
+    """Every lower bound on epsilon in a result, for each adversary and span."""
+    found = one.document.measurement
+    if found.attacks != "epsilon":
+        return
+    for name, metric in sorted(found.metrics.items()):
+        of = name.removeprefix(_BOUND)
+        if of == name or metric.prior is None:
+            continue
+        place = f"{_ROOT}/metrics/{name}"
+        yield EpsilonBound(
+            file=one.path,
+            attack=found.attack,
+            defence=found.defence,
+            of=of,
+            value=figure(metric.value, "figure", in_file(one.path, f"{place}/value")),
+            promised=figure(metric.prior, "epsilon", in_file(one.path, f"{place}/prior")),
+            exceeded=metric.shows_lift,
+        )
 
 
 def _undefended(one: AttackFile) -> bool:

@@ -194,7 +194,7 @@ def summary(material: Material, report: Report) -> list[Fact]:
                 round=fewest.round,
             )
         )
-    found.append(_attack(report.leakage.attacks))
+    found.append(_attack(material, report.leakage.attacks))
     for metric in ("perplexity", "accuracy"):
         with_it = measured(report.utility.rounds, metric)
         if len(with_it) > 1:
@@ -260,12 +260,23 @@ def _spent_so_far(material: Material) -> list[Fact]:
     return []
 
 
-def _attack(rows: list[AttackRow]) -> Fact:
-    """The attack that got furthest where the defence is on; or that there is none to speak of."""
-    tried = [row for row in rows if row.defended and row.verdict == "guessed" and row.lift]
+def _attack(material: Material, rows: list[AttackRow]) -> Fact:
+    """The attack that got furthest where the defence is on; or that there is none to speak of.
+
+    Results with all of the run's own defences come before those with some of them.
+    """
+    tried = [
+        row
+        for row in rows
+        # A bound on epsilon has no prior that somebody would score without seeing anything.
+        if row.defended and row.verdict == "guessed" and row.lift and row.kind != "epsilon"
+    ]
     if not tried:
         return _fact("no_attack" if not rows else "no_attack_worked")
-    row = max(tried, key=lambda one: _number(one))
+    own = ["noise"] * (material.policy.mechanism != "none")
+    own += ["masks"] * (material.config.aggregation.kind != "plaintext")
+    whole = [row for row in tried if row.defence == " and ".join(own)]
+    row = max(whole or tried, key=_number)
     values: dict[str, Value] = {
         "attack": row.attack,
         "exposure": known("exposure", row.exposure),

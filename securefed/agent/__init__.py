@@ -1,0 +1,1 @@
+"""The data owner's long-lived process: its policy, its identity and the secrets of a round."""

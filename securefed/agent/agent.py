@@ -1,0 +1,273 @@
+"""The data owner's half of a federation, sans I/O: a request in, a reply out.
+
+====================  ===================  ====================================================
+state                 request              what happens
+====================  ===================  ====================================================
+idle or in a round    ``Hello``            introduces this client; the round, if any, goes on
+idle or in a round    ``Invitation``       checks it against the owner's policy; the round before,
+                                           if any, is forgotten with its secrets; sends keys
+idle or in a round    ``HeadRequest``      signs where a run's ledger stands, if it extends what was
+                                           signed before
+in a round            ``Step`` of it       the protocol's answer; the masked input only after it was
+                                           charged durably
+idle                  ``Step``             refused
+====================  ===================  ====================================================
+
+Whatever is refused changes nothing but that a round with bad content is over for this client.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from securefed.agent.log import Log
+from securefed.agent.policy import AgentPolicy
+from securefed.agent.runs import RunAccounts
+from securefed.agent.spending import Spending
+from securefed.crypto.identity import IdentityKey, IdentityPublicKey
+from securefed.crypto.prg import RandomBytes, SecretHolder, system_random
+from securefed.encoding.wire import message_type
+from securefed.errors import ConfigError, LocalProtocolError, SecureFedError, WireError
+from securefed.evidence.roster import Roster
+from securefed.federation.client import ClientRound, Encode
+from securefed.federation.invitations import (
+    HEAD,
+    HELLO,
+    INVITATION,
+    STEP,
+    HeadRequest,
+    Hello,
+    Introduction,
+    Invitation,
+    Step,
+    encode_answer,
+    encode_refusal,
+)
+from securefed.federation.session import RoundSession
+
+_NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
+
+
+class Site(Protocol):
+    """Data and model, and how a contribution is made of them."""
+
+    @property
+    def config(self) -> str:
+        """SHA-256 of the resolved run file, hexadecimal."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the base weights, hexadecimal, as this side computed it."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many units (examples, users) this client holds."""
+        ...
+
+    def round(
+        self, invitation: Invitation, roster: Mapping[str, IdentityPublicKey]
+    ) -> tuple[RoundSession, Encode]:
+        """The round as this side describes it, and what makes the contribution.
+
+        Raises:
+            SecureFedError: the invitation does not fit the run file, the model or the data.
+        """
+        ...
+
+    def priced(self, invitation: Invitation) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        """What the run's ledger must say of it: the run's figures, and the round's event."""
+        ...
+
+
+class Agent(SecretHolder):
+    """Answers a server by the owner's policy.
+
+    Args:
+        policy: the owner's.
+        identity: the client's long-term key.
+        roster: as the server signed it and the owner pinned it.
+        site: model and data.
+        spending: the owner's accounts.
+        runs: what this client did in each run, by which it signs the run's ledger.
+        log: where every refusal is explained.
+        clock: seconds, never backwards.
+        pause: waits that many seconds.
+        random: source of round secrets.
+
+    Raises:
+        ConfigError: identity, roster and policy are not of one client and one server.
+        LocalProtocolError: the owner does not allow this run file or this model.
+
+    Guarantees:
+        - Nothing is computed or sent for a run file, a model or a round that the policy refuses.
+        - No masked input leaves before it is charged durably; a retry is charged again.
+        - A refusal tells the server its kind; the reason stays in the log.
+        - Where the sample of a round is secret, answers leave at times that do not depend on it,
+          but for whether the work took longer than ``answers.hold_seconds`` in all.
+    """
+
+    def __init__(
+        self,
+        policy: AgentPolicy,
+        identity: IdentityKey,
+        roster: Roster,
+        site: Site,
+        spending: Spending,
+        runs: RunAccounts,
+        log: Log,
+        *,
+        clock: Callable[[], float],
+        pause: Callable[[float], None],
+        random: RandomBytes = system_random,
+    ) -> None:
+        if roster.server != policy.server_key:
+            raise ConfigError("roster: its server is not the one of the policy")
+        if roster.clients.get(policy.client) != identity.public:
+            raise ConfigError(
+                f"roster: its key of {policy.client!r} is not that of this identity file"
+            )
+        policy.check_run(site.config, site.model)
+        self._policy, self._identity, self._roster = policy, identity, roster
+        self._site, self._spending, self._log = site, spending, log
+        self._runs = runs
+        self._clock, self._pause, self._random = clock, pause, random
+        self._seen: set[bytes] = set()
+        self._round: tuple[bytes, ClientRound] | None = None
+
+    def handle(self, request: bytes) -> bytes:
+        """Answer one request.
+
+        Returns:
+            An Introduction, an Answer or a Refusal.
+        """
+        kind = message_type(request)
+        try:
+            if kind == HELLO:
+                return self._introduced(request)
+            if kind == INVITATION:
+                return encode_answer(self._invited(request))
+            if kind == STEP:
+                return encode_answer(self._stepped(request))
+            if kind == HEAD:
+                return encode_answer(self._witnessed(request))
+            raise WireError(f"message type: {kind} found, one of {sorted(_NAMES)} expected")
+        except SecureFedError as error:
+            name = type(error).__name__
+            self._log.write(
+                "refused", request=_NAMES.get(kind, "unknown"), kind=name, why=str(error)
+            )
+            return encode_refusal(name)
+
+    def _introduced(self, request: bytes) -> bytes:
+        hello = Hello.decode(request, self._roster.server)
+        if hello.config.hex() != self._site.config:
+            raise LocalProtocolError(
+                f"run file {hello.config.hex()}: this agent was started for {self._site.config}"
+            )
+        own = Introduction(client=self._policy.client, size=self._site.size)
+        self._log.write("introduced", run=hello.run.hex(), node=hello.node)
+        return own.encode(hello, self._identity)
+
+    def _invited(self, request: bytes) -> bytes:
+        arrived = self._clock()
+        invitation = Invitation.decode(request, self._roster.server)
+        client, figures = self._policy.client, invitation.figures
+        if invitation.session in self._seen:  # a message that comes twice ends no round
+            raise LocalProtocolError("session: an attempt needs a new one")
+        self._round = None
+        self._seen.add(invitation.session)
+        floors = self._policy.floors.of(figures=figures)
+        strangers = sorted(set(invitation.sizes) - set(self._roster.clients))
+        if strangers:
+            raise LocalProtocolError(f"cohort: {strangers[0]!r} is not in the roster")
+        if invitation.sizes.get(client) != self._site.size:
+            raise LocalProtocolError(
+                f"sizes.{client} = {invitation.sizes.get(client)}: this client holds "
+                f"{self._site.size}"
+            )
+        session, encode = self._site.round(invitation, self._roster.clients)
+        hold = None if figures else self._policy.answers.hold_seconds
+        if not figures:
+            if hold is None and _sample_is_secret(session):
+                raise LocalProtocolError(
+                    "sample_is_secret = True: how long this client takes to answer would tell how "
+                    "many units it drew; give answers.hold_seconds, or take part in runs with "
+                    "privacy.sample_is_secret = false"
+                )
+            self._spending.check(session)
+            self._join(invitation)
+        half = ClientRound(
+            session,
+            client,
+            self._identity,
+            encode,
+            charge=None if figures else lambda: self._charge(session, invitation),
+            floors=floors,
+            random=self._random,
+        )
+        if hold is not None:
+            self._prepared(half, arrived, hold)
+        message = half.start()
+        self._round = (invitation.session, half)
+        self._log.write(
+            "invited",
+            round=invitation.round,
+            session=invitation.session.hex(),
+            of="figures" if figures else "updates",
+            cohort=len(session.cohort),
+        )
+        return message
+
+    def _prepared(self, half: ClientRound, arrived: float, hold: float) -> None:
+        """Make the contribution, and wait for a moment that does not depend on how long it took."""
+        try:
+            half.prepare()
+        finally:
+            elapsed = self._clock() - arrived
+            times = max(1, math.ceil(elapsed / hold))
+            self._pause(times * hold - elapsed)
+        if times > 1:
+            raise LocalProtocolError(
+                f"answers.hold_seconds = {hold:g}: the contribution took longer"
+            )
+
+    def _join(self, invitation: Invitation) -> None:
+        """Begin the account of a run, if this is its first round here."""
+        privacy, _ = self._site.priced(invitation)
+        self._runs.join(
+            invitation.ledger.hex(), privacy, cohort=invitation.sizes, size=self._site.size
+        )
+
+    def _charge(self, session: RoundSession, invitation: Invitation) -> None:
+        self._spending.charge(session)
+        _, event = self._site.priced(invitation)
+        self._runs.charge(invitation.ledger.hex(), event)
+        epsilon, delta = self._spending.spent()
+        self._log.write(
+            "charged",
+            round=session.round,
+            session=session.session.hex(),
+            epsilon_in_all=epsilon,
+            delta_in_all=delta,
+        )
+
+    def _stepped(self, request: bytes) -> bytes:
+        step = Step.decode(request)
+        if self._round is None or self._round[0] != step.session:
+            raise LocalProtocolError("step: it is of no round that this agent is in")
+        return self._round[1].handle(step.message)
+
+    def _witnessed(self, request: bytes) -> bytes:
+        asked = HeadRequest.decode(request)
+        signature = self._runs.sign(asked, self._identity, self._roster, self._site.config)
+        self._log.write("signed", ledger=asked.ledger.hex(), lines=len(asked.lines))
+        return signature
+
+
+def _sample_is_secret(session: RoundSession) -> bool:
+    policy = session.policy
+    return policy.unit != "client" and policy.separation is None and policy.sample_is_secret

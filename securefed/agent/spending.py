@@ -1,0 +1,148 @@
+"""All that one data owner ever spends: an account for each kind of round, and one sum over them.
+
+Rounds of one kind are composed exactly, by their own accountant.  Kinds differ in noise, sampling
+or cohort, and no accountant here composes them; so their epsilons and their deltas are added up.
+The sum is a ledger of its own (``total.jsonl``), written before the account that it is about: a
+kill between the two leaves more on record than was spent, never less.
+
+Source: basic composition, Dwork and Roth 2014, "The Algorithmic Foundations of Differential
+Privacy", Theorem 3.16.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from securefed.agent.policy import BudgetSection
+from securefed.errors import BudgetExceeded, ConfigError
+from securefed.evidence.budget import ClientBudget
+from securefed.evidence.ledger import Ledger
+from securefed.evidence.signing import canonical
+from securefed.federation.account import open_account
+from securefed.federation.session import RoundSession
+from securefed.privacy.accounting import epsilon_text
+
+TOTAL = "total.jsonl"
+SPENDS = "spends"
+
+
+class Spending:
+    """A data owner's accounts, in one folder that no other process writes.
+
+    Args:
+        folder: is made, for its owner alone.
+        client: whose accounts they are.
+        budget: what may be spent in all.
+        clock: gives RFC 3339 text, cut to the minute: durations tell of a sample.
+
+    Raises:
+        ConfigError: the folder holds the accounts of another client, unit or adversary.
+        LedgerTampered: an account does not verify.
+        LedgerError: it cannot be written, or another agent holds it.
+
+    Guarantees:
+        - ``charge`` returns only once the round is on disk, in its account and in the sum.
+        - No round is charged that would bring the sum of epsilons over ``budget.epsilon``, or the
+          sum of deltas over ``budget.delta``; nothing is written then.
+        - Rounds without noise, which only an owner whose floors list ``"none"`` takes part in, are
+          counted, and no epsilon holds for them.
+    """
+
+    def __init__(
+        self, folder: Path, client: str, budget: BudgetSection, clock: Callable[[], str]
+    ) -> None:
+        self._folder, self._client, self._budget, self._clock = folder, client, budget, clock
+        self._accounts: dict[str, ClientBudget] = {}
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        first = {
+            "client": client,
+            "unit": budget.unit,
+            "adjacency": budget.adjacency,
+            "against": budget.against,
+        }
+        path = folder / TOTAL
+        self._total = (
+            Ledger.open(path, clock=clock)
+            if path.exists()
+            else Ledger.create(path, first, clock=clock)
+        )
+        found = self._total.records[0].body
+        for field, value in first.items():
+            if found.get(field) != value:
+                self._total.close()
+                raise ConfigError(
+                    f"{field} = {value!r}: the accounts in {folder} are of {found.get(field)!r}"
+                )
+
+    def close(self) -> None:
+        """Release all files."""
+        for account in self._accounts.values():
+            account.close()
+        self._accounts = {}
+        self._total.close()
+
+    def spent(self) -> tuple[float, float]:
+        """Epsilon and delta over all that is on record, by basic composition."""
+        latest = self._latest()
+        return sum(e for e, _ in latest.values()), sum(d for _, d in latest.values())
+
+    def check(self, session: RoundSession) -> None:
+        """Refuse a round that ``charge`` would refuse for what it costs, before any work on it.
+
+        Raises:
+            BudgetExceeded: the round would exceed the budget.
+            ConfigError: its account prices other rounds.
+        """
+        self._priced(session)
+
+    def charge(self, session: RoundSession) -> None:
+        """Charge a round, right before its masked input leaves.
+
+        Raises:
+            BudgetExceeded: the round would exceed the budget; nothing was written.
+            LocalProtocolError: the session was charged before.
+            LedgerError: it cannot be made durable; nothing may be sent.
+        """
+        name, account, epsilon = self._priced(session)
+        if epsilon is not None:
+            spends = {"account": name, "epsilon": epsilon, "delta": session.policy.delta}
+            self._total.append(SPENDS, spends | {"session": session.session.hex()})
+        account.charge(session.event())
+
+    def _priced(self, session: RoundSession) -> tuple[str, ClientBudget, float | None]:
+        """The round's account, by name, and its epsilon after the round; None without noise."""
+        name = hashlib.sha256(canonical(session.priced())).hexdigest()[:32]
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = open_account(
+                self._folder / f"{name}.jsonl",
+                session,
+                self._client,
+                against=self._budget.against,
+                clock=self._clock,
+            )
+        if session.policy.mechanism == "none":
+            return name, account, None
+        epsilon = account.epsilon_with(session.round)
+        others = [pair for key, pair in self._latest().items() if key != name]
+        in_all = epsilon + sum(e for e, _ in others)
+        deltas = session.policy.delta + sum(d for _, d in others)
+        if not in_all <= self._budget.epsilon or deltas > self._budget.delta:
+            raise BudgetExceeded(
+                f"budget.epsilon = {self._budget.epsilon:g}, budget.delta = "
+                f"{self._budget.delta:g}: this round would bring what is spent in all to epsilon "
+                f"{epsilon_text(in_all)}, delta {deltas:g}"
+            )
+        return name, account, epsilon
+
+    def _latest(self) -> dict[str, tuple[float, float]]:
+        """The most that is on record of each account."""
+        found: dict[str, tuple[float, float]] = {}
+        for record in self._total.records:
+            if record.kind == SPENDS:
+                name, now = record.body["account"], record.body
+                before = found.get(name, (0.0, 0.0))
+                found[name] = max(before[0], now["epsilon"]), max(before[1], now["delta"])
+        return found

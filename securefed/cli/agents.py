@@ -1,0 +1,107 @@
+"""``securefed client``: the data owner's agent."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from securefed.cli.keys import Password, read_password
+from securefed.cli.watching import quiet_libraries
+from securefed.config import load_config
+
+
+def client(
+    policy: Annotated[Path, typer.Option(help="The owner's policy (TOML).")],
+    config: Annotated[Path, typer.Option(help="The run file that all parties have (TOML).")],
+    roster: Annotated[Path, typer.Option(help="The signed roster.")],
+    key: Annotated[Path, typer.Option(help="This client's identity key (mode 0600).")],
+    socket: Annotated[Path, typer.Option(help="Unix-domain socket to answer on.")],
+    accounts: Annotated[Path, typer.Option(help="Folder of this owner's privacy accounts.")],
+    model: Annotated[
+        str | None, typer.Option(help="What the run file's model.source stands for here.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="What the run file's data.source stands for here.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Append the log there (mode 0600); else standard error.")
+    ] = None,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch nothing; use the cache only.")
+    ] = False,
+    password_file: Password = None,
+) -> None:
+    """Hold data, model and keys, and answer a server by the owner's policy, until it is stopped."""
+    from securefed.agent.agent import Agent
+    from securefed.agent.log import Log, appended
+    from securefed.agent.policy import load_policy
+    from securefed.agent.runs import RunAccounts
+    from securefed.agent.socket_server import SocketServer
+    from securefed.agent.spending import Spending
+    from securefed.crypto.identity import IdentityKey
+    from securefed.evidence.signed_roster import read_signed_roster
+
+    allowed = load_policy(policy)
+    identity = IdentityKey.load(key, password=read_password(password_file))
+    pinned = read_signed_roster(roster, allowed.server_key, least_serial=allowed.least_serial)
+    run_file = load_config(config)
+
+    from securefed.engines.events import Silent
+    from securefed.engines.simulation import utc_now
+    from securefed.engines.site import TrainingSite
+    from securefed.training.assets import cache_dir
+
+    class Loading(Silent):
+        """What is being loaded goes into the log."""
+
+        def __init__(self, told: Log) -> None:
+            self._told = told
+
+        def message(self, text: str) -> None:
+            self._told.write("loading", what=text)
+
+    stopped = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        stopped = True
+
+    with ExitStack() as held:
+        stream = sys.stderr if log is None else held.enter_context(appended(log))
+        told = Log(stream, utc_now)
+        spending = Spending(accounts, allowed.client, allowed.budget, utc_now)
+        held.callback(spending.close)
+        runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
+        held.callback(runs.close)
+        quiet_libraries()
+        site = TrainingSite(
+            run_file,
+            client=allowed.client,
+            cache=cache_dir(),
+            offline=offline,
+            observer=Loading(told),
+            model=model,
+            data=data,
+        )
+        agent = Agent(
+            allowed,
+            identity,
+            pinned.roster,
+            site,
+            spending,
+            runs,
+            told,
+            clock=time.monotonic,
+            pause=time.sleep,
+        )
+        server = SocketServer(socket, agent.handle, told)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        server.serve(lambda: stopped)
+        told.write("stopped")

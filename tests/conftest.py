@@ -1,3 +1,4 @@
+import functools
 import sys
 from pathlib import Path
 
@@ -5,6 +6,19 @@ import pytest
 
 # Helpers shared by test folders lie beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session")
+def units_are_measured_once():
+    """Two seconds a time; no test that asks for this is about what the steps of a round cost."""
+    from securefed.engines import planning, unit_costs
+    from securefed.pilot import running
+
+    once = functools.cache(unit_costs.measure_units)
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (planning, running):
+            patch.setattr(module, "measure_units", once)
+        yield
 
 
 @pytest.fixture

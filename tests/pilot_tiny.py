@@ -26,7 +26,7 @@ def write_pilot(
     overridden = {
         "data": {"clients": CLIENTS},
         "training": {"rounds": 1},
-        "privacy": {"expected_batch": 40},
+        "privacy": {"expected_batch": 40, "noise_multiplier": 2.0},
     }
     for name, section in (run or {}).items():
         overridden[name] = overridden.get(name, {}) | section

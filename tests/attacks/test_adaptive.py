@@ -45,7 +45,9 @@ def recalls(name, attackers, *, seeds=(0,), rank=16, sees="plain"):
     return np.mean(rows, axis=0)
 
 
-@pytest.mark.parametrize("name", ["noise-0.001", "int8", "top-0.5", "adamw5"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("noise-0.001", marks=pytest.mark.slow), "int8", "top-0.5", "adamw5"]
+)
 def test_the_adaptive_attacker_gets_past_what_stops_the_plain_one(name):
     # Noise is fresh each time, and one text may get past it: of three not all do.
     seeds = (0,) if name in ("int8", "top-0.5") else (0, 1, 2)

@@ -137,7 +137,7 @@ def test_steps_of_sgd_are_taken_for_the_mean_of_their_gradients():
         pytest.param("dlg", marks=pytest.mark.slow),
         "cosine",
         pytest.param("tag", marks=pytest.mark.slow),
-        "lamp",
+        pytest.param("lamp", marks=pytest.mark.slow),
     ],
 )
 def test_a_plain_update_gives_the_text_away_and_another_clients_does_not(name):

@@ -63,6 +63,7 @@ def test_membership_on_a_sum_falls_with_the_runs_noise(run, tmp_path):
     assert off.curve[0][0] <= off.curve[-1][0]
 
 
+@pytest.mark.slow
 def test_an_audit_of_epsilon_flags_a_planted_fault_and_keeps_to_the_promise(run, tmp_path):
     fault, promise = measured(
         run, tmp_path, "canary-epsilon", ("canaries", "off"), ("canaries", "noise and masks")
@@ -83,6 +84,7 @@ def test_a_game_is_won_with_its_check_removed_and_not_with_it(run, tmp_path, nam
     assert "refused: " in protocol.reason
 
 
+@pytest.mark.slow
 def test_a_backdoor_is_tried_on_classifiers_and_works_without_a_clip(run, tmp_path):
     (causal,) = measured(run, tmp_path / "causal", "backdoor", ("training unbounded", "off"))
     assert causal.verdict == "not_applicable"

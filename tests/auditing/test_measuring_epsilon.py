@@ -17,6 +17,7 @@ CELL = SimpleNamespace(seeds=(0,), defence=BOTH)
 CLOCK = SimpleNamespace(trial=lambda done, total: None)
 
 
+@pytest.mark.slow
 def test_a_promise_that_could_not_be_broken_is_named_and_not_counted_as_kept(monkeypatch):
     monkeypatch.setattr(audit, "OBSERVATIONS", 100)
     config = load_config(DEMO)

@@ -39,6 +39,7 @@ def test_without_noise_the_sum_is_the_clipped_plain_sum_to_within_rounding(updat
     assert bound < 0.002 * CLIP
 
 
+@pytest.mark.slow
 def test_with_noise_the_error_is_the_noise_that_was_stated(updates):
     result = secure_round(
         updates,

@@ -25,7 +25,11 @@ ADAPTIVE = {"learning_rate": 1.0, "target_quantile": 0.6}
 
 def run_file(base: Path, unit: str = "example", **sections) -> Path:
     privacy = {"unit": unit, "clip_norm": FAR[unit], "expected_batch": BATCH[unit]}
-    privacy |= {"adaptive_clip": ADAPTIVE, "remove_excess_noise": unit == "user"}
+    privacy |= {
+        "adaptive_clip": ADAPTIVE,
+        "noise_multiplier": 4.0,
+        "remove_excess_noise": unit == "user",
+    }
     return write_run(base, privacy=privacy, **sections)
 
 
@@ -44,7 +48,9 @@ def rewrite(path: Path, kind: str, which: int, change) -> None:
             ledger.append(found, body)
 
 
-@pytest.fixture(scope="module", params=["example", "user", "client"])
+@pytest.fixture(
+    scope="module", params=["example", pytest.param("user", marks=pytest.mark.slow), "client"]
+)
 def finished(request, tmp_path_factory):
     base = tmp_path_factory.mktemp(f"adaptive-{request.param}")
     return Federation.from_config(run_file(base, request.param)).run(base / "out")
@@ -126,7 +132,9 @@ def test_an_account_that_charged_another_clip_is_noticed(copy):
         verify_run(copy)
 
 
-@pytest.mark.parametrize("when", ["before the sum", "before the adapter"])
+@pytest.mark.parametrize(
+    "when", [pytest.param("before the sum", marks=pytest.mark.slow), "before the adapter"]
+)
 def test_a_killed_run_goes_on_with_the_clip_that_follows_from_its_record(
     tmp_path, monkeypatch, when
 ):
@@ -180,7 +188,7 @@ def test_a_server_that_shows_some_clients_another_fraction_loses_them(
         assert len(bodies(out, "round_summed")) == 1
 
 
-@pytest.mark.parametrize("unit", ["example", "client"])
+@pytest.mark.parametrize("unit", ["example", pytest.param("client", marks=pytest.mark.slow)])
 def test_what_it_is_compared_with_adapts_too(tmp_path, unit):
     federation = Federation.from_config(run_file(tmp_path, unit, training={"rounds": 2}))
     assert unprotected(federation, Silent()).perplexity > 1.0

@@ -16,6 +16,7 @@ from securefed.federation.weights import client_weights
 from securefed.privacy.accounting import ADVERSARIES
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_servers_moments(tmp_path, monkeypatch):
     restore = ServerOptimizer.restore
 
@@ -113,9 +114,15 @@ class Told(Silent):
     ("sharing", "training"),
     [
         ("rolora", {"sparsify": "random", "keep_fraction": 0.25, "server_momentum": 0.9}),
-        ("fedsvd", {"sparsify": "random", "keep_fraction": 0.25, "server_optimizer": "yogi"}),
+        pytest.param(
+            "fedsvd",
+            {"sparsify": "random", "keep_fraction": 0.25, "server_optimizer": "yogi"},
+            marks=pytest.mark.slow,
+        ),
         ("fedsvd", {"server_optimizer": "adagrad", "client_weights": "examples"}),
-        ("fedit", {"local_optimizer": "sgd", "control_weight": 1.0}),
+        pytest.param(
+            "fedit", {"local_optimizer": "sgd", "control_weight": 1.0}, marks=pytest.mark.slow
+        ),
         ("fedsa", {"proximal_mu": 0.1, "server_momentum": 0.9}),
     ],
 )

@@ -39,6 +39,7 @@ def test_batches_of_the_size_asked_for_come_in_turn_and_bands_are_chosen():
     assert settings.gradient(total, survivors) == pytest.approx(np.full(50, 12.0))
 
 
+@pytest.mark.slow
 def test_a_target_is_met_over_all_rounds():
     settings = settings_of(rounds=50, expected_batch=80, target_epsilon=2.0)
     assert 0.98 * 2.0 < settings.epsilon_after(50) <= 2.0

@@ -144,6 +144,7 @@ def test_no_interval_of_accuracy_reaches_beyond_what_shares_can_be():
     assert sharp.interval[1] == 1.0
 
 
+@pytest.mark.slow
 def test_an_empty_bin_is_seldom_called_the_worst_and_a_full_one_is_found():
     settings = settings_of(100, classes=True, noise_multiplier=2.0)
     bins = settings.bins("shared")
@@ -324,7 +325,7 @@ def written(folder, *, epsilon=None, personal=None, rounds=2, every=1):
         folder,
         data={"source": str(write_clients(folder / "four", 4, words=320)), "window_tokens": 8},
         training={"rounds": rounds},
-        privacy={"expected_batch": 40},
+        privacy={"expected_batch": 40, "noise_multiplier": 4.0},
         evaluation={
             "max_windows": 4, "window_tokens": 8, "figures": "histogram", "every": every,
             "histogram": histogram,

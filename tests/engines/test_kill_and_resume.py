@@ -23,6 +23,7 @@ from securefed.evidence.budget import read_charges
 from securefed.evidence.ledger import read_ledger
 
 ROUNDS = 4
+CHEAP = {"noise_multiplier": 4.0}  # its epsilon takes a tenth of the time
 
 
 def started(path: Path, out: Path) -> subprocess.Popen[bytes]:
@@ -47,14 +48,13 @@ def wait_for(process: subprocess.Popen[bytes], ledger: Path, text: bytes) -> Non
 @pytest.mark.parametrize(
     ("marker", "delay"),
     [
-        (b'"kind":"genesis"', 0.0),
-        (b'"kind":"round_opened"', 0.03),
-        (b'"kind":"round_summed"', 0.0),
+        pytest.param(b'"kind":"genesis"', 0.0, marks=pytest.mark.slow, id="begun"),
+        pytest.param(b'"kind":"round_opened"', 0.03, marks=pytest.mark.slow, id="masked inputs"),
+        pytest.param(b'"kind":"round_summed"', 0.0, id="summed, not applied"),
     ],
-    ids=["begun", "masked inputs", "summed, not applied"],
 )
 def test_a_killed_run_is_finished_by_resume_and_counts_every_charge(tmp_path, marker, delay):
-    path = write_run(tmp_path, training={"rounds": ROUNDS})
+    path = write_run(tmp_path, training={"rounds": ROUNDS}, privacy=CHEAP)
     out = tmp_path / "out"
     process = started(path, out)
     try:
@@ -92,7 +92,7 @@ def test_a_killed_run_is_finished_by_resume_and_counts_every_charge(tmp_path, ma
 
 def test_an_attempt_that_was_charged_and_never_opened_still_counts(tmp_path):
     """Kill when the first client has charged round 1: it pays for the attempt and the retry."""
-    path = write_run(tmp_path, training={"rounds": 2})
+    path = write_run(tmp_path, training={"rounds": 2}, privacy=CHEAP)
     out = tmp_path / "out"
     process = started(path, out)
     first = out / "clients" / "site-0" / "budget.jsonl"
@@ -119,7 +119,7 @@ def interrupted(*args, **kwargs):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("number", [0, 2, 3])
+@pytest.mark.parametrize("number", [0, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_line_lost_between_a_round_and_its_metrics_is_made_again_from_the_ledger(
     tmp_path, monkeypatch, number
 ):

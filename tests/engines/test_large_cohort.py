@@ -38,6 +38,7 @@ def compare(run):
     assert run.survivors == run.plan.present["masked_input"]
 
 
+@pytest.mark.slow
 def test_a_sparse_cohort_that_loses_clients_before_every_stage():
     plan = CohortPlan(clients=220, values=101, bits=24, drop=0.01, seed=3)
     listening = Listening()

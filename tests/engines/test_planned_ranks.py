@@ -1,6 +1,5 @@
 """Runs that carry out a plan whose ranks differ: three strong clients, three on a slow link."""
 
-import functools
 import json
 import shutil
 from dataclasses import replace
@@ -31,6 +30,8 @@ from securefed.lora.parts import AdapterParts
 from securefed.lora.ranks import section_at
 from securefed.privacy.clipping import L2Clip
 from securefed.training.steps import AdamWTrainer
+
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
 
 STRONG, WEAK = ("site-0", "site-1", "site-2"), ("site-3", "site-4", "site-5")
 EVERYBODY = STRONG + WEAK
@@ -69,14 +70,6 @@ def write(folder: Path, *, schedule=None, cohort=None, **sections) -> Path:
         cohort={"profiles": MACHINES, "schedule": SCHEDULE | (schedule or {})} | (cohort or {}),
         **{name: given.get(name, {}) | sections.get(name, {}) for name in {*given, *sections}},
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _units_are_measured_once():
-    """Two seconds a time; none of these tests is about them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "measure_units", functools.cache(planning.measure_units))
-        yield
 
 
 class Clocks:
@@ -248,7 +241,7 @@ def own_delta(folder: Path, section: LoraSection, initial: dict, rank: int, exam
     return (parts.flat() - before).astype(np.float64)
 
 
-@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("normalized", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_each_slice_moves_by_the_exact_mean_over_those_who_hold_it(finished, tmp_path, normalized):
     """Scaled to the mean of all clients' steps where that is asked for, then clipped as a whole."""
     clip = 1.5
@@ -323,7 +316,7 @@ def test_all_slices_of_a_secret_sample_are_made_before_the_first_message(tmp_pat
     path = write(
         tmp_path,
         training={"rounds": 1},
-        privacy={"unit": "example", "noise_multiplier": 0.8, "expected_batch": 60},
+        privacy={"unit": "example", "noise_multiplier": 4.0, "expected_batch": 60},
         schedule={"local_steps": [], "deadline": 1.5},
         evaluation={"max_windows": 1},
     )

@@ -1,6 +1,5 @@
 """Runs that carry out a plan: one strong client, three middling ones, two weak ones."""
 
-import functools
 import json
 import math
 import re
@@ -19,7 +18,6 @@ from securefed.cli import watching
 from securefed.cli.closing import draw, table
 from securefed.cli.watching import round_line
 from securefed.config import load_config
-from securefed.engines import planning
 from securefed.engines.checked_gradients import CheckedGradients
 from securefed.engines.events import Silent
 from securefed.engines.planning import plan_cohort
@@ -32,6 +30,8 @@ from securefed.evidence.ledger import read_ledger
 from securefed.federation.client import ClientRound
 from securefed.federation.scheduling import schedule
 from securefed.privacy.pld import effective_gaussian, gaussian_epsilon
+
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
 
 LINK = {"upload_mbit": 20.0, "download_mbit": 50.0, "memory_gib": 16.0}
 WEAK = {"upload_mbit": 0.4, "download_mbit": 4.0, "memory_gib": 4.0}
@@ -66,14 +66,6 @@ def write(folder: Path, *, schedule=None, training=None, cohort=None, privacy=No
         cohort={"profiles": MACHINES, "schedule": SCHEDULE | (schedule or {})} | (cohort or {}),
         **sections,
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _units_are_measured_once():
-    """Two seconds a time; none of these tests is about them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "measure_units", functools.cache(planning.measure_units))
-        yield
 
 
 class Watcher(Silent):
@@ -599,6 +591,7 @@ def test_patience_below_the_plans_own_deadline_is_refused_before_a_run_begins(tm
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_target_is_met_by_the_worst_of_the_rounds(whole, tmp_path):
     federation = Federation.from_config(
         write(tmp_path, privacy={"noise_multiplier": None, "target_epsilon": 3.0})

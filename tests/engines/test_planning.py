@@ -8,6 +8,8 @@ from securefed.engines.profiles import sections_of
 from securefed.errors import ConfigError
 from securefed.federation.slice_plans import standing_slices
 
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
+
 MACHINE = {"memory_gib": 4.0, "upload_mbit": 8.0, "download_mbit": 40.0}
 COHORT = ["site-0", "site-1", "site-2"]
 

@@ -205,6 +205,7 @@ def test_who_is_not_in_the_sum_keeps_its_control():
 # -- whole runs ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_controls_of_clients_and_server(tmp_path, monkeypatch):
     forgets = [
         (ClientState, "load", lambda self, *_: None),
@@ -213,7 +214,7 @@ def test_a_stopped_run_goes_on_with_the_controls_of_clients_and_server(tmp_path,
     check_resumes_exactly(tmp_path, SCAFFOLD, forgets, monkeypatch)
 
 
-CLIENT_LEVEL = {"privacy": {"unit": "client", "clip_norm": 0.5, "noise_multiplier": 0.3}}
+CLIENT_LEVEL = {"privacy": {"unit": "client", "clip_norm": 0.5, "noise_multiplier": 4.0}}
 
 
 def test_under_privacy_one_sum_of_twice_the_length_is_charged_once(tmp_path):

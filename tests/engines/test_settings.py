@@ -21,12 +21,11 @@ def test_a_run_file_can_say_that_samples_are_shown_and_every_reading_then_counts
     whole = settings_of(expected_batch=800.0)
     assert RunConfig().privacy.sample_is_secret
     for who in ADVERSARIES:
-        assert shown.guarantee(who, 3).epsilon > 1.5 * secret.guarantee(who, 3).epsilon
+        stated = shown.guarantee(who, 3)
+        assert stated.epsilon > 1.5 * secret.guarantee(who, 3).epsilon
         # Not the same grid: a whole batch leaves less room in the ring.
-        assert shown.guarantee(who, 3).epsilon == pytest.approx(
-            whole.guarantee(who, 3).epsilon, rel=0.01
-        )
-        assert "sample_is_secret = false" in shown.guarantee(who, 3).sampling
+        assert stated.epsilon == pytest.approx(whole.guarantee(who, 3).epsilon, rel=0.01)
+        assert "sample_is_secret = false" in stated.sampling
     assert shown.epsilon_after(3) == shown.guarantee("server", 3).epsilon
     # The sample is drawn all the same.
     assert shown.sum_policy.sampling_probability == secret.sum_policy.sampling_probability == 0.16

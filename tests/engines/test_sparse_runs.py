@@ -26,15 +26,29 @@ def kept_in(number: int, seed: int) -> np.ndarray:
 
 MODES = {
     "client, none": {"unit": "client", "mechanism": "none"},
-    "client, distributed": {"unit": "client", "clip_norm": 0.5, "noise_multiplier": 0.3},
-    "example, distributed": {"unit": "example", "expected_batch": 60, "noise_multiplier": 0.8},
+    "client, distributed": {"unit": "client", "clip_norm": 0.5, "noise_multiplier": 4.0},
+    "example, distributed": {"unit": "example", "expected_batch": 60, "noise_multiplier": 4.0},
     "user, distributed": {"unit": "user", "expected_batch": 6, "sample_is_secret": False},
     "example, local": {"mechanism": "local", "expected_batch": 60, "update_clip_norm": 5.0},
-    "adaptive": {"unit": "client", "clip_norm": 0.5, "adaptive_clip": {"learning_rate": 0.5}},
+    "adaptive": {
+        "unit": "client",
+        "clip_norm": 0.5,
+        "noise_multiplier": 4.0,
+        "adaptive_clip": {"learning_rate": 0.5},
+    },
 }
 
 
-@pytest.mark.parametrize("privacy", MODES.values(), ids=MODES)
+SLOW = ("user, distributed", "example, local")
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        pytest.param(privacy, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, privacy in MODES.items()
+    ],
+)
 def test_a_round_moves_the_kept_coordinates_and_no_other(tmp_path, privacy):
     few = {"examples_per_user": 2} if privacy.get("unit") == "user" else {}
     path = write(tmp_path, RANDOM | few | {"rounds": 2}, privacy=privacy)

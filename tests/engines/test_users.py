@@ -39,7 +39,12 @@ def users_run(tmp_path, **sections):
     data = {"source": str(write_users(tmp_path / "users")), "user_field": "patient"}
     ours = {
         "data": data | sections.pop("data", {}),
-        "privacy": {"unit": "user", "expected_batch": 12, "dropout_fraction": 0.2}
+        "privacy": {
+            "unit": "user",
+            "expected_batch": 12,
+            "dropout_fraction": 0.2,
+            "noise_multiplier": 4.0,
+        }
         | sections.pop("privacy", {}),
         "training": {"rounds": 3} | sections.pop("training", {}),
     }
@@ -110,11 +115,12 @@ def test_a_stopped_run_is_resumed_with_the_same_unit_only(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("privacy", "training"),
     [
-        (
-            {"mechanism": "local", "noise_multiplier": 0.8},
+        pytest.param(
+            {"mechanism": "local", "noise_multiplier": 4.0},
             {"local_steps": 2, "examples_per_user": 3},
+            marks=pytest.mark.slow,
         ),
-        ({"mechanism": "central", "noise_multiplier": 0.8}, {}),
+        pytest.param({"mechanism": "central", "noise_multiplier": 4.0}, {}, marks=pytest.mark.slow),
         ({"mechanism": "none", "noise_multiplier": 0.0}, {}),
     ],
     ids=["local", "central", "none"],

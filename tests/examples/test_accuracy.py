@@ -206,6 +206,7 @@ def test_figures_of_two_classes_are_those_of_the_definition(scripts):
 # -- who adds the noise --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_arm_spends_the_same_epsilon(mechanisms):
     design, size = mechanisms.design, len(mechanisms.cohort.names)
     for arm, against in (("distributed", "server"), ("central", "release"), ("local", "server")):
@@ -296,6 +297,7 @@ def test_too_few_senders_are_refused(scripts):
         scripts.client_level.deal(mails(2, 2, 1), 3)
 
 
+@pytest.mark.slow
 def test_the_client_level_runs_resume_and_are_told(scripts, client_level, tmp_path):
     path = tmp_path / "client_level.jsonl"
     scripts.client_level.run_all(client_level, scripts.bench.Results(path), Console(quiet=True))

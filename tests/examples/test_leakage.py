@@ -86,6 +86,7 @@ def test_an_unknown_row_is_refused(script, monkeypatch, tmp_path):
         run(script, monkeypatch, tmp_path / "none.jsonl", "--only", "nothing")
 
 
+@pytest.mark.slow
 def test_gradient_matching_is_measured_in_the_same_way(script, monkeypatch, tmp_path, capsys):
     _, corpus = script
     out = tmp_path / "matched.jsonl"

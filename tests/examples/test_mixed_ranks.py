@@ -10,6 +10,8 @@ from tiny import write_clients, write_model
 
 from securefed.evidence.budget import read_charges
 
+pytestmark = pytest.mark.slow  # three whole arms; engines/test_mixed_rank_runs.py has quick ones
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "mixed_ranks.py"
 
 

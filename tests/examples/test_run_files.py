@@ -123,6 +123,7 @@ def test_the_own_folder_runs_as_it_is(tmp_path):
     assert verify_run(result.folder).finished
 
 
+@pytest.mark.slow
 def test_the_own_folder_runs_with_its_operators_as_users(tmp_path):
     path = with_a_tiny_model(tmp_path / "own", "users.toml")
     result = Federation.from_config(path).run(tmp_path / "out")

@@ -60,6 +60,7 @@ def test_a_noised_round_says_what_it_guarantees_and_is_off_by_the_noise(tmp_path
     assert 2 * 0.408 < largest < 7 * 0.408
 
 
+@pytest.mark.slow
 def test_clients_refuse_a_round_below_their_floors_before_anything_is_sent_or_charged(tmp_path):
     done = run(tmp_path, "0.4")
     assert done.returncode == 1

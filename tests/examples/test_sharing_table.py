@@ -108,7 +108,8 @@ def quietly(scripts, experiment, path):
 MAIL_ARMS = ("full fine-tuning", "FFA", "FedSA", "Fed-SB", "personal copy after FFA", "bottleneck")
 
 
-@pytest.mark.parametrize("which", [pytest.param("speeches", marks=pytest.mark.slow), "mail"])
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["speeches", "mail"])
 def test_every_method_runs_is_measured_and_resumes(which, scripts, request, tmp_path, monkeypatch):
     experiment = request.getfixturevalue(which)
     if which == "mail":  # what differs with a head

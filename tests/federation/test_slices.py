@@ -579,6 +579,7 @@ def test_a_part_for_a_slice_that_a_client_does_not_hold_is_refused_whole():
 # Large and small slices keep step
 
 
+@pytest.mark.slow
 def test_a_ring_of_masks_below_and_a_complete_graph_above_keep_step():
     """The first slice has a stage more; the second's messages wait for it."""
     names = [f"n{i:03}" for i in range(204)]

@@ -10,6 +10,8 @@ from pilot_tiny import NOTHING_BESIDES, write_pilot
 from securefed.engines.run import Run
 from securefed.pilot.records import PilotRecord
 
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
+
 SECTIONS = {
     "baselines": NOTHING_BESIDES | {"local": True},
     "sweep": {"rank": [64]},
@@ -43,6 +45,11 @@ def test_a_pilot_runs_says_a_line_a_trial_and_writes_record_and_page(cli, tmp_pa
     assert "outside every guarantee" in out
     record = PilotRecord.read(Path("my pilot") / "pilot.json")
     assert [trial.status for trial in record.trials] == ["done", "done", "skipped"]
+    # It names no folder of this machine but those that the run file does.
+    values = json.loads((Path("my pilot") / "pilot.json").read_text())
+    for section in ("model", "data"):
+        values["run"][section].pop("source")
+    assert str(tmp_path) not in json.dumps(values)
     pages = [line.removeprefix("page: ") for line in lines if line.startswith("page: ")]
     assert pages
     assert all(Path(page).is_file() for page in pages)
@@ -71,13 +78,3 @@ def test_wrong_arguments_end_in_one_line_and_begin_nothing(cli, tmp_path, argume
     assert err.count("\n") == 1
     assert all(word in err for word in words), err
     assert not any(Path().iterdir())
-
-
-def test_the_record_names_no_folder_of_this_machine_but_what_the_run_file_does(cli, tmp_path):
-    path = write_pilot(tmp_path, **SECTIONS | {"baselines": NOTHING_BESIDES, "sweep": {}})
-    code, _, err = cli("pilot", path, "--out", "out")
-    assert code == 0, err
-    values = json.loads(Path("out/pilot.json").read_text())
-    for section in ("model", "data"):
-        values["run"][section].pop("source")
-    assert str(tmp_path) not in json.dumps(values)

@@ -178,7 +178,10 @@ class Recorded(dict):
         return self[key] if key in self else default
 
 
-@pytest.fixture(scope="module", params=LANGUAGES)
+@pytest.fixture(
+    scope="module",
+    params=["en", *(pytest.param(each, marks=pytest.mark.slow) for each in LANGUAGES[1:])],
+)
 def pages(request):
     """Language, pages and the keys of its words that they used."""
     table = Recorded(words_module._table(request.param))

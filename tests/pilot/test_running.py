@@ -17,6 +17,8 @@ from securefed.pilot.folder import PilotFolder
 from securefed.pilot.pace import Pace
 from securefed.pilot.records import Cost, Trial
 
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
+
 LEDGER = "pilot-ledger.jsonl"
 TWO_ROUNDS = {"training": {"rounds": 2}}
 SHORT = {"baselines": NOTHING_BESIDES, "sweep": {"rank": [1], "bits": [24]}}
@@ -88,9 +90,16 @@ def test_what_would_not_end_in_time_is_left_out_and_named_and_a_longer_pilot_mak
     assert record.config["minutes"] == 90.0
 
 
-def test_the_base_run_is_made_however_little_time_there_is(tmp_path):
-    path = write_pilot(tmp_path, minutes=1e-6, **SHORT)
-    record = go(path, tmp_path / "out")
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory):
+    """A pilot that has next to no time, and its file."""
+    folder = tmp_path_factory.mktemp("hurried")
+    path = write_pilot(folder, minutes=1e-6, **SHORT)
+    return path, go(path, folder / "out")
+
+
+def test_the_base_run_is_made_however_little_time_there_is(hurried):
+    _, record = hurried
     assert [trial.status for trial in record.trials] == ["done", "skipped", "skipped"]
 
 
@@ -182,15 +191,16 @@ def test_a_run_that_ended_before_its_line_was_written_is_read_and_not_repeated(t
     ],
     ids=["pilot", "run"],
 )
-def test_other_settings_are_refused_by_the_first_that_differs(tmp_path, file, old, new, words):
-    path = write_pilot(tmp_path, minutes=1e-6, **SHORT)
-    go(path, tmp_path / "out")
-    changed = tmp_path / file
+def test_other_settings_are_refused_by_the_first_that_differs(
+    hurried, tmp_path, file, old, new, words
+):
+    folder = shutil.copytree(hurried[0].parent, tmp_path / "copy")
+    changed = folder / file
     text = changed.read_text()
     assert old in text
     changed.write_text(text.replace(old, new))
     with pytest.raises(ConfigError, match=words):
-        go(path, tmp_path / "out", resume=True)
+        go(folder / "pilot.toml", folder / "out", resume=True)
 
 
 def test_a_folder_that_holds_something_is_not_touched_and_one_without_a_pilot_not_gone_on_with(
@@ -341,6 +351,7 @@ def test_without_the_pilots_ledger_nothing_more_is_spent(tmp_path):
         go(path, tmp_path / "out", resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_folder_that_is_gone_counts_as_spent(tmp_path):
     path = write_pilot(tmp_path, **PRIVATE | {"sweep": {}})
     first = go(path, tmp_path / "out").trials[0]

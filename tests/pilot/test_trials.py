@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from pilot_tiny import CLIENTS, Told, by_name, go, write_pilot
+from pilot_tiny import CLIENTS, NOTHING_BESIDES, Told, by_name, go, write_pilot
 from tiny import write_model, write_run
 
 from securefed import Federation
@@ -27,17 +27,19 @@ from securefed.training.data import Examples
 from securefed.training.evaluate import batches, predict
 from securefed.training.models import load_model
 
+pytestmark = pytest.mark.usefixtures("units_are_measured_once")
+
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """One pilot with a trial of every kind."""
+    """One pilot with a trial of every kind; the search for a target is below, and slow."""
     folder = tmp_path_factory.mktemp("pilot")
     path = write_pilot(
         folder,
         {"training": {"rounds": 2}},
-        sweep={"rank": [1], "epsilon": [3.0], "aggregation": ["bfv"], "bits": [24]},
+        sweep={"rank": [1], "aggregation": ["bfv"], "bits": [24]},
         baselines={"full_learning_rates": [1e-9, 1e-2]},
     )
     told = Told()
@@ -116,13 +118,20 @@ def test_protections_alone_cost_what_they_are(whole):
         "masks alone",
         "encryption alone",
     }
-    assert found["epsilon = 3"].epsilon <= 3.0
-    assert math.isclose(found["epsilon = 3"].epsilon, 3.0, rel_tol=0.02)
     # In the clear noise holds against those who see the sum alone.
     release = {g["against"]: g["epsilon"] for g in found["clip and noise"].guarantees}
     assert release["server"] == "unprotected"
     assert release["release"] < 10.0
     assert found["no protection"].guarantees == ()
+
+
+@pytest.mark.slow
+def test_a_sweep_of_epsilon_meets_its_target(tmp_path):
+    path = write_pilot(tmp_path, baselines=NOTHING_BESIDES, sweep={"epsilon": [0.5]})
+    found = by_name(go(path, tmp_path / "out"))["epsilon = 0.5"]
+    assert found.status == "done"
+    assert found.epsilon <= 0.5
+    assert math.isclose(found.epsilon, 0.5, rel_tol=0.02)
 
 
 def test_full_fine_tuning_keeps_its_best_rate_and_counts_all_parameters(whole):

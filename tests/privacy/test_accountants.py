@@ -203,6 +203,7 @@ def test_a_million_coordinates_and_a_thousand_rounds_cost_at_most_two_percent(z,
     assert 1.0 < price(plan, honest, z, q, 1000) <= 1.02
 
 
+@pytest.mark.slow
 def test_what_resolution_the_two_percent_need():
     """K / sqrt(p) grid steps for the clip norm: 8 where sampling is rare, 4 without sampling.
 
@@ -222,6 +223,7 @@ def test_what_resolution_the_two_percent_need():
             assert (price(plan, honest, z, q, 1000) <= 1.02) == within
 
 
+@pytest.mark.slow
 def test_the_noises_shape_needs_a_summed_std_of_a_thousand_steps_at_that_size():
     """It is charged (1 + e^epsilon) T sqrt(2 p) 10^-3 / s^4; a thousandth of delta is set aside."""
     fine, honest = example_plan(1.0, clients=10, rows=50)

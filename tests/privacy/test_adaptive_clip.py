@@ -204,6 +204,7 @@ def rows_of(within: int, beyond: int) -> np.ndarray:
     return rows * (norms / np.linalg.norm(rows, axis=1))[:, None]
 
 
+@pytest.mark.slow
 def test_a_fraction_of_clients_is_unbiased_and_as_noisy_as_stated():
     policy = replace(CLIENTS, corrupt_fraction=0.0, dropout_fraction=0.0)
     counts = counts_of(policy, rows_of(9, 3), rounds=2000, size=12)
@@ -248,7 +249,7 @@ def test_what_noise_carries_out_of_the_unit_interval_stays_there():
 # The next clip
 
 
-@pytest.mark.parametrize("unit", ["client", "example"])
+@pytest.mark.parametrize("unit", [pytest.param("client", marks=pytest.mark.slow), "example"])
 @pytest.mark.parametrize("start", [0.05, 20.0], ids=["far below", "far above"])
 @pytest.mark.parametrize("quantile", [0.5, 0.8])
 def test_the_clip_finds_the_quantile_of_the_norms_from_below_and_from_above(unit, start, quantile):

@@ -124,7 +124,9 @@ def analytic_noise(epsilon: float, rounds: int) -> float:
     return brentq(excess, 1e-2, 1e4, xtol=1e-12)
 
 
-@pytest.mark.parametrize(("epsilon", "rounds"), [(10.0, 100), (0.5, 1)])
+@pytest.mark.parametrize(
+    ("epsilon", "rounds"), [pytest.param(10.0, 100, marks=pytest.mark.slow), (0.5, 1)]
+)
 def test_without_sampling_the_noise_is_the_analytic_gaussians_from_above(epsilon, rounds):
     found = gaussian_noise_multiplier(
         epsilon, sampling_probability=1.0, rounds=rounds, delta=DELTA, tolerance=0.01
@@ -157,7 +159,11 @@ def test_no_round_at_all_has_no_noise_to_find():
     ("changes", "against"),
     [
         ({"rounds": 20}, "server"),
-        ({"unit": "example", "sampling_probability": 0.1, "rounds": 3}, "fellow_client"),
+        pytest.param(
+            {"unit": "example", "sampling_probability": 0.1, "rounds": 3},
+            "fellow_client",
+            marks=pytest.mark.slow,
+        ),
         ({"mechanism": "local", "unit": "example", "local_steps": 2, "rounds": 3}, "release"),
     ],
     ids=["client", "example", "local"],

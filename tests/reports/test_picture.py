@@ -119,7 +119,7 @@ def test_a_diverged_run_is_drawn_on_a_logarithmic_scale_and_says_so(tmp_path):
     assert "log scale" not in drawn(ROUNDS, tmp_path)
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
+@pytest.mark.parametrize("suffix", [".svg", pytest.param(".png", marks=pytest.mark.slow)])
 def test_the_same_run_gives_the_same_file_in_another_process(tmp_path, suffix):
     program = (
         "import sys; from pathlib import Path\n"

@@ -11,7 +11,7 @@ from securefed.reports.markdown import render, section
 from securefed.reports.page import page
 from securefed.reports.values import Verbatim
 
-HOSTILE = "a | b\n\n# c <b> [d](http://e) ![f](g) `h` *i*"
+HOSTILE = "a | b \\| c\n\n# c <b> [d](http://e) ![f](g) `h` *i*"
 
 
 def rows(text: str) -> list[list[str]]:

@@ -64,3 +64,12 @@ def test_a_section_alone_can_stand_under_another_heading(report):
     text = section(part, found.numbers, level=3)
     assert text.startswith("### Utility and cost\n")
     assert "#### Cost" in text
+
+
+def test_a_backslash_before_a_pipe_does_not_free_it():
+    text = render(sample.report(leakage=sample.report().leakage), "en")
+    assert "<code>" not in text
+    attack = sample.attack(attack="a \\| b")
+    leakage = sample.report().leakage.model_copy(update={"attacks": [attack], "curves": []})
+    shown = render(sample.report(leakage=leakage), "en")
+    assert "| <code>a \\\\\\| b</code>" in shown

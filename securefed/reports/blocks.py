@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from securefed.reports.catalogue import Language
+from securefed.reports.visible import visible
 from securefed.threats.verdicts import Reference
 
 
@@ -14,7 +15,7 @@ class Run:
     """A stretch of text.
 
     Attributes:
-        text: plain; whoever draws it escapes it.
+        text: plain; whoever draws it escapes it. What cannot be seen in it is made visible.
         references: of the figure that it is; drawn beside it.
         value: that figure as the report holds it; None for words.
         language: of the text, where it is not the page's.
@@ -34,6 +35,10 @@ class Run:
     badge: str | None = None
     link: str | None = None
     anchor: str | None = None
+
+    def __post_init__(self) -> None:
+        """Nothing that is drawn hides a character, whatever file it is from."""
+        object.__setattr__(self, "text", visible(self.text))
 
 
 Line = tuple[Run, ...]

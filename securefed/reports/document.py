@@ -21,7 +21,7 @@ from securefed.threats.verdicts import Digest, Finite, Reference
 
 FORMAT: Literal["securefed/report/1"] = "securefed/report/1"
 
-OpenKind = Literal["unmet", "void", "stale", "unanswered", "unfinished", "unanchored"]
+OpenKind = Literal["unmet", "void", "stale", "unshown", "unanswered", "unfinished", "unanchored"]
 """``unmet``: a claim is refuted, inconclusive or was not tried; ``unanswered``: software cannot."""
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import re
 
+from securefed.reports.visible import visible
+
 _MARKS = re.compile(r"[\\`*_\[\]<>|~$&]")
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 _OPENING = re.compile(r"^(?:[-+#=]|\d+(?=[.)](?:\s|$)))")
 _ADDRESS = re.compile(r"://|\bwww\.", re.IGNORECASE)
 _SPACES = re.compile(r"[^\S\N{NO-BREAK SPACE}]+")
-_CONTROL = re.compile(
-    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
-)
-_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 def escaped(text: str) -> str:
@@ -36,7 +34,7 @@ def at_start(markdown: str) -> str:
 
 def inline(text: str) -> str:
     """The same for text inside a line: spaces at its ends are kept, what begins a line is not."""
-    line = _SPACES.sub(" ", _CONTROL.sub(_UNKNOWN, text))
+    line = _SPACES.sub(" ", visible(text))
     marked = _MARKS.sub(lambda match: _ENTITIES.get(match[0], "\\" + match[0]), line)
     return _ADDRESS.sub(lambda match: match[0].replace(":", "&#58;").replace(".", "&#46;"), marked)
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from securefed.reports.picture import BLUE, GREY, INK, VERMILION
+from securefed.reports.visible import visible
 
 __all__ = ["BLUE", "GREY", "INK", "PALE", "RULE", "VERMILION", "Drawing", "text_width", "wrapped"]
 
@@ -149,7 +150,7 @@ class Drawing:
             fill=colour,
             transform=turn,
         )
-        self._parts.append(f"<text {attributes}>{html.escape(text)}</text>")
+        self._parts.append(f"<text {attributes}>{html.escape(visible(text))}</text>")
 
     def lines(
         self,
@@ -170,7 +171,7 @@ class Drawing:
 
     def svg(self) -> str:
         """The element."""
-        label = html.escape(self._label)
+        label = html.escape(visible(self._label))
         size = f"{_number(self.width)} {_number(self.height)}"
         head = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size}" '

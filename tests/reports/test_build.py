@@ -10,9 +10,10 @@ from securefed.evidence.results import Metric
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.reports.build import build
 from securefed.reports.material import AttackFile
+from securefed.reports.pages.measured import _results
 from securefed.reports.parts.opening import open_items
 from securefed.reports.parts.threats import threat_models
-from securefed.reports.wording import Wording
+from securefed.reports.wording import Wording, plain
 
 ENGLISH = Wording("en")
 ORDER = ["refuted", "void", "stale", "inconclusive", "not_run"]
@@ -44,7 +45,14 @@ def test_the_parts_come_in_their_order_and_open_items_first(report):
     assert kinds[-1] == "unanswered"
     first_unanswered = kinds.index("unanswered")
     assert set(kinds[first_unanswered:]) == {"unanswered"}
-    assert set(kinds[:first_unanswered]) <= {"unmet", "void", "stale", "unfinished", "unanchored"}
+    assert set(kinds[:first_unanswered]) <= {
+        "unmet",
+        "void",
+        "stale",
+        "unshown",
+        "unfinished",
+        "unanchored",
+    }
 
 
 def test_every_claim_that_is_open_is_named_first_and_worst_first(known, report):
@@ -187,6 +195,22 @@ def test_bounds_on_epsilon_stand_apart_from_lifts(finished, known):
     assert bounds["server_round"].exceeded
     assert not bounds["release_run"].exceeded
     assert bounds["server_round"].promised.value == 8.0
+    first = next(
+        i for i in report.open_items if getattr(i.what, "key", "") == "open.bound_exceeded"
+    )
+    assert "(server, one round) shows at least 51, and 8.00 is promised" in ENGLISH.text(first.what)
+    row = _results(report.leakage.attacks, ENGLISH).rows[0]
+    assert plain(row[3][0]) == ""  # a promise is no score of whoever sees nothing
+    off = AttackFile(
+        "attacks/off.json",
+        made.model_copy(
+            update={"measurement": made.measurement.model_copy(update={"defence": "off"})}
+        ),
+        anchored=True,
+    )
+    without = build(changed(known, attacks=[off]))
+    assert "open.bound_exceeded" not in [getattr(i.what, "key", "") for i in without.open_items]
+    assert len(without.leakage.bounds) == 2
     assert "summary.no_attack_worked" in [fact.value.key for fact in report.summary]
 
 
@@ -230,3 +254,15 @@ def test_an_encrypted_run_shows_its_decryptor(known, kind):
         word = Wording(language)
         for part in (*report.system.roles, *report.system.flows):
             assert word.text(getattr(part, "name", getattr(part, "what", None)))
+
+
+def test_what_was_never_tried_is_not_called_unmet_and_what_is_not_there_says_what_it_leaves(report):
+    kinds = {item.claim: item.kind for item in report.open_items if item.claim is not None}
+    kinds.update({item.what.key: item.kind for item in report.open_items if item.claim is None})
+    assert kinds["open.claims_not_run"] == "unshown"
+    for part in report.threat_models:
+        for claim in part.claims:
+            found = [i for i in report.open_items if (i.model, i.claim) == (part.id, claim.id)]
+            if claim.verdict in ("refuted", "void"):
+                told = ENGLISH.text(found[0].detail[-1])
+                assert told == f"What this leaves: {claim.residual.en}"

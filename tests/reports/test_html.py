@@ -9,6 +9,7 @@ import report_sample as sample
 from html_reading import Page
 
 import securefed.reports.html as html_module
+from securefed.reports import markdown, pdf
 from securefed.reports.catalogue import LANGUAGES
 from securefed.reports.html import render
 from securefed.reports.values import Text, Verbatim
@@ -139,3 +140,21 @@ def contrast(one: str, other: str) -> float:
 
     light, dark = sorted((luminance(one), luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_what_cannot_be_seen_is_shown_by_a_mark_in_text_and_in_plots():
+    hidden = "run\x00\x1b[31m\u202egnp\u2066.\ufeff\uffff"
+    base = sample.report()
+    attack = sample.attack(attack=hidden, defence=hidden, metric=hidden, baseline=None)
+    curve = base.leakage.curves[0].model_copy(update={"attack": hidden, "defence": hidden})
+    report = sample.report(
+        identity=base.identity.model_copy(update={"name": hidden, "model": hidden}),
+        leakage=base.leakage.model_copy(update={"attacks": [attack], "curves": [curve]}),
+        limitations=[Verbatim(verbatim=hidden)],
+    )
+    for text in (render(report, "ja"), markdown.render(report, "ja")):
+        assert not re.search("[\x00-\x08\x0e-\x1f\u202a-\u202e\u2066-\u2069\ufeff\uffff]", text)
+        assert "\N{REPLACEMENT CHARACTER}" in text
+    for each in re.findall(r"<svg .*?</svg>", render(report, "en"), re.DOTALL):
+        ElementTree.fromstring(each)  # a control character is no XML
+    assert pdf.render(report, "en").startswith(b"%PDF")

@@ -11,7 +11,7 @@ from securefed.reports.markdown import render, section
 from securefed.reports.page import page
 from securefed.reports.values import Verbatim
 
-HOSTILE = "a | b\n\n# c <b> [d](http://e) ![f](g) `h` *i*"
+HOSTILE = "a | b \\| c\n\n# c <b> [d](http://e) ![f](g) `h` *i*"
 
 
 def rows(text: str) -> list[list[str]]:
@@ -64,3 +64,12 @@ def test_a_section_alone_can_stand_under_another_heading(report):
     text = section(part, found.numbers, level=3)
     assert text.startswith("### Utility and cost\n")
     assert "#### Cost" in text
+
+
+def test_a_backslash_before_a_pipe_does_not_free_it():
+    text = render(sample.report(leakage=sample.report().leakage), "en")
+    assert "<code>" not in text
+    attack = sample.attack(attack="a \\| b")
+    leakage = sample.report().leakage.model_copy(update={"attacks": [attack], "curves": []})
+    shown = render(sample.report(leakage=leakage), "en")
+    assert "| <code>a \\\\\\| b</code>" in shown

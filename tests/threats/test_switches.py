@@ -276,6 +276,12 @@ def test_a_ledger_that_says_otherwise_refutes(values, of_ledger, expected):
         assert found[claim].verdict == "refuted"
 
 
+def test_exact_sums_that_nobody_asked_to_be_histograms_are_void_and_break_no_promise():
+    after, _ = judged(without(PAIRWISE, **SUM), histograms=False)
+    assert after["C-figures-noised"].verdict == "void"
+    assert "evaluation.figures = 'sum'" in after["C-figures-noised"].reason
+
+
 def test_before_a_run_nothing_that_needs_its_ledger_is_green():
     facts = RunFacts(config=parse_config(PAIRWISE), source_sha256=CODE)
     tests = stored_tests(*(passed(item.test) for _, _, item in evidence("test")))

@@ -116,7 +116,7 @@ def _results(rows: list[AttackRow], word: Wording) -> Table:
                 _attack(row, word),
                 (metric,),
                 shown(row.value, word),
-                shown(row.prior, word),
+                shown(None if row.kind == "epsilon" else row.prior, word),
                 shown(None if row.kind == "epsilon" else row.lift, word),
                 shown(row.n, word),
                 verdict,

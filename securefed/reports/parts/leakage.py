@@ -47,11 +47,11 @@ def leakage(material: Material) -> Leakage:
         for row, one in zip(rows, files, strict=True)
         if one.document.measurement.curve
     ]
-    bounds = [bound for one in files for bound in _bounds(one)]
-    return Leakage(attacks=rows, bounds=bounds, curves=curves, notes=notes)
+    found = [bound for one in files for bound in bounds(one)]
+    return Leakage(attacks=rows, bounds=found, curves=curves, notes=notes)
 
 
-def _bounds(one: AttackFile) -> Iterator[EpsilonBound]:
+def bounds(one: AttackFile) -> Iterator[EpsilonBound]:
     """Every lower bound on epsilon in a result, for each adversary and span."""
     found = one.document.measurement
     if found.attacks != "epsilon":

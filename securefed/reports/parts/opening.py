@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from securefed.reports.document import AttackRow, OpenItem, OpenKind, Report, Statement
+from securefed.reports.document import (
+    AttackRow,
+    EpsilonBound,
+    OpenItem,
+    OpenKind,
+    Report,
+    Statement,
+)
 from securefed.reports.judged import ClaimRow, ThreatModelPart
 from securefed.reports.material import METRICS, Material, figure, in_file, in_ledger
+from securefed.reports.parts.leakage import OFF, bounds
 from securefed.reports.parts.threats import text
 from securefed.reports.parts.utility import measured
 from securefed.reports.recognised import recognised
-from securefed.reports.values import Fact, Said, Value
+from securefed.reports.values import Fact, Said, Value, Words
 from securefed.reports.wording import known
 from securefed.threats.model import ManualEvidence
 from securefed.threats.verdicts import Reference, Verdict
@@ -19,10 +27,13 @@ _KINDS: dict[Verdict, OpenKind] = {
     "refuted": "unmet",
     "void": "void",
     "stale": "stale",
-    "inconclusive": "unmet",
-    "not_run": "unmet",
+    "inconclusive": "unshown",
+    "not_run": "unshown",
 }
 """What leaves a claim open, worst first; ``manual`` stands by the statement that was signed."""
+
+_ABSENT: tuple[Verdict, ...] = ("refuted", "void")
+"""Of these a reader is told at once what the missing protection leaves."""
 
 _UNANSWERED = (
     ("lawful_basis", "controller", "lawful-basis"),
@@ -86,6 +97,16 @@ def _of_run(material: Material) -> Iterator[OpenItem]:
         yield _item("unmet", "open.not_judged", "operator")
     if material.shipped_models:
         yield _item("unmet", "open.shipped_models", "operator")
+    for bound in _exceeded(material):
+        yield _item(
+            "unmet",
+            "open.bound_exceeded",
+            "operator",
+            attack=bound.attack,
+            of=known("bound_of", bound.of),
+            value=bound.value,
+            promised=bound.promised,
+        )
     if not material.attacks:
         yield _item("unmet", "open.no_attack", "operator")
     elif not any(one.document.measurement.verdict == "guessed" for one in material.attacks):
@@ -111,6 +132,9 @@ def _of_claims(
                 continue
             line = file.model.line("claims", number, "statement", "en")
             references = [in_file(part.file, line=line)]
+            if claim.verdict in _ABSENT:
+                left = file.model.line("claims", number, "residual_risk", "statement", "en")
+                references.append(in_file(part.file, line=left))
             if (part.id, claim.id) in places:
                 references.append(places[part.id, claim.id])
             yield (
@@ -124,13 +148,13 @@ def _of_claims(
                     who=Said(key="who.operator"),
                     model=part.id,
                     claim=claim.id,
-                    detail=[claim.reason] if claim.reason is not None else [],
+                    detail=_detail(claim),
                     references=references,
                 ),
             )
         if untried and material.judgement is not None:
             item = _item(
-                "unmet",
+                "unshown",
                 "open.claims_not_run",
                 "operator",
                 model=part.id,
@@ -139,6 +163,21 @@ def _of_claims(
             )
             found = [places[part.id, c.id] for c in untried if (part.id, c.id) in places]
             yield "not_run", item.model_copy(update={"model": part.id, "references": found})
+
+
+def _exceeded(material: Material) -> Iterator[EpsilonBound]:
+    """Bounds above what is promised, measured where the defence is on."""
+    for one in material.attacks:
+        if one.document.measurement.defence != OFF:
+            yield from (bound for bound in bounds(one) if bound.exceeded)
+
+
+def _detail(claim: ClaimRow) -> list[Words]:
+    """What decided; and, of a protection that is not there, what its absence leaves."""
+    found: list[Words] = [] if claim.reason is None else [claim.reason]
+    if claim.verdict in _ABSENT:
+        found.append(Said(key="open.residual", values={"statement": claim.residual}))
+    return found
 
 
 def _asked(material: Material) -> Iterator[OpenItem]:

@@ -69,7 +69,10 @@ def _document() -> Any:
     try:
         fpdf = importlib.import_module("fpdf")
     except ModuleNotFoundError:
-        raise ConfigError(f"PDF: fpdf2 is not there: pip install 'securefed[{EXTRA}]'") from None
+        raise ConfigError(
+            f"PDF: fpdf2 is not there: in the clone of securefed, "
+            f"pip install -c constraints.txt -e '.[{EXTRA}]'"
+        ) from None
     pdf = fpdf.FPDF(orientation="portrait", unit="mm", format="A4")
     pdf.set_auto_page_break(False)
     pdf.set_margin(0)

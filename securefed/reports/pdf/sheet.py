@@ -28,12 +28,24 @@ _PALE: Colour = (243, 245, 247)
 _GOOD = ((0, 92, 66), (226, 243, 236))
 _BAD = ((150, 34, 0), (252, 232, 224))
 _OPEN = ((110, 74, 0), (252, 242, 214))
+_TRIED = ((0, 85, 138), (226, 238, 246))
 _NEUTRAL = ((70, 70, 70), (236, 236, 236))
 _BADGES = {
-    **dict.fromkeys(("verified", "not_refuted", "evidenced"), _GOOD),
+    **dict.fromkeys(("verified", "evidenced"), _GOOD),
+    "not_refuted": _TRIED,
     **dict.fromkeys(("refuted", "not_met", "unmet"), _BAD),
     **dict.fromkeys(
-        ("void", "stale", "inconclusive", "not_run", "partly", "unfinished", "unanchored"), _OPEN
+        (
+            "void",
+            "stale",
+            "inconclusive",
+            "not_run",
+            "unshown",
+            "partly",
+            "unfinished",
+            "unanchored",
+        ),
+        _OPEN,
     ),
 }
 _HEADINGS = {1: 19.0, 2: 14.0, 3: 10.5, 4: 9.5}

@@ -19,7 +19,9 @@ Whatever is refused changes nothing but that a round with bad content is over fo
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import PurePath
 from typing import Any, Protocol
 
 from securefed.agent.log import Log
@@ -46,6 +48,9 @@ from securefed.federation.invitations import (
     encode_refusal,
 )
 from securefed.federation.session import RoundSession
+
+FAILED = "Failed"
+"""What a server is told of an error that is not one of this package's."""
 
 _NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
 
@@ -105,6 +110,7 @@ class Agent(SecretHolder):
     Guarantees:
         - Nothing is computed or sent for a run file, a model or a round that the policy refuses.
         - No masked input leaves before it is charged durably; a retry is charged again.
+        - No request ends the process: what fails unexpectedly is refused as ``Failed``.
         - A refusal tells the server its kind; the reason stays in the log.
         - Where the sample of a round is secret, answers leave at times that do not depend on it,
           but for whether the work took longer than ``answers.hold_seconds`` in all.
@@ -161,6 +167,16 @@ class Agent(SecretHolder):
                 "refused", request=_NAMES.get(kind, "unknown"), kind=name, why=str(error)
             )
             return encode_refusal(name)
+        except Exception as error:  # what one request does must not end the owner's process
+            self._round = None
+            # Its text may repeat what it was about, data too; where it came from cannot.
+            self._log.write(
+                "failed",
+                request=_NAMES.get(kind, "unknown"),
+                kind=type(error).__name__,
+                where=_raised_at(error),
+            )
+            return encode_refusal(FAILED)
 
     def _introduced(self, request: bytes) -> bytes:
         hello = Hello.decode(request, self._roster.server)
@@ -198,6 +214,7 @@ class Agent(SecretHolder):
                     "many units it drew; give answers.hold_seconds, or take part in runs with "
                     "privacy.sample_is_secret = false"
                 )
+            floors.check(session)  # before an account is begun for it
             self._spending.check(session)
             self._join(invitation)
         half = ClientRound(
@@ -266,6 +283,11 @@ class Agent(SecretHolder):
         signature = self._runs.sign(asked, self._identity, self._roster, self._site.config)
         self._log.write("signed", ledger=asked.ledger.hex(), lines=len(asked.lines))
         return signature
+
+
+def _raised_at(error: BaseException) -> str:
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return f"{PurePath(last.filename).name}:{last.lineno}"
 
 
 def _sample_is_secret(session: RoundSession) -> bool:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from securefed.agent.private_folder import check_private
 from securefed.errors import ConfigError
 
 
@@ -43,11 +44,12 @@ def appended(path: Path) -> Iterator[IO[str]]:
     """A log file to append to, made for its owner alone (mode 0600).
 
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: it cannot be opened, or is there already and open to others.
     """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     except OSError as error:
         raise ConfigError(f"log {path}: cannot be opened ({error.strerror})") from None
     with os.fdopen(descriptor, "a", encoding="utf-8") as stream:
+        check_private(os.fstat(stream.fileno()), f"log {path}", "chmod 600")
         yield stream

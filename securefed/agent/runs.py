@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from securefed.agent.private_folder import private_folder
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.evidence.budget import CHARGE
@@ -28,7 +29,7 @@ class RunAccounts:
     """A client's accounts of runs, in one folder that no other process writes.
 
     Args:
-        folder: is made, for its owner alone.
+        folder: is made, for its owner alone.  One that others have access to is a ConfigError.
         client: whose accounts they are.
         clock: gives RFC 3339 text.
 
@@ -37,7 +38,7 @@ class RunAccounts:
     """
 
     def __init__(self, folder: Path, client: str, clock: Callable[[], str]) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder, "accounts of runs")
         self._folder, self._client, self._clock = folder, client, clock
         self._open: dict[str, Ledger] = {}
 
@@ -99,7 +100,7 @@ class RunAccounts:
             The signature, as JSON.
 
         Raises:
-            LocalProtocolError: this client is not in that run.
+            LocalProtocolError: this client is not in that run, or one of its clients was revoked.
             RemoteProtocolError: names what in the head or the lines it does not put its name to.
             LedgerError: its account cannot be written.
         """
@@ -113,6 +114,11 @@ class RunAccounts:
         if not isinstance(envelope, dict):
             raise WireError("envelope: is no object")
         cohort = account.records[0].body[_COHORT]
+        gone = [name for name in cohort if name not in roster.clients]
+        if gone:
+            raise LocalProtocolError(
+                f"cohort: {gone[0]!r} of run {asked.ledger.hex()} is no longer in the roster"
+            )
         own = Roster(roster.server, {name: roster.clients[name] for name in cohort})
         witness = Witness(
             self._client,
@@ -127,9 +133,11 @@ class RunAccounts:
         return canonical(witness.sign(envelope, asked.lines[known:]))
 
     def _account(self, ledger: str) -> Ledger | None:
-        path = self._path(ledger)
-        if ledger not in self._open and path.exists():
-            self._open[ledger] = Ledger.open(path, clock=self._clock)
+        if ledger not in self._open:
+            self.close()  # one is open at a time: how many runs there are is up to the server
+            path = self._path(ledger)
+            if path.exists():
+                self._open[ledger] = Ledger.open(path, clock=self._clock)
         return self._open.get(ledger)
 
     def _path(self, ledger: str) -> Path:

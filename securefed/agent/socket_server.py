@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from securefed.agent.log import Log
-from securefed.errors import ConfigError, WireError
+from securefed.agent.private_folder import private_folder
+from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME, receive_frame, send_frame
 
 _BACKLOG = 8
@@ -54,7 +55,7 @@ class SocketServer:
         self._patience, self._limit = patience, limit
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise ConfigError(f"socket {path}: longer than {_LONGEST_PATH} bytes")
-        _check_folder(path.parent)
+        private_folder(path.parent, "socket folder")
 
     def serve(self, stopped: Callable[[], bool]) -> None:
         """Answer until ``stopped`` says so; it is asked twice a second and after each request."""
@@ -83,6 +84,8 @@ class SocketServer:
             send_frame(stream, reply, limit=self._limit)
         except OSError as error:
             self._log.write("unheard", why=error.strerror or type(error).__name__)
+        except LocalProtocolError as error:  # longer than a frame may be
+            self._log.write("unheard", why=str(error))
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[socket.socket]:
@@ -122,16 +125,6 @@ class SocketServer:
         if not stat.S_ISSOCK(mode):
             raise ConfigError(f"socket {self._path}: something else than a socket lies there")
         self._path.unlink()
-
-
-def _check_folder(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(
-            f"socket folder {folder}: mode {stat.S_IMODE(status.st_mode):04o} of user "
-            f"{status.st_uid}; it must be this user's, closed to group and others (chmod 700)"
-        )
 
 
 def _peer(stream: socket.socket) -> int:

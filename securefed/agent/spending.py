@@ -12,12 +12,14 @@ Privacy", Theorem 3.16.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from securefed.agent.policy import BudgetSection
-from securefed.errors import BudgetExceeded, ConfigError
-from securefed.evidence.budget import ClientBudget
+from securefed.agent.private_folder import private_folder
+from securefed.errors import BudgetExceeded, ConfigError, LedgerTampered, SecureFedError
+from securefed.evidence.budget import CHARGE, ClientBudget, read_charges
 from securefed.evidence.ledger import Ledger
 from securefed.evidence.signing import canonical
 from securefed.federation.account import open_account
@@ -26,6 +28,9 @@ from securefed.privacy.accounting import epsilon_text
 
 TOTAL = "total.jsonl"
 SPENDS = "spends"
+
+_ACCOUNT = re.compile(r"[0-9a-f]{32}\.jsonl")
+_MOST_OPEN = 16
 
 
 class Spending:
@@ -38,14 +43,17 @@ class Spending:
         clock: gives RFC 3339 text, cut to the minute: durations tell of a sample.
 
     Raises:
-        ConfigError: the folder holds the accounts of another client, unit or adversary.
-        LedgerTampered: an account does not verify.
+        ConfigError: the folder holds the accounts of another client, unit or adversary, or others
+            have access to it.
+        LedgerTampered: an account does not verify, or the sum lacks what an account holds: one of
+            them is older than the other.
         LedgerError: it cannot be written, or another agent holds it.
 
     Guarantees:
         - ``charge`` returns only once the round is on disk, in its account and in the sum.
         - No round is charged that would bring the sum of epsilons over ``budget.epsilon``, or the
           sum of deltas over ``budget.delta``; nothing is written then.
+        - A charge that the sum holds and its account lost is charged to that account again.
         - Rounds without noise, which only an owner whose floors list ``"none"`` takes part in, are
           counted, and no epsilon holds for them.
     """
@@ -55,7 +63,7 @@ class Spending:
     ) -> None:
         self._folder, self._client, self._budget, self._clock = folder, client, budget, clock
         self._accounts: dict[str, ClientBudget] = {}
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder, "accounts")
         first = {
             "client": client,
             "unit": budget.unit,
@@ -75,6 +83,30 @@ class Spending:
                 raise ConfigError(
                     f"{field} = {value!r}: the accounts in {folder} are of {found.get(field)!r}"
                 )
+
+        try:
+            self._check_complete()
+        except SecureFedError:
+            self._total.close()
+            raise
+
+    def _check_complete(self) -> None:
+        """Whether the sum holds every charge of every account: it is written first."""
+        summed = {
+            (record.body["account"], record.body["session"])
+            for record in self._total.records
+            if record.kind == SPENDS
+        }
+        for path in sorted(self._folder.glob("*.jsonl")):
+            if not _ACCOUNT.fullmatch(path.name):
+                continue
+            for charge in read_charges(path):
+                noised = charge.body.get("mechanism") != "none"
+                if noised and (path.stem, charge.body["session"]) not in summed:
+                    raise LedgerTampered(
+                        f"{self._total.path}: lacks a charge of {path.name}: it was removed, or "
+                        "replaced by an older copy"
+                    )
 
     def close(self) -> None:
         """Release all files."""
@@ -108,7 +140,8 @@ class Spending:
         name, account, epsilon = self._priced(session)
         if epsilon is not None:
             spends = {"account": name, "epsilon": epsilon, "delta": session.policy.delta}
-            self._total.append(SPENDS, spends | {"session": session.session.hex()})
+            named = {"round": session.round, "session": session.session.hex()}
+            self._total.append(SPENDS, spends | named)
         account.charge(session.event())
 
     def _priced(self, session: RoundSession) -> tuple[str, ClientBudget, float | None]:
@@ -116,13 +149,7 @@ class Spending:
         name = hashlib.sha256(canonical(session.priced())).hexdigest()[:32]
         account = self._accounts.get(name)
         if account is None:
-            account = self._accounts[name] = open_account(
-                self._folder / f"{name}.jsonl",
-                session,
-                self._client,
-                against=self._budget.against,
-                clock=self._clock,
-            )
+            account = self._opened(name, session)
         if session.policy.mechanism == "none":
             return name, account, None
         epsilon = account.epsilon_with(session.round)
@@ -136,6 +163,28 @@ class Spending:
                 f"{epsilon_text(in_all)}, delta {deltas:g}"
             )
         return name, account, epsilon
+
+    def _opened(self, name: str, session: RoundSession) -> ClientBudget:
+        """The account of rounds like this one, with all that the sum holds of it."""
+        while len(self._accounts) >= _MOST_OPEN:  # how many kinds there are is up to the server
+            self._accounts.pop(next(iter(self._accounts))).close()
+        account = open_account(
+            self._folder / f"{name}.jsonl",
+            session,
+            self._client,
+            against=self._budget.against,
+            clock=self._clock,
+        )
+        self._accounts[name] = account
+        charged = {r.body["session"] for r in account.ledger.records if r.kind == CHARGE}
+        for record in self._total.records:
+            body = record.body
+            if record.kind != SPENDS or body["account"] != name or body["session"] in charged:
+                continue
+            lost = {"round": body.get("round", session.round), "session": body["session"]}
+            account.charge(session.event() | lost)
+            charged.add(body["session"])
+        return account
 
     def _latest(self) -> dict[str, tuple[float, float]]:
         """The most that is on record of each account."""

@@ -41,6 +41,7 @@ def client(
     from securefed.agent.agent import Agent
     from securefed.agent.log import Log, appended
     from securefed.agent.policy import load_policy
+    from securefed.agent.rosters import take_roster
     from securefed.agent.runs import RunAccounts
     from securefed.agent.socket_server import SocketServer
     from securefed.agent.spending import Spending
@@ -77,6 +78,7 @@ def client(
         told = Log(stream, utc_now)
         spending = Spending(accounts, allowed.client, allowed.budget, utc_now)
         held.callback(spending.close)
+        take_roster(accounts, pinned, clock=utc_now)
         runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
         held.callback(runs.close)
         quiet_libraries()

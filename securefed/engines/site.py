@@ -26,7 +26,7 @@ from securefed.federation.client import Encode
 from securefed.federation.invitations import Invitation
 from securefed.federation.session import RoundSession
 from securefed.federation.update_codec import UpdateCodec
-from securefed.lora.adapter import load_adapter_state
+from securefed.lora.adapter import adapter_state, load_adapter_state
 from securefed.privacy.policy import PrivacyPolicy
 
 
@@ -68,6 +68,7 @@ class TrainingSite:
         self._config, self._client = config, client
         self._size = self._bench.sizes[client]
         self._digest = config_digest(config)
+        self._first = adapter_state(self._bench.model)
         self._settings = functools.lru_cache(maxsize=1)(self._settings_of)
 
     @property
@@ -99,6 +100,7 @@ class TrainingSite:
         settings = self._settings(
             tuple(sorted(invitation.sizes.items())), invitation.noise_multiplier
         )
+        bench.sizes = settings.sizes
         self._load(invitation.adapter)
         cohort = tuple(sorted(invitation.sizes))
         if invitation.figures:
@@ -161,9 +163,23 @@ class TrainingSite:
                 raise ConfigError(
                     f"noise_multiplier = {noise_multiplier:g}: the run file says {given:g}"
                 )
-        self._bench.sizes = dict(sizes)
-        self._bench.check_gradients(settings)
+        self._check_gradients(settings)
         return settings
+
+    def _check_gradients(self, settings: Settings) -> None:
+        """Check them at the adapter that the run file begins with, never at the server's.
+
+        The check looks at real examples, and what comes of it is seen: nothing that the server
+        chose may be asked of them outside the noise.
+        """
+        bench = self._bench
+        before = adapter_state(bench.model)
+        try:
+            load_adapter_state(bench.model, self._first)
+            bench.sizes = settings.sizes
+            bench.check_gradients(settings)
+        finally:
+            load_adapter_state(bench.model, before)
 
     def _load(self, adapter: bytes) -> None:
         try:

@@ -201,6 +201,11 @@ class Invitation:
         if number < 1 or figures > 1:
             raise WireError(f"round = {number}, figures = {figures}: must be >= 1, and 0 or 1")
         described = _description(reader.blob(_MAX_DESCRIPTION, field="description"))
+        if len(described["fractions"]) >= number:
+            raise WireError(
+                f"fractions: {len(described['fractions'])} given for round {number}; there is at "
+                "most one of each round before"
+            )
         found = cls(
             run=run,
             ledger=ledger,

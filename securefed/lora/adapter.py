@@ -192,7 +192,8 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, torch.Tensor]) -> N
                 f"adapter state: {name} has shape {tuple(state[name].shape)}; this model has "
                 f"{tuple(parameter.shape)}"
             )
-        if not bool(torch.isfinite(state[name]).all()):
+        # As it will be held: a finite float64 may be infinite as float32.
+        if not bool(torch.isfinite(state[name].to(parameter.dtype)).all()):
             raise ConfigError(f"adapter state: {name} holds NaN or infinity")
     with torch.no_grad():
         for name, parameter in own.items():

@@ -27,9 +27,11 @@ def serving(path, handle=bytes.upper, **options):
             except ConfigError as error:
                 failed.append(error)
 
+        log = path.parent.parent / "log"
+        before = log.read_text().count('"listening"')
         thread = threading.Thread(target=serve)
         thread.start()
-        while not path.is_socket() and thread.is_alive():
+        while log.read_text().count('"listening"') == before and thread.is_alive():
             time.sleep(0.01)
         try:
             yield failed

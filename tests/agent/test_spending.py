@@ -127,3 +127,62 @@ def test_a_rewritten_sum_is_found(tmp_path):
     path.write_text("\n".join([lines[0], json.dumps(record)]) + "\n")
     with pytest.raises(LedgerTampered):
         opened(tmp_path)
+
+
+def accounts_of(folder):
+    return [p for p in folder.glob("*.jsonl") if p.name != "total.jsonl"]
+
+
+def test_a_sum_that_was_removed_does_not_begin_anew(tmp_path):
+    spending = opened(tmp_path)
+    spending.charge(round_of(1))
+    spending.close()
+    for path in tmp_path.glob("total*"):
+        path.unlink()
+    with pytest.raises(LedgerTampered, match=r"total\.jsonl: lacks a charge"):
+        opened(tmp_path)
+
+
+def test_an_older_copy_of_the_sum_is_found(tmp_path):
+    spending = opened(tmp_path)
+    spending.charge(round_of(1))
+    older = {path: path.read_bytes() for path in tmp_path.glob("total*")}
+    spending.charge(round_of(2))
+    spending.close()
+    for path, content in older.items():
+        path.write_bytes(content)
+    with pytest.raises(LedgerTampered, match="lacks a charge"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_what_an_account_lost_is_charged_to_it_again(tmp_path, removed):
+    spending = opened(tmp_path)
+    spending.charge(round_of(1))
+    (path,) = accounts_of(tmp_path)
+    files = [path, path.with_name(f"{path.stem}.head.json")]
+    older = {each: each.read_bytes() for each in files}
+    for number in (2, 3):
+        spending.charge(round_of(number))
+    spending.close()
+    for each, content in older.items():
+        each.unlink() if removed else each.write_bytes(content)
+    again = opened(tmp_path)
+    again.charge(round_of(4))
+    assert again.spent()[0] == pytest.approx(round_of(1).guarantee("server", rounds=4).epsilon)
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path):
+    folder = tmp_path / "accounts"
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    with pytest.raises(ConfigError, match=r"mode 0755 .*chmod 700"):
+        opened(folder)
+
+
+def test_accounts_of_many_kinds_are_not_all_open(tmp_path):
+    spending = opened(tmp_path)
+    for number in range(20):
+        spending.check(round_of(1, replace(NOISED, noise_multiplier=2.0 + number)))
+    assert len(spending._accounts) == 16
+    spending.charge(round_of(1, replace(NOISED, noise_multiplier=2.0)))

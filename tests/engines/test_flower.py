@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from deployed import CLOCK, FakeTime, policy_values, write_deployment
+from flower_grid import Grid
 from recorded_site import CONFIG, MODEL, RecordedSite, session_of
 
 from securefed.agent.agent import Agent
@@ -22,16 +23,13 @@ from securefed.agent.spending import Spending
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.couriers import greet, over_agents
 from securefed.engines.events import Silent
+from securefed.engines.flower import GridCourier, client_app, server_app
 from securefed.engines.in_process import carry, carry_by
 from securefed.engines.verify import verify_run
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound
 from securefed.federation.invitations import Invitation
 from securefed.federation.server import ServerRound
-
-from flower_grid import Grid
-
-from securefed.engines.flower import GridCourier, client_app, server_app
 
 DIMENSION = 40
 ONE_AT_A_TIME = threading.Lock()  # torch's warnings are caught by a context that is the process's

@@ -135,3 +135,11 @@ def test_answers_and_refusals_are_told_apart():
     for garbage in (b"", b"abc", MESSAGES[0], encode_answer(b"abc") + b"x"):
         with pytest.raises(WireError):
             answered(garbage)
+
+
+def test_no_more_fractions_than_rounds_before():
+    from owners import SERVER, invitation
+
+    Invitation.decode(invitation(round=3, fractions=(0.5, 0.5)), SERVER.public)
+    with pytest.raises(WireError, match="fractions: 3 given for round 3"):
+        Invitation.decode(invitation(round=3, fractions=(0.5,) * 3), SERVER.public)

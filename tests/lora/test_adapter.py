@@ -241,3 +241,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="adapter folder"):
         saved(build_adapter(llama(), CAUSAL, task="causal-lm"), tmp_path / "file" / "adapter")
+
+
+def test_a_value_that_is_infinite_only_in_the_models_own_type_is_refused():
+    model = build_adapter(llama(), CAUSAL, task="causal-lm")
+    state = adapter_state(model)
+    name = next(iter(state))
+    state[name] = torch.full(state[name].shape, 1e300, dtype=torch.float64)
+    before = state_hash(adapter_state(model))
+    with pytest.raises(ConfigError, match="NaN or infinity"):
+        load_adapter_state(model, state)
+    assert state_hash(adapter_state(model)) == before

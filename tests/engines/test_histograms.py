@@ -325,7 +325,7 @@ def written(folder, *, epsilon=None, personal=None, rounds=2, every=1):
         folder,
         data={"source": str(write_clients(folder / "four", 4, words=320)), "window_tokens": 8},
         training={"rounds": rounds},
-        privacy={"expected_batch": 40, "noise_multiplier": 4.0},
+        privacy={"expected_batch": 40},
         evaluation={
             "max_windows": 4, "window_tokens": 8, "figures": "histogram", "every": every,
             "histogram": histogram,

@@ -90,6 +90,7 @@ def test_a_killed_run_is_finished_by_resume_and_counts_every_charge(tmp_path, ma
     assert load_config(out / "config.toml").training.rounds == ROUNDS
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_charged_and_never_opened_still_counts(tmp_path):
     """Kill when the first client has charged round 1: it pays for the attempt and the retry."""
     path = write_run(tmp_path, training={"rounds": 2}, privacy=CHEAP)

@@ -402,6 +402,7 @@ def test_a_dp_sgd_step_clips_each_example_over_all_that_its_client_holds(tmp_pat
             {"client_weights": "examples"},
             {"kind": ["lora", "bottleneck"], "bottleneck_width": 2},
             {"unit": "client", "noise_multiplier": None, "target_epsilon": 1.0},
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["user", "client, to a target, beside other modules"],

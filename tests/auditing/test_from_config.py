@@ -148,6 +148,7 @@ def test_what_is_not_covered_is_refused_before_anything_is_loaded(tmp_path):
         load(tmp_path, **sections)
 
 
+@pytest.mark.slow
 def test_a_finished_runs_own_adapter_is_attacked_and_a_changed_one_refused(tmp_path):
     path = run_file(tmp_path, training={"rounds": 1})
     folder = Federation.from_config(path).run(tmp_path / "out").folder

@@ -132,6 +132,7 @@ def test_only_survivors_that_were_asked_and_did_not_answer_fell_silent(finished)
     assert result.events[2].silent in expected
 
 
+@pytest.mark.slow
 def test_training_time_is_not_counted_as_encryption(tmp_path, monkeypatch):
     made = SimulatedClient.timed
 

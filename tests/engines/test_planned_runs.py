@@ -186,6 +186,7 @@ def test_the_statement_is_that_of_who_takes_part_most_and_no_less_than_exact_com
     assert "in every round" in result.guarantees["server"].accountant
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_plan_that_it_began_with(tmp_path, monkeypatch):
     path, out = write(tmp_path), tmp_path / "out"
     round_of = Run._round

@@ -351,6 +351,7 @@ def test_resume_refuses_a_folder_without_a_run_and_other_settings(finished, base
         Federation.from_config(other).run(base / "out", resume=True)
 
 
+@pytest.mark.slow
 def test_clients_alone_and_unprotected_runs_are_comparable_and_leave_nothing(tmp_path, monkeypatch):
     from securefed.engines.compare import clients_alone, unprotected
 

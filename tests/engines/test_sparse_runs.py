@@ -166,6 +166,7 @@ def test_what_was_cut_off_is_added_later_and_nothing_is_lost():
     assert np.linalg.norm(whole - sent) < 0.6 * np.linalg.norm(whole - lost)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_what_each_client_holds_back(tmp_path, monkeypatch):
     training = RANDOM | {"error_feedback": True}
     forgets = [(ClientState, "load", lambda self, *_: None)]

@@ -237,6 +237,7 @@ def test_the_noise_that_is_told_of_is_the_noise_on_the_sum(scripts, mechanisms, 
     assert found == pytest.approx(mechanisms.noise_on_the_sum(arm), rel=0.05, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_mechanisms_run_resume_and_are_told(scripts, mechanisms, tmp_path):
     path = tmp_path / "mechanisms.jsonl"
     scripts.mechanisms.run_all(mechanisms, scripts.bench.Results(path), Console(quiet=True))

@@ -69,6 +69,7 @@ class Clock:
         return self.now
 
 
+@pytest.mark.slow
 def test_what_would_not_end_in_time_is_left_out_and_named_and_a_longer_pilot_makes_it(
     tmp_path, monkeypatch
 ):
@@ -143,6 +144,7 @@ def test_times_to_come_follow_from_trials_of_the_same_kind():
 # -- going on ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_pilot_goes_on_where_it_was_and_repeats_nothing(tmp_path, monkeypatch):
     path = write_pilot(tmp_path, TWO_ROUNDS, **SHORT)
     with monkeypatch.context() as patch:
@@ -216,6 +218,7 @@ def test_a_folder_that_holds_something_is_not_touched_and_one_without_a_pilot_no
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["mine"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_cannot_be_had_is_named_and_the_pilot_goes_on(tmp_path):
     run = {"lora": {"target_modules": ["v_proj"]}}
     sections = SHORT | {"sweep": {"rank": [64, 1], "sharing": []}}

@@ -135,6 +135,7 @@ def test_without_sampling_the_noise_is_the_analytic_gaussians_from_above(epsilon
     assert exact <= found <= 1.012 * exact
 
 
+@pytest.mark.slow
 def test_both_directions_agree_under_sampling_and_renyi_accounting_asks_for_more():
     run = {"sampling_probability": 0.01, "rounds": 100, "delta": DELTA}
     # numbers.md, "Accounting": q = 0.01, noise 1, 100 rounds give epsilon 0.718.

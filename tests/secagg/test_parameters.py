@@ -224,6 +224,7 @@ def test_less_than_the_derived_degree_is_refused_and_more_is_not():
         PairwiseParameters.of(cohort, degree=84)
 
 
+@pytest.mark.slow
 def test_a_cohort_that_no_ring_of_4096_neighbours_serves_is_complete_or_refused_at_once():
     with pytest.raises(ConfigError, match="must stay below 1"):
         PairwiseParameters.of(bounds(20_000, 0.33, 0.34))

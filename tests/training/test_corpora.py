@@ -380,6 +380,7 @@ def test_a_badly_made_mail_is_still_read(tmp_path: Path, kind: str) -> None:
     assert documents[0].text.encode("utf-8")
 
 
+@pytest.mark.slow
 def test_the_mails_have_80_clients_and_no_body_twice(
     builtin: Callable[[str], Corpus | None],
 ) -> None:

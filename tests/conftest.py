@@ -3,9 +3,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Helpers shared by test folders lie beside this file.
 sys.path.insert(0, str(Path(__file__).parent))
+
+# How long an example takes to draw is the machine's doing: no test fails for a busy one.
+settings.register_profile("securefed", suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.load_profile("securefed")
 
 
 @pytest.fixture(scope="session")

@@ -5,14 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from ledgers import Records
+from tiny import write_run
 
+from securefed import Federation
 from securefed.engines.identities import Identities
+from securefed.engines.verify import verify_run
+from securefed.errors import LedgerTampered
 from securefed.evidence.heads import HeadStatement, signed_by_client, signed_by_server
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import read_roster
 
 Change = Callable[[Records], Records]
+
+LEDGER = "ledger.jsonl"
+SITES = [f"site-{number}" for number in range(6)]
+
+
+def run_with_dropouts(base: Path) -> Path:
+    """A run of two rounds; one client is silent in the first, another after its masked input."""
+    drops = [
+        {"round": 1, "client": "site-1", "stage": "masked_input"},
+        {"round": 2, "client": "site-4", "stage": "unmask"},
+    ]
+    path = write_run(base, training={"rounds": 2}, cohort={"simulated_dropouts": drops})
+    return Federation.from_config(path).run(base / "out").folder
+
+
+def roster_of(run: Path) -> Path:
+    return run.with_name(run.name + ".keys") / "roster.json"
+
+
+def tampered(folder: Path, words: str, roster: Path | None = None) -> None:
+    with pytest.raises(LedgerTampered, match=words):
+        verify_run(folder, roster)
 
 
 def clock() -> str:

@@ -52,6 +52,19 @@ from securefed.federation.session import RoundSession
 FAILED = "Failed"
 """What a server is told of an error that is not one of this package's."""
 
+_UNFORESEEN = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,  # torch's own, a full accelerator among them
+    TypeError,
+    ValueError,
+)
+"""What work on a server's request may raise that nobody foresaw: a full disk, a library's refusal.
+
+The round is over then.  Whatever else is raised, memory that ran out for one, ends the process."""
+
 _NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
 
 
@@ -110,7 +123,7 @@ class Agent(SecretHolder):
     Guarantees:
         - Nothing is computed or sent for a run file, a model or a round that the policy refuses.
         - No masked input leaves before it is charged durably; a retry is charged again.
-        - No request ends the process: what fails unexpectedly is refused as ``Failed``.
+        - What a request makes fail unexpectedly ends its round and is refused as ``Failed``.
         - A refusal tells the server its kind; the reason stays in the log.
         - Where the sample of a round is secret, answers leave at times that do not depend on it,
           but for whether the work took longer than ``answers.hold_seconds`` in all.
@@ -167,7 +180,7 @@ class Agent(SecretHolder):
                 "refused", request=_NAMES.get(kind, "unknown"), kind=name, why=str(error)
             )
             return encode_refusal(name)
-        except Exception as error:  # what one request does must not end the owner's process
+        except _UNFORESEEN as error:  # what one request does must not end the owner's process
             self._round = None
             # Its text may repeat what it was about, data too; where it came from cannot.
             self._log.write(
@@ -264,12 +277,16 @@ class Agent(SecretHolder):
         _, event = self._site.priced(invitation)
         self._runs.charge(invitation.ledger.hex(), event)
         epsilon, delta = self._spending.spent()
+        budget = self._policy.budget
         self._log.write(
             "charged",
             round=session.round,
             session=session.session.hex(),
-            epsilon_in_all=epsilon,
+            epsilon_in_all=epsilon if math.isfinite(epsilon) else "unprotected",
             delta_in_all=delta,
+            unit=budget.unit,
+            adjacency=budget.adjacency,
+            against=budget.against,
         )
 
     def _stepped(self, request: bytes) -> bytes:

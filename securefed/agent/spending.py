@@ -12,6 +12,7 @@ Privacy", Theorem 3.16.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,7 @@ class Spending:
     ) -> None:
         self._folder, self._client, self._budget, self._clock = folder, client, budget, clock
         self._accounts: dict[str, ClientBudget] = {}
+        self._unnoised = False  # whether a round without noise was ever charged
         private_folder(folder, "accounts")
         first = {
             "client": client,
@@ -102,6 +104,7 @@ class Spending:
                 continue
             for charge in read_charges(path):
                 noised = charge.body.get("mechanism") != "none"
+                self._unnoised = self._unnoised or not noised
                 if noised and (path.stem, charge.body["session"]) not in summed:
                     raise LedgerTampered(
                         f"{self._total.path}: lacks a charge of {path.name}: it was removed, or "
@@ -116,9 +119,13 @@ class Spending:
         self._total.close()
 
     def spent(self) -> tuple[float, float]:
-        """Epsilon and delta over all that is on record, by basic composition."""
+        """Epsilon and delta over all that is on record, by basic composition.
+
+        Epsilon is infinite once a round without noise was charged.
+        """
         latest = self._latest()
-        return sum(e for e, _ in latest.values()), sum(d for _, d in latest.values())
+        epsilon = math.inf if self._unnoised else sum(e for e, _ in latest.values())
+        return epsilon, sum(d for _, d in latest.values())
 
     def check(self, session: RoundSession) -> None:
         """Refuse a round that ``charge`` would refuse for what it costs, before any work on it.
@@ -142,6 +149,8 @@ class Spending:
             spends = {"account": name, "epsilon": epsilon, "delta": session.policy.delta}
             named = {"round": session.round, "session": session.session.hex()}
             self._total.append(SPENDS, spends | named)
+        else:
+            self._unnoised = True
         account.charge(session.event())
 
     def _priced(self, session: RoundSession) -> tuple[str, ClientBudget, float | None]:

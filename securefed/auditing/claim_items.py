@@ -18,8 +18,8 @@ from securefed.evidence.anchoring import read_public_key, signer_record
 from securefed.evidence.signing import signing_key
 from securefed.evidence.software import source_sha256
 from securefed.threats.facts import RunFacts
-from securefed.threats.files import read_bounded
-from securefed.threats.judging import combine, judge_claim, judge_test
+from securefed.threats.files import read_file
+from securefed.threats.judging import combine, finding_of, judge_claim, judge_test
 from securefed.threats.loading import load_threat_models
 from securefed.threats.model import Claim, TestEvidence, ThreatModel
 from securefed.threats.stored import StoredTests, TestResults, read_stored, to_text
@@ -99,7 +99,7 @@ class Claims:
         self._root = config.rootpath.resolve()
         self._source = source_sha256()
         folder = self._root / _FOLDER
-        files = {path.name: read_bounded(path) for path in sorted(folder.glob("*.yaml"))}
+        files = {path.name: read_file(path) for path in sorted(folder.glob("*.yaml"))}
         models = load_threat_models(files)
         self._models = {folder / model.name: model for model in models}
         cited = dict.fromkeys(test for model in models for test in cited_tests(model))
@@ -141,14 +141,7 @@ class Claims:
                 if isinstance(item, TestEvidence)
             ]
             verdict, reason = combine(evidence)
-            found = ClaimFinding(
-                model=model.id,
-                claim=claim.id,
-                threats=list(claim.threats),
-                verdict=verdict,
-                reason=reason,
-                evidence=evidence,
-            )
+            found = finding_of(model, claim, verdict, reason, evidence)
         self._findings.append(found)
         return found
 

@@ -26,6 +26,7 @@ from securefed.cli.sinks import opened
 from securefed.cli.starting import init
 from securefed.cli.statuses import status
 from securefed.cli.threats import statement, threats
+from securefed.cli.trusting import Run, Signers, TrustedRoster
 from securefed.cli.watching import (
     console,
     errors,
@@ -226,18 +227,9 @@ def fetch(offline: Offline = False) -> None:
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Run folder.")],
-    roster: Annotated[
-        Path | None,
-        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
-    ] = None,
-    signer: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Public key of who signs results and statements; may be repeated.",
-        ),
-    ] = None,
+    folder: Run,
+    roster: TrustedRoster = None,
+    signer: Signers = None,
 ) -> None:
     """Check a run's ledgers, signatures and report, and recompute its epsilon.
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from securefed.cli.reporting import material
 from securefed.engines.reported import REPORT
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.evidence.anchoring import read_file
+from securefed.evidence.anchoring import FILE_LIMIT
+from securefed.evidence.reading import read_bounded
 from securefed.evidence.software import source_sha256
 from securefed.reports.build import build
 from securefed.reports.document import Report
@@ -51,7 +52,7 @@ def check_rebuilt(
     """
     path = folder / REPORT
     try:
-        data = read_file(path)
+        data = read_bounded(path, FILE_LIMIT)
         stored = Report.model_validate_json(data)
     except ConfigError as error:
         raise LedgerTampered(str(error)) from None

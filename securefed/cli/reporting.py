@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from securefed.cli.trusting import Run, Signers, TrustedRoster
 from securefed.cli.watching import errors, say, tampered
 from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 
@@ -26,20 +27,11 @@ _FORMATS = "html, md, json, pdf, cyclonedx, dp-registry or model-card"
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    folder: Run,
     lang: Annotated[str, typer.Option(help="'en' or 'ja'.")] = "en",
     shape: Annotated[str, typer.Option("--format", help=_FORMATS)] = "html",
-    roster: Annotated[
-        Path | None,
-        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
-    ] = None,
-    signer: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Public key of who signs results and statements; may be repeated.",
-        ),
-    ] = None,
+    roster: TrustedRoster = None,
+    signer: Signers = None,
     out: Annotated[
         Path | None, typer.Option(help="File of the rendering; default: in RUN/report/.")
     ] = None,
@@ -159,12 +151,12 @@ def _second(run: VerifiedRun) -> list[SecondEpsilon]:
 
 def _model_files(models: list[ThreatModel], own: Path | None) -> list[ModelFile]:
     from securefed.reports.material import ModelFile
-    from securefed.threats.files import read_bounded, shipped
+    from securefed.threats.files import read_file, shipped
 
     if own is None:
         files = shipped()
     else:
-        files = {path.name: read_bounded(path) for path in sorted(own.glob("*.yaml"))}
+        files = {path.name: read_file(path) for path in sorted(own.glob("*.yaml"))}
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     return [
         ModelFile(f"threat_models/{Path(one.name).name}", digests[Path(one.name).name], one)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from securefed.cli.trusting import Run, Signers, TrustedRoster
 from securefed.cli.watching import console, printable, say, tampered
 from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from securefed.threats.model import Claim, ManualEvidence, ThreatModel
     from securefed.threats.verdicts import ClaimFinding, Verdict
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")]
 
 _RED = frozenset({"refuted", "void"})
 _OPEN = frozenset({"stale", "not_run", "inconclusive"})
@@ -27,17 +27,8 @@ _OPEN = frozenset({"stale", "not_run", "inconclusive"})
 
 def threats(
     folder: Run,
-    roster: Annotated[
-        Path | None,
-        typer.Option(help="Keys that you trust (NAME.keys/roster.json); without it: not anchored."),
-    ] = None,
-    signer: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Public key of who signs results and statements; may be repeated.",
-        ),
-    ] = None,
+    roster: TrustedRoster = None,
+    signer: Signers = None,
 ) -> None:
     """Judge every claim of the threat models about a run; writes RUN/threats/verdicts.json.
 

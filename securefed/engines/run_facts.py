@@ -18,7 +18,7 @@ from securefed.evidence.results import RESULT_TYPE, AttackDocument
 from securefed.evidence.software import source_sha256
 from securefed.threats.facts import MeasuredAttack, RunFacts
 from securefed.threats.files import folder as shipped_folder
-from securefed.threats.files import read_bounded, shipped
+from securefed.threats.files import read_file, shipped
 from securefed.threats.judging import judge
 from securefed.threats.ledger_values import Beside
 from securefed.threats.loading import load_threat_models
@@ -94,7 +94,7 @@ def threat_models_of(folder: Path) -> list[ThreatModel]:
         ConfigError: one is not as it must be.
     """
     place = folder / THREAT_MODELS
-    files = {path.name: read_bounded(path) for path in sorted(place.glob("*.yaml"))}
+    files = {path.name: read_file(path) for path in sorted(place.glob("*.yaml"))}
     return load_threat_models(files or shipped())
 
 

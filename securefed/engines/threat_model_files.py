@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from securefed.errors import ConfigError, LedgerTampered
-from securefed.threats.files import digests, read_bounded, shipped
+from securefed.threats.files import digests, read_file, shipped
 
 THREAT_MODELS = "threat_models"
 """Their folder in a run folder, and their field in its ledger's first record."""
@@ -54,7 +54,7 @@ def check_threat_models(folder: Path, genesis: Mapping[str, Any]) -> set[str]:
         if name not in recorded:
             raise LedgerTampered(f"{path}: is none of those that the run was begun under")
         try:
-            digest = hashlib.sha256(read_bounded(path)).hexdigest()
+            digest = hashlib.sha256(read_file(path)).hexdigest()
         except ConfigError as error:
             raise LedgerTampered(str(error)) from None
         if digest != recorded[name]:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.evidence.reading import read_bounded
 from securefed.evidence.signing import key_id, verify
 
 FILE_LIMIT = 1 << 25
@@ -59,7 +60,7 @@ def read_public_key(path: Path) -> IdentityPublicKey:
     Raises:
         ConfigError: the file cannot be read, or holds no such key.
     """
-    data = read_file(path)
+    data = read_bounded(path, FILE_LIMIT)
     try:
         if data.lstrip().startswith(b"-----BEGIN PUBLIC KEY"):
             loaded = load_pem_public_key(data)
@@ -102,29 +103,13 @@ def read_signed(
     """
     beside = known_signers(folder)
     for path in sorted(folder.glob("*.json")):
-        data = read_file(path)
+        data = read_bounded(path, FILE_LIMIT)
         envelope = _envelope(data)
         if envelope is None or envelope.get("payloadType") != payload_type:
             continue
         digest = hashlib.sha256(data).hexdigest()
         document, anchored = _verified(path, envelope, trusted, beside, payload_type)
         yield SignedFile(path.name, digest, document, anchored)
-
-
-def read_file(path: Path) -> bytes:
-    """A file's bytes.
-
-    Raises:
-        ConfigError: it cannot be read, or is longer than ``FILE_LIMIT``.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > FILE_LIMIT:
-        raise ConfigError(f"{path}: longer than {FILE_LIMIT} bytes, which is the most allowed")
-    return data
 
 
 def _verified(

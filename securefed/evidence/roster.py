@@ -20,6 +20,7 @@ from typing import Any
 
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.evidence.reading import read_bounded
 from securefed.evidence.strict_json import loads_once
 
 FORMAT = "securefed/roster/1"
@@ -111,13 +112,7 @@ def read_roster(path: Path) -> Roster:
     Raises:
         ConfigError: the file cannot be read, or is no roster.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_BYTES_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"roster {path}: cannot be read ({error.strerror})") from None
-    if len(data) > _BYTES_LIMIT:
-        raise ConfigError(f"roster {path}: longer than {_BYTES_LIMIT} bytes")
+    data = read_bounded(path, _BYTES_LIMIT, what="roster")
     try:
         fields = loads_once(data)
     except (ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
 from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.evidence.reading import read_bounded
 from securefed.evidence.roster import FORMAT, Roster
 from securefed.evidence.signing import sign, verify
 
@@ -90,13 +91,7 @@ def read_signed_roster(
         ConfigError: the file cannot be read, is no signed roster, was signed by another key, names
             another server, or is older than ``least_serial``.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(_BYTES_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"roster {path}: cannot be read ({error.strerror})") from None
-    if len(data) > _BYTES_LIMIT:
-        raise ConfigError(f"roster {path}: more than {_BYTES_LIMIT} bytes; it is no roster")
+    data = read_bounded(path, _BYTES_LIMIT, what="roster")
     try:
         envelope = json.loads(data)
     except (ValueError, RecursionError):

@@ -10,6 +10,7 @@ import hashlib
 from pathlib import Path
 
 from securefed.errors import ConfigError
+from securefed.evidence.reading import read_bounded
 
 FILE_LIMIT = 1 << 20
 """Bytes of a threat model, or of a file of stored evidence, at most."""
@@ -37,7 +38,7 @@ def shipped() -> dict[str, bytes]:
         ConfigError: there is none, or one cannot be read or is longer than ``FILE_LIMIT``.
     """
     place = folder()
-    found = {path.name: read_bounded(path) for path in sorted(place.glob("*.yaml"))}
+    found = {path.name: read_file(path) for path in sorted(place.glob("*.yaml"))}
     if not found:
         raise ConfigError(f"threat models: {place} holds no *.yaml")
     return found
@@ -49,7 +50,7 @@ def stored_evidence() -> dict[str, bytes]:
     Raises:
         ConfigError: one cannot be read or is longer than ``FILE_LIMIT``.
     """
-    return {p.name: read_bounded(p) for p in sorted((folder() / "evidence").glob("*.json"))}
+    return {p.name: read_file(p) for p in sorted((folder() / "evidence").glob("*.json"))}
 
 
 def digests(files: dict[str, bytes]) -> dict[str, str]:
@@ -57,17 +58,10 @@ def digests(files: dict[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
-def read_bounded(path: Path) -> bytes:
-    """A file's bytes.
+def read_file(path: Path) -> bytes:
+    """A threat model's or stored evidence's bytes.
 
     Raises:
         ConfigError: it cannot be read, or is longer than ``FILE_LIMIT``.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(FILE_LIMIT + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(data) > FILE_LIMIT:
-        raise ConfigError(f"{path}: longer than {FILE_LIMIT} bytes, which is the most allowed")
-    return data
+    return read_bounded(path, FILE_LIMIT)

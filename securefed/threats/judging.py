@@ -112,17 +112,17 @@ def judge_claim(
     if missing and len(off) < len(missing):
         told = "; ".join(shown(p, found) for p, found in missing.items() if p not in off)
         evidence = [_not_applicable(item, told) for item in claim.evidence]
-        return _finding(model, claim, "not_applicable", f"is about other runs: {told}", evidence)
+        return finding_of(model, claim, "not_applicable", f"is about other runs: {told}", evidence)
     evidence = [
         judge_evidence(model, claim, item, facts, tests, today=today) for item in claim.evidence
     ]
     if off:
         told = "; ".join(shown(path, found) for path, found in off.items())
-        return _finding(model, claim, "refuted", f"control is off: {told}", evidence)
+        return finding_of(model, claim, "refuted", f"control is off: {told}", evidence)
     stopped, shown_by = _controls(claim.controls, facts), combine(evidence)
     if stopped is not None and _rank(stopped[0]) <= _rank(shown_by[0]):
-        return _finding(model, claim, *stopped, evidence)
-    return _finding(model, claim, *shown_by, evidence)
+        return finding_of(model, claim, *stopped, evidence)
+    return finding_of(model, claim, *shown_by, evidence)
 
 
 def combine(evidence: Sequence[EvidenceFinding]) -> tuple[Verdict, str]:
@@ -316,13 +316,14 @@ def _plain(
     )
 
 
-def _finding(
+def finding_of(
     model: ThreatModel,
     claim: Claim,
     verdict: Verdict,
     reason: str,
     evidence: list[EvidenceFinding],
 ) -> ClaimFinding:
+    """A claim's verdict, and what it rests on."""
     return ClaimFinding(
         model=model.id,
         claim=claim.id,

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from securefed.errors import ConfigError
 from securefed.threats.conditions import Conditions, check, check_path
-from securefed.threats.files import read_bounded
+from securefed.threats.files import read_file
 from securefed.threats.model import AttackEvidence, Bound, Claim, LedgerEvidence, Named, ThreatModel
 from securefed.threats.views import why_not_seen
 from securefed.threats.yaml_files import Document, Place, read_yaml
@@ -32,7 +32,7 @@ def load_threat_model(source: Path | bytes, name: str | None = None) -> ThreatMo
             Each fault stands on a line of its own that begins with ``file:line``.
     """
     if isinstance(source, Path):
-        data, named = read_bounded(source), name or str(source)
+        data, named = read_file(source), name or str(source)
     else:
         data, named = source, name or "threat model"
     document = read_yaml(data, named)

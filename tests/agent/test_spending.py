@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -105,9 +106,13 @@ def test_rounds_without_noise_are_counted_and_have_no_epsilon(tmp_path):
 
     spending = opened(tmp_path)
     spending.charge(round_of(1, POLICY))
-    assert spending.spent() == (0.0, 0.0)
+    assert spending.spent() == (math.inf, 0.0)
     charges = [p for p in tmp_path.glob("*.jsonl") if p.name != "total.jsonl"]
     assert any('"charge"' in path.read_text() for path in charges)
+    spending.charge(round_of(2))
+    assert spending.spent()[0] == math.inf  # noise in other rounds makes up for nothing
+    spending.close()
+    assert opened(tmp_path).spent()[0] == math.inf
 
 
 def test_accounts_of_another_unit_or_adversary_are_refused(tmp_path):

@@ -1,6 +1,7 @@
 """``pytest --threat-models``, run inside pytest on a small project of its own."""
 
 import datetime
+import importlib
 import json
 import os
 import textwrap
@@ -8,9 +9,6 @@ import textwrap
 import pytest
 from threat_files import ATTACK_EVIDENCE, LEDGER_EVIDENCE, MANUAL_EVIDENCE, text, values
 
-# A session inside this one forgets what it has loaded: what is loaded here is not loaded again.
-import securefed.auditing.claim_items
-import securefed.auditing.threat_plugin  # noqa: F401
 from securefed.auditing.cited_tests import Session, missing, where
 from securefed.crypto.identity import IdentityKey
 from securefed.evidence.anchoring import read_public_key
@@ -18,6 +16,10 @@ from securefed.evidence.software import source_sha256
 from securefed.threats.stored import TestResults, read_stored, to_text
 
 pytest_plugins = ["pytester"]
+
+# A session inside this one forgets what it has loaded: what is loaded here is not loaded again.
+for module in ("claim_items", "threat_plugin"):
+    importlib.import_module(f"securefed.auditing.{module}")
 
 TESTS = """
     import pathlib

@@ -164,7 +164,9 @@ def mask(half):
 
 
 def test_a_node_that_falls_silent_is_a_dropout_and_the_sum_is_the_others(recorded):
-    silent = lambda name, stage: name == "site-2" and stage == "masked_input"  # noqa: E731
+    def silent(name, stage):
+        return name == "site-2" and stage == "masked_input"
+
     half, carried, charged = over_flower(recorded, silent, seconds=3.0)
     expected = in_process(recorded, {"site-2": "masked_input"})
     assert np.array_equal(total(half), total(expected))

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forging import forge, keys_of, setting
+from forging import LEDGER, SITES, forge, keys_of, roster_of, run_with_dropouts, setting, tampered
 from ledgers import charged, copy_run, cut, cut_run, place_of
 from tiny import write_run
 
@@ -19,25 +19,14 @@ from securefed.engines import verified
 from securefed.engines.releases import release_records
 from securefed.engines.verify import verified_run, verify_run
 from securefed.engines.workbench import Workbench
-from securefed.errors import LedgerTampered
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.privacy import accounting
 from securefed.privacy.accounting import ADVERSARIES
 
-LEDGER = "ledger.jsonl"
-SITES = [f"site-{number}" for number in range(6)]
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A run of two rounds; one client is silent in the first, another after its masked input."""
-    base = tmp_path_factory.mktemp("witnessed")
-    drops = [
-        {"round": 1, "client": "site-1", "stage": "masked_input"},
-        {"round": 2, "client": "site-4", "stage": "unmask"},
-    ]
-    path = write_run(base, training={"rounds": 2}, cohort={"simulated_dropouts": drops})
-    return Federation.from_config(path).run(base / "out").folder
+    return run_with_dropouts(tmp_path_factory.mktemp("witnessed"))
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +50,6 @@ def retried(tmp_path_factory) -> Path:
 @pytest.fixture
 def copy(whole, tmp_path) -> Path:
     return copy_run(whole, tmp_path / "copy")
-
-
-def roster_of(run: Path) -> Path:
-    return run.with_name(run.name + ".keys") / "roster.json"
-
-
-def tampered(folder: Path, words: str, roster: Path | None = None) -> None:
-    with pytest.raises(LedgerTampered, match=words):
-        verify_run(folder, roster)
 
 
 def passes_without_witnesses(folder: Path, monkeypatch) -> int:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forging import forge, keys_of, setting
+from forging import LEDGER, SITES, forge, keys_of, roster_of, run_with_dropouts, setting, tampered
 from ledgers import copy_run, cut, cut_run, place_of
 from tiny import write_run
 
@@ -22,34 +22,15 @@ from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import read_roster
 from securefed.evidence.software import dependencies_sha256, source_sha256
 
-LEDGER = "ledger.jsonl"
-SITES = [f"site-{number}" for number in range(6)]
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """A run of two rounds; one client is silent in the first, another after its masked input."""
-    base = tmp_path_factory.mktemp("witnessed")
-    drops = [
-        {"round": 1, "client": "site-1", "stage": "masked_input"},
-        {"round": 2, "client": "site-4", "stage": "unmask"},
-    ]
-    path = write_run(base, training={"rounds": 2}, cohort={"simulated_dropouts": drops})
-    return Federation.from_config(path).run(base / "out").folder
+    return run_with_dropouts(tmp_path_factory.mktemp("witnessed"))
 
 
 @pytest.fixture
 def copy(whole, tmp_path) -> Path:
     return copy_run(whole, tmp_path / "copy")
-
-
-def roster_of(run: Path) -> Path:
-    return run.with_name(run.name + ".keys") / "roster.json"
-
-
-def tampered(folder: Path, words: str, roster: Path | None = None) -> None:
-    with pytest.raises(LedgerTampered, match=words):
-        verify_run(folder, roster)
 
 
 # -- what a run writes -----------------------------------------------------------------------------

@@ -58,6 +58,7 @@ def forge(
     accounts: Change | None = lambda records: records,
     server: Identities | None = None,
     clients: Identities | None = None,
+    same_first: bool = False,
 ) -> None:
     """Rebuild the run's ledger from changed records, and each account so that it fits.
 
@@ -67,11 +68,13 @@ def forge(
         accounts: of each account's; None leaves the accounts as they are, in the clients' hands.
         server: whose server key signs the heads anew; without it old signatures stay.
         clients: whose client keys co-sign them, too: of those whose accounts say that they did.
+        same_first: the ledger's first record stays as it is, its time too.
     """
     before = read_ledger(folder / "ledger.jsonl")
     records = change([(r.kind, dict(r.body)) for r in before])
     old = [r.seq for r in before if signed(r.kind)]
-    ledger = anew(folder / "ledger.jsonl", records[0][1])
+    first = iter([before[0].time] if same_first else [])
+    ledger = anew(folder / "ledger.jsonl", records[0][1], lambda: next(first, clock()))
     heads = []
     for kind, body in records[1:]:
         if kind == "witnessed" and server is not None:
@@ -110,7 +113,7 @@ def signed(kind: str) -> bool:
     return kind in ("round_applied", "closed")
 
 
-def anew(path: Path, genesis: dict) -> Ledger:
+def anew(path: Path, genesis: dict, clock: Callable[[], str] = clock) -> Ledger:
     path.unlink()
     path.with_name(f"{path.stem}.head.json").unlink()
     return Ledger.create(path, genesis, clock=clock)

@@ -42,7 +42,7 @@ from securefed.evidence.roster import Roster, read_roster
 from securefed.evidence.software import dependencies_sha256, source_sha256
 from securefed.privacy.accounting import ADVERSARIES
 
-_FIGURES = ("against", "epsilon", "delta", "rounds")
+_FIGURES = ("against", "unit", "adjacency", "epsilon", "delta", "rounds")
 _NAMED = 6
 
 

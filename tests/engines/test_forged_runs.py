@@ -160,6 +160,36 @@ def test_old_signatures_under_a_new_head_do_not_verify(copy):
     tampered(copy, r"line \d+: envelope: the signature of site-0 does not verify")
 
 
+def test_old_signatures_are_over_no_line_that_was_written_anew(copy):
+    """The first record stands, and accounts name the new lines: signatures alone tell."""
+    before = read_ledger(copy / LEDGER)
+    forge(copy, same_first=True)
+    after = read_ledger(copy / LEDGER)
+    assert (after[0], [r.body for r in after]) == (before[0], [r.body for r in before])
+    tampered(copy, r"the signatures are over another head than line \d+ \(round_applied\)")
+
+
+def test_a_closing_record_counts_the_charges_that_the_accounts_hold(copy):
+    keys = keys_of(copy)
+    forge(copy, setting("closed", charges=9), server=keys, clients=keys)
+    tampered(copy, "closes with 9 charges, the accounts hold 2")
+
+
+def test_no_other_version_states_another_unit(copy):
+    """Its words may differ, but not whom an epsilon is for."""
+    keys = keys_of(copy)
+
+    def said(records):
+        records[0] = (records[0][0], records[0][1] | {"software": "securefed 0.0.1"})
+        [kind, body] = records[-2]
+        stated = [body["guarantees"][0] | {"unit": "one person"}, *body["guarantees"][1:]]
+        records[-2] = (kind, body | {"guarantees": stated})
+        return records
+
+    forge(copy, said, server=keys, clients=keys)
+    tampered(copy, "claim against server: unit = 'one person', recomputed 'one example")
+
+
 def test_signatures_of_another_run_are_refused(copy, retried):
     other = next(r.body for r in read_ledger(retried / LEDGER) if r.kind == "witnessed")
     place = place_of(copy, "witnessed")

@@ -10,7 +10,14 @@ from securefed.crypto.identity import IdentityKey
 from securefed.engines.identities import Identities
 from securefed.errors import ConfigError, LedgerError, LedgerTampered, RemoteProtocolError
 from securefed.evidence.budget import CHARGE
-from securefed.evidence.heads import HEAD_TYPE, HeadStatement, quorum, signed_by_client, signed_head
+from securefed.evidence.heads import (
+    HEAD_TYPE,
+    HeadStatement,
+    quorum,
+    signed_by_client,
+    signed_by_server,
+    signed_head,
+)
 from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.signing import key_id, sign
@@ -85,6 +92,18 @@ def test_who_missed_a_head_signs_the_next_one_over_all_lines_since(run):
     assert len(run.lines(run.witness("ann"), third)) == 6
     run.sign("ann", third)
     assert run.witness("ann").seen.charges == 3
+
+
+def test_a_ledger_that_begins_otherwise_is_refused_whatever_the_head_says_of_it(run, tmp_path):
+    """All that a client checks one by one is the same; what it does not know is another model."""
+    other = Runs(tmp_path / "other", run.keys, model_fingerprint="00")
+    run.round(1)
+    record = other.round(1)
+    statement = HeadStatement.of(run.ledger.records[0].hash, record)
+    witness, kept = run.witness("ann"), run.accounts["ann"].head
+    with pytest.raises(RemoteProtocolError, match="line 1 is not the first record that its"):
+        witness.sign(signed_by_server(statement, run.keys.server), other.lines(witness, record))
+    assert run.accounts["ann"].head == kept
 
 
 # -- forks ---------------------------------------------------------------------------------

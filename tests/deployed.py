@@ -12,7 +12,6 @@ import tomli_w
 from tiny import write_run
 
 from securefed.agent.agent import Agent
-from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
@@ -24,6 +23,7 @@ from securefed.engines.remote_federation import Deployment
 from securefed.engines.site import TrainingSite
 from securefed.evidence.roster import Roster
 from securefed.evidence.signed_roster import SignedRoster
+from securefed.federation.log import Log
 
 CLOCK = "2026-01-01T00:00:00Z"
 

@@ -11,7 +11,6 @@ from recorded_site import CONFIG, MODEL, POLICY, RecordedSite, session_of
 
 from securefed import PrivacyPolicy
 from securefed.agent.agent import Agent
-from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
@@ -19,6 +18,7 @@ from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError
 from securefed.evidence.roster import Roster
 from securefed.federation.invitations import RUN_BYTES, Invitation, Step, answered
+from securefed.federation.log import Log
 from securefed.federation.server import ServerRound
 
 NAMES = tuple(f"site-{i}" for i in range(4))
@@ -32,7 +32,16 @@ SAMPLED = PrivacyPolicy(
 
 
 class Owner:
-    def __init__(self, folder, name="site-0", policy=POLICY, roster=ROSTER, work=0.0, **sections):
+    def __init__(
+        self,
+        folder,
+        name="site-0",
+        policy=POLICY,
+        roster=ROSTER,
+        work=0.0,
+        count=None,
+        **sections,
+    ):
         unit = policy.unit
         floors = {"mechanisms": [policy.mechanism], "units": [unit], "min_noise_multiplier": 0.0}
         merged = {
@@ -60,7 +69,7 @@ class Owner:
             self.site,
             self.spending,
             self.runs,
-            Log(self.log, lambda: CLOCK),
+            Log(self.log, lambda: CLOCK, count=count),
             clock=self.time,
             pause=self.time.pause,
         )

@@ -1,8 +1,10 @@
 """``securefed keys``, ``securefed flower init`` and the start of ``securefed client``."""
 
 import json
+import re
 import stat
 import tomllib
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -14,9 +16,11 @@ from securefed.cli.commands import app
 from securefed.config import load_config
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.deployed import config_digest
+from securefed.engines.deployment import ENVIRONMENT, Deployment
 from securefed.errors import ConfigError
 from securefed.evidence.roster import read_roster
 from securefed.evidence.signed_roster import read_signed_roster
+from securefed.training.models import weights_fingerprint
 
 
 def run(*words):
@@ -60,25 +64,43 @@ def test_an_encrypted_key_needs_its_password(tmp_path):
     refused("identity file", "keys", "show", path)
 
 
-def test_clients_are_enrolled_renewed_and_revoked(tmp_path, server):
+def test_clients_are_enrolled_rotated_and_revoked(tmp_path, server):
     roster, key = tmp_path / "roster.json", ("--key", tmp_path / "server.pem")
     public = {name: said("keys", "new", tmp_path / f"{name}.pem") for name in "abc"}
     clients = [word for name in "ab" for word in ("--client", f"{name}={public[name]}")]
     said("keys", "enrol", roster, *key, *clients)
     trusted = IdentityKey.load(tmp_path / "server.pem").public
     assert sorted(read_signed_roster(roster, trusted).roster.clients) == ["a", "b"]
-    refused("say --replace", "keys", "enrol", roster, *key, "--client", f"a={public['c']}")
-    said("keys", "enrol", roster, *key, "--client", f"a={public['c']}", "--replace")
-    said("keys", "enrol", roster, *key, "--remove", "b")
+    refused("keys rotate", "keys", "enrol", roster, *key, "--client", f"a={public['c']}")
+    said("keys", "rotate", roster, *key, "--client", f"a={public['c']}")
+    said("keys", "revoke", roster, "b", *key)
     found = read_signed_roster(roster, trusted)
     assert found.serial == 3
     assert {n: k.raw.hex() for n, k in found.roster.clients.items()} == {"a": public["c"]}
     assert not found.roster.differing(read_roster(tmp_path / "roster.public.json"))
-    refused("nothing to change", "keys", "enrol", roster, *key)
-    refused("is not enrolled", "keys", "enrol", roster, *key, "--remove", "z")
-    refused("ID=PUBLICKEY", "keys", "enrol", roster, *key, "--client", "a")
-    refused("no identity key", "keys", "enrol", roster, *key, "--client", "a=12")
     assert "serial 3" in said("keys", "show", roster, "--server", server)
+
+
+@pytest.mark.parametrize(
+    ("match", "words"),
+    [
+        ("nothing to change", ["enrol", "--client", "a=KEY"]),
+        ("nothing to change", ["rotate", "--client", "a=KEY"]),
+        ("is not enrolled", ["rotate", "--client", "b=KEY"]),
+        ("is not enrolled", ["revoke", "z"]),
+        ("clients is empty", ["revoke", "a"]),
+        ("ID=PUBLICKEY", ["enrol", "--client", "a"]),
+        ("no identity key", ["enrol", "--client", "b=12"]),
+    ],
+)
+def test_a_roster_that_a_change_does_not_fit_stays_as_it_was(tmp_path, server, match, words):
+    roster, key = tmp_path / "roster.json", ("--key", tmp_path / "server.pem")
+    public = said("keys", "new", tmp_path / "a.pem")
+    said("keys", "enrol", roster, *key, "--client", f"a={public}")
+    before = roster.read_bytes()
+    command, *rest = (word.replace("KEY", public) for word in words)
+    refused(match, "keys", command, roster, *rest, *key)
+    assert roster.read_bytes() == before
 
 
 def test_another_servers_roster_is_not_changed(tmp_path, server):
@@ -86,7 +108,7 @@ def test_another_servers_roster_is_not_changed(tmp_path, server):
     public = said("keys", "new", tmp_path / "a.pem")
     said("keys", "enrol", roster, "--key", tmp_path / "server.pem", "--client", f"a={public}")
     before = roster.read_bytes()
-    refused("trusted", "keys", "enrol", roster, "--key", tmp_path / "a.pem", "--remove", "a")
+    refused("trusted", "keys", "enrol", roster, "--key", tmp_path / "a.pem", "--client", "a=00")
     assert roster.read_bytes() == before
 
 
@@ -98,7 +120,7 @@ def test_an_app_is_written_from_a_run_file_with_a_policy_that_its_run_keeps(tmp_
     assert project["project"]["dependencies"] == []
     values = project["tool"]["flwr"]["app"]
     assert values["components"]["serverapp"] == "securefed_app.server_app:app"
-    assert values["fab-exclude"] == ["policies/**"]
+    assert values["fab-exclude"] == ["policies/**", "deployment.toml"]
     common = load_config(folder / "run.toml")
     assert (common.model.source, common.data.source) == ("model", "data")
     assert config_digest(common) in out
@@ -107,8 +129,17 @@ def test_an_app_is_written_from_a_run_file_with_a_policy_that_its_run_keeps(tmp_
     assert policy.floors.min_noise_multiplier == 0.8
     assert policy.answers.hold_seconds is not None  # the sample of this run is secret
     assert not policy.floors.exact_figures
-    # no place on this machine but what the server's own settings name
-    assert str(tmp_path) not in (folder / "run.toml").read_text()
+    assert policy.runs.models == [weights_fingerprint(tmp_path / "model")]
+    # What travels to the nodes names no place on this machine; what stays here does.
+    for file in ("pyproject.toml", "run.toml"):
+        text = (folder / file).read_text()
+        assert not re.search(r"tmp|\.pem|roster|\.\./", text), text
+    found = Deployment.of(values["config"], {ENVIRONMENT: str(folder / "deployment.toml")})
+    assert found.run_file_sha256 == config_digest(common)
+    assert Path(found.key).resolve() == tmp_path / "server.pem"
+    assert Path(found.run_file) == folder / "run.toml"
+    assert Path(found.model).resolve() == tmp_path / "model"
+    assert Path(found.out).resolve() == tmp_path / "runs" / "tiny"
     refused("is there already", "flower", "init", run_file, folder, "--server", server)
 
 
@@ -131,13 +162,15 @@ def test_an_agent_says_which_model_it_found_before_it_listens(tmp_path, server):
         "--model", tmp_path / "model", "--data", tmp_path / "data", "--log", tmp_path / "log",
         "--offline",
     ]  # fmt: skip
+    policy = tomllib.loads((folder / "policies" / "site-0.toml").read_text())
+    policy["runs"]["models"] = ["0" * 64]
+    (folder / "policies" / "site-0.toml").write_text(tomli_w.dumps(policy))
     done = run(*words)
     assert "runs.models" in str(done.exception)
     assert not (tmp_path / "s").exists()
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
     assert set(events) == {"loading"}
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
-    policy = tomllib.loads((folder / "policies" / "site-0.toml").read_text())
     policy["server"] = public
     (folder / "policies" / "site-0.toml").write_text(tomli_w.dumps(policy))
     assert "no trusted key has signed it" in str(run(*words).exception)

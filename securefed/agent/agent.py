@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Protocol
 
-from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
@@ -47,6 +46,7 @@ from securefed.federation.invitations import (
     encode_answer,
     encode_refusal,
 )
+from securefed.federation.log import Log
 from securefed.federation.session import RoundSession
 
 FAILED = "Failed"
@@ -143,19 +143,35 @@ class Agent(SecretHolder):
         pause: Callable[[float], None],
         random: RandomBytes = system_random,
     ) -> None:
-        if roster.server != policy.server_key:
-            raise ConfigError("roster: its server is not the one of the policy")
-        if roster.clients.get(policy.client) != identity.public:
-            raise ConfigError(
-                f"roster: its key of {policy.client!r} is not that of this identity file"
-            )
+        self._policy, self._identity = policy, identity
+        self._roster = self._checked(roster)
         policy.check_run(site.config, site.model)
-        self._policy, self._identity, self._roster = policy, identity, roster
         self._site, self._spending, self._log = site, spending, log
         self._runs = runs
         self._clock, self._pause, self._random = clock, pause, random
         self._seen: set[bytes] = set()
         self._round: tuple[bytes, ClientRound] | None = None
+
+    def renew(self, roster: Roster) -> None:
+        """Go by another roster from now on; the round before, if any, is forgotten.
+
+        Args:
+            roster: as the server signed it and the owner pinned it, later than the present one.
+
+        Raises:
+            ConfigError: it is of another server, or no longer names this client with this identity:
+                then this client is revoked, and the agent must answer no more.
+        """
+        self._roster = self._checked(roster)
+        self._round = None
+
+    def _checked(self, roster: Roster) -> Roster:
+        if roster.server != self._policy.server_key:
+            raise ConfigError("roster: its server is not the one of the policy")
+        client = self._policy.client
+        if roster.clients.get(client) != self._identity.public:
+            raise ConfigError(f"roster: its key of {client!r} is not that of this identity file")
+        return roster
 
     def handle(self, request: bytes) -> bytes:
         """Answer one request.
@@ -276,17 +292,11 @@ class Agent(SecretHolder):
         self._spending.charge(session)
         _, event = self._site.priced(invitation)
         self._runs.charge(invitation.ledger.hex(), event)
-        epsilon, delta = self._spending.spent()
-        budget = self._policy.budget
         self._log.write(
             "charged",
             round=session.round,
             session=session.session.hex(),
-            epsilon_in_all=epsilon if math.isfinite(epsilon) else "unprotected",
-            delta_in_all=delta,
-            unit=budget.unit,
-            adjacency=budget.adjacency,
-            against=budget.against,
+            **self._spending.terms(),
         )
 
     def _stepped(self, request: bytes) -> bytes:

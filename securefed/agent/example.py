@@ -15,7 +15,13 @@ HOLD_SECONDS = 120.0
 
 
 def example_policy(
-    config: RunConfig, *, client: str, server: str, digest: str, model: str
+    config: RunConfig,
+    *,
+    client: str,
+    server: str,
+    digest: str,
+    model: str,
+    hold_seconds: float = HOLD_SECONDS,
 ) -> AgentPolicy:
     """The policy of an owner who takes part in one run file and asks for just what it says.
 
@@ -25,6 +31,7 @@ def example_policy(
         server: the server's public key, hexadecimal.
         digest: SHA-256 of the resolved run file, hexadecimal.
         model: fingerprint of the base weights, hexadecimal.
+        hold_seconds: how long answers are held back where the run's samples are secret.
     """
     privacy = config.privacy
     clip = privacy.clip_norm
@@ -54,5 +61,5 @@ def example_policy(
             unit=privacy.unit,
             against="release" if privacy.mechanism == "central" else "server",
         ),
-        answers=AnswersSection(hold_seconds=HOLD_SECONDS if secret else None),
+        answers=AnswersSection(hold_seconds=hold_seconds if secret else None),
     )

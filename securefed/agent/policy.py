@@ -7,6 +7,7 @@ does not name is refused.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
@@ -19,6 +20,7 @@ from securefed.config.base import NonNegative, Positive, Section
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from securefed.federation.floors import ClientFloors
+from securefed.federation.private_folder import check_unwritten_by_others
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -170,11 +172,14 @@ def load_policy(path: Path) -> AgentPolicy:
     """Read a policy file.
 
     Raises:
-        ConfigError: it is missing, is not TOML, or a field is unknown or out of range; the message
-            names each field.
+        ConfigError: it is missing, others can write it, it is not TOML, or a field is unknown or
+            out of range; the message names each field.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            status, data = os.fstat(file.fileno()), file.read()
+        check_unwritten_by_others(status, f"policy {path}", "chmod go-w")
+        values = tomllib.loads(data.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"policy {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from securefed.agent.private_folder import private_folder
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.evidence.budget import CHARGE
@@ -21,6 +20,7 @@ from securefed.evidence.roster import Roster
 from securefed.evidence.signing import canonical
 from securefed.evidence.witness import Witness, account_genesis
 from securefed.federation.invitations import HeadRequest
+from securefed.federation.private_folder import private_folder
 
 _COHORT = "cohort"
 

@@ -16,10 +16,10 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from securefed.agent.log import Log
-from securefed.agent.private_folder import private_folder
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME, receive_frame, send_frame
+from securefed.federation.log import Log
+from securefed.federation.private_folder import private_folder
 
 _BACKLOG = 8
 _LOOK_UP_SECONDS = 0.5

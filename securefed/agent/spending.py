@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from securefed.agent.policy import BudgetSection
-from securefed.agent.private_folder import private_folder
 from securefed.errors import BudgetExceeded, ConfigError, LedgerTampered, SecureFedError
 from securefed.evidence.budget import CHARGE, ClientBudget, read_charges
 from securefed.evidence.ledger import Ledger
 from securefed.evidence.signing import canonical
 from securefed.federation.account import open_account
+from securefed.federation.log import UNPROTECTED
+from securefed.federation.private_folder import private_folder
 from securefed.federation.session import RoundSession
 from securefed.privacy.accounting import epsilon_text
 
@@ -126,6 +127,20 @@ class Spending:
         latest = self._latest()
         epsilon = math.inf if self._unnoised else sum(e for e, _ in latest.values())
         return epsilon, sum(d for _, d in latest.values())
+
+    def terms(self) -> dict[str, str | float]:
+        """What is spent in all and what may be, with their terms, as a log has them."""
+        epsilon, delta = self.spent()
+        budget = self._budget
+        return {
+            "epsilon_in_all": epsilon if math.isfinite(epsilon) else UNPROTECTED,
+            "delta_in_all": delta,
+            "unit": budget.unit,
+            "adjacency": budget.adjacency,
+            "against": budget.against,
+            "epsilon_budget": budget.epsilon,
+            "delta_budget": budget.delta,
+        }
 
     def check(self, session: RoundSession) -> None:
         """Refuse a round that ``charge`` would refuse for what it costs, before any work on it.

@@ -14,6 +14,7 @@ import typer
 from securefed.cli.keys import Password, read_password
 from securefed.cli.watching import quiet_libraries
 from securefed.config import load_config
+from securefed.errors import ConfigError
 
 
 def client(
@@ -32,14 +33,20 @@ def client(
     log: Annotated[
         Path | None, typer.Option(help="Append the log there (mode 0600); else standard error.")
     ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="Answer Prometheus at HOST:PORT (extra metrics).")
+    ] = None,
     offline: Annotated[
         bool, typer.Option("--offline", help="Fetch nothing; use the cache only.")
     ] = False,
     password_file: Password = None,
 ) -> None:
-    """Hold data, model and keys, and answer a server by the owner's policy, until it is stopped."""
+    """Hold data, model and keys, and answer a server by the owner's policy, until it is stopped.
+
+    On SIGHUP it reads the roster again; one that is not later and signed as it must be is refused,
+    and one that no longer names this client ends the agent.
+    """
     from securefed.agent.agent import Agent
-    from securefed.agent.log import Log, appended
     from securefed.agent.policy import load_policy
     from securefed.agent.rosters import take_roster
     from securefed.agent.runs import RunAccounts
@@ -47,6 +54,7 @@ def client(
     from securefed.agent.spending import Spending
     from securefed.crypto.identity import IdentityKey
     from securefed.evidence.signed_roster import read_signed_roster
+    from securefed.federation.log import Log, appended
 
     allowed = load_policy(policy)
     identity = IdentityKey.load(key, password=read_password(password_file))
@@ -67,18 +75,31 @@ def client(
         def message(self, text: str) -> None:
             self._told.write("loading", what=text)
 
-    stopped = False
+    stopped = renew = False
 
     def stop(number: int, frame: object) -> None:
         nonlocal stopped
         stopped = True
 
+    def read_again(number: int, frame: object) -> None:
+        nonlocal renew
+        renew = True
+
+    signal.signal(signal.SIGHUP, read_again)  # it would end a process that is still loading
     with ExitStack() as held:
         stream = sys.stderr if log is None else held.enter_context(appended(log))
-        told = Log(stream, utc_now)
+        counted = None
+        if metrics is not None:
+            from securefed.federation.metrics import AgentMetrics, answering
+
+            counted = AgentMetrics()
+            held.enter_context(answering(metrics, counted.registry))
+        told = Log(stream, utc_now, count=None if counted is None else counted.count)
         spending = Spending(accounts, allowed.client, allowed.budget, utc_now)
         held.callback(spending.close)
         take_roster(accounts, pinned, clock=utc_now)
+        told.write("roster", serial=pinned.serial)
+        told.write("spent", **spending.terms())
         runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
         held.callback(runs.close)
         quiet_libraries()
@@ -102,8 +123,39 @@ def client(
             clock=time.monotonic,
             pause=time.sleep,
         )
-        server = SocketServer(socket, agent.handle, told)
+
+        def handle(request: bytes) -> bytes:
+            reply = agent.handle(request)
+            if counted is not None:
+                counted.carried(len(request), len(reply))
+            return reply
+
+        def renewed() -> None:
+            """Take the roster that lies there now, unless it is no later one of this server."""
+            try:
+                later = read_signed_roster(
+                    roster, allowed.server_key, least_serial=allowed.least_serial
+                )
+                take_roster(accounts, later, clock=utc_now)
+            except ConfigError as error:
+                told.write("refused", request="roster", kind=type(error).__name__, why=str(error))
+                return
+            told.write("roster", serial=later.serial)
+            try:
+                agent.renew(later.roster)
+            except ConfigError as error:
+                told.write("revoked", why=str(error))
+                raise
+
+        def looked() -> bool:
+            nonlocal renew
+            if renew:
+                renew = False
+                renewed()
+            return stopped
+
+        server = SocketServer(socket, handle, told)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
-        server.serve(lambda: stopped)
+        server.serve(looked)
         told.write("stopped")

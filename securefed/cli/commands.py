@@ -60,7 +60,11 @@ _FALLBACK_NOTE = (
     "FALLBACK CORPUS: docstrings of Python's standard library, because the addresses could not be "
     "had{why}. The figures stated for the demo do not apply."
 )
-_EXTRAS = dict.fromkeys(_TRAINING, "train") | {"matplotlib": "reports", "flwr": "flower"}
+_EXTRAS = dict.fromkeys(_TRAINING, "train") | {
+    "matplotlib": "reports",
+    "flwr": "flower",
+    "prometheus_client": "metrics",
+}
 _DEMOS = {"default": "demo.toml", "all": "demo-all.toml"}
 _MARK = "comparison, UNPROTECTED: "
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -13,7 +13,8 @@ from securefed.cli.watching import console, say
 from securefed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from securefed.crypto.identity import IdentityPublicKey
+    from securefed.crypto.identity import IdentityKey, IdentityPublicKey
+    from securefed.evidence.signed_roster import SignedRoster
 
 
 keys = typer.Typer(no_args_is_help=True, help="Identity keys, and the roster that names them.")
@@ -92,48 +93,92 @@ def show(
     console.print(table)
 
 
+SignedRosterFile = Annotated[Path, typer.Argument(help="Signed roster, made or changed.")]
+ServerKey = Annotated[Path, typer.Option(help="The server's identity key, which signs it.")]
+Clients = Annotated[list[str], typer.Option(help="ID=PUBLICKEY of a client; may be repeated.")]
+
+
 @keys.command()
 def enrol(
-    roster: Annotated[Path, typer.Argument(help="Signed roster, made or changed.")],
-    key: Annotated[Path, typer.Option(help="The server's identity key, which signs it.")],
-    client: Annotated[
-        list[str] | None, typer.Option(help="ID=PUBLICKEY of a client; may be repeated.")
-    ] = None,
-    replace_key: Annotated[
-        bool, typer.Option("--replace", help="Give clients that are enrolled a new key.")
-    ] = False,
-    remove: Annotated[
-        list[str] | None, typer.Option(help="ID of a client to revoke; may be repeated.")
-    ] = None,
+    roster: SignedRosterFile, key: ServerKey, client: Clients, password_file: Password = None
+) -> None:
+    """Enrol clients in a signed roster, which is made if it is missing."""
+    server, before = _opened(roster, key, password_file)
+    now = dict(before.roster.clients) if before is not None else {}
+    for name, found in _named(client):
+        if now.get(name, found) != found:
+            raise ConfigError(
+                f"--client {name}: is enrolled with another key; see securefed keys rotate"
+            )
+        now[name] = found
+    _save(roster, server, before, now)
+
+
+@keys.command()
+def rotate(
+    roster: SignedRosterFile, key: ServerKey, client: Clients, password_file: Password = None
+) -> None:
+    """Give clients of a signed roster another key; the one before counts no longer."""
+    server, before = _opened(roster, key, password_file)
+    now = dict(before.roster.clients) if before is not None else {}
+    for name, found in _named(client):
+        if name not in now:
+            raise ConfigError(f"--client {name}: is not enrolled; see securefed keys enrol")
+        now[name] = found
+    _save(roster, server, before, now)
+
+
+@keys.command()
+def revoke(
+    roster: SignedRosterFile,
+    client: Annotated[list[str], typer.Argument(help="IDs of the clients to take out.")],
+    key: ServerKey,
     password_file: Password = None,
 ) -> None:
-    """Enrol clients in a signed roster, give them new keys, or revoke them."""
+    """Take clients out of a signed roster: their keys count no longer."""
+    server, before = _opened(roster, key, password_file)
+    now = dict(before.roster.clients) if before is not None else {}
+    for name in client:
+        if now.pop(name, None) is None:
+            raise ConfigError(f"{name}: is not enrolled")
+    _save(roster, server, before, now)
+
+
+def _opened(
+    path: Path, key: Path, password_file: Path | None
+) -> tuple[IdentityKey, SignedRoster | None]:
+    """The server's key, and the roster as it signed it last; None if there is none yet."""
     from securefed.crypto.identity import IdentityKey
-    from securefed.evidence.roster import Roster
-    from securefed.evidence.signed_roster import SignedRoster, read_signed_roster
+    from securefed.evidence.signed_roster import read_signed_roster
 
     server = IdentityKey.load(key, password=read_password(password_file))
-    before = read_signed_roster(roster, server.public) if roster.exists() else None
-    clients = dict(before.roster.clients) if before is not None else {}
-    for item in client or []:
+    return server, read_signed_roster(path, server.public) if path.exists() else None
+
+
+def _named(clients: list[str]) -> Iterator[tuple[str, IdentityPublicKey]]:
+    for item in clients:
         name, _, text = item.partition("=")
         if not name or not text:
             raise ConfigError(f"--client {item!r}: must be ID=PUBLICKEY")
-        found = public_key(text, f"--client {name}")
-        if clients.get(name, found) != found and not replace_key:
-            raise ConfigError(f"--client {name}: is enrolled with another key; say --replace")
-        clients[name] = found
-    for name in remove or []:
-        if name not in clients:
-            raise ConfigError(f"--remove {name}: is not enrolled")
-        del clients[name]
-    now = SignedRoster(Roster(server.public, clients), 1)
-    if before is not None:
-        if before.roster == now.roster:
-            raise ConfigError("nothing to change: give --client ID=PUBLICKEY or --remove ID")
-        now = replace(now, serial=before.serial + 1)
-    plain = now.save(roster, server)
-    say(f"roster {roster}: serial {now.serial}, {len(clients)} clients")
+        yield name, public_key(text, f"--client {name}")
+
+
+def _save(
+    path: Path,
+    server: IdentityKey,
+    before: SignedRoster | None,
+    clients: dict[str, IdentityPublicKey],
+) -> None:
+    """Sign and write a roster with the next serial."""
+    from securefed.evidence.roster import Roster
+    from securefed.evidence.signed_roster import SignedRoster
+
+    serial = 1 if before is None else before.serial + 1
+    now = SignedRoster(Roster(server.public, clients), serial)
+    if before is not None and before.roster == now.roster:
+        raise ConfigError(f"roster {path}: nothing to change")
+    plain = now.save(path, server)
+    say(f"roster {path}: serial {now.serial}, {len(clients)} clients")
     say(f"for securefed verify --roster: {plain}")
 
 

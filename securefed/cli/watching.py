@@ -23,7 +23,7 @@ from rich.text import Text
 from securefed.cli.plans import assignments
 
 if TYPE_CHECKING:
-    from securefed.engines.events import RoundEvent
+    from securefed.engines.events import RoundEvent, StageEvent
     from securefed.federation.scheduling import Schedule
 
 console = Console(highlight=False, soft_wrap=True)
@@ -107,6 +107,9 @@ class Watching:
     def working(self, what: str, done: int, total: int) -> None:
         """The inner bar."""
         self._progress.update(self._inside, description=what, completed=done, total=total)
+
+    def stage_end(self, event: StageEvent) -> None:
+        """Nothing: only clients that are elsewhere are waited for."""
 
     def round_end(self, event: RoundEvent) -> None:
         """The line of a round."""

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from securefed.config import Stage
 from securefed.crypto.identity import IdentityKey
-from securefed.engines.events import Observer
+from securefed.engines.events import Observer, StageEvent
 from securefed.engines.in_process import Answer, Carried, Exchange
 from securefed.errors import ProtocolError, ThresholdNotMet
 from securefed.evidence.roster import Roster
-from securefed.federation.invitations import RUN_BYTES, Hello, Introduction, Step, answered
+from securefed.federation.invitations import (
+    RUN_BYTES,
+    Hello,
+    Introduction,
+    Refused,
+    Step,
+    answered,
+)
 from securefed.federation.session import RoundSession
+
+HELLO_STAGE = "hello"
 
 
 class Courier(Protocol):
@@ -82,11 +92,13 @@ def greet(
         node: Hello(run=run, node=node, config=digest)
         for node in courier.nodes(len(roster.clients))
     }
-    replies = courier.exchange(
-        {node: hello.encode(server) for node, hello in hellos.items()}, what="hello"
-    )
+    requests = {node: hello.encode(server) for node, hello in hellos.items()}
+    begun = time.monotonic()
+    replies = courier.exchange(requests, what=HELLO_STAGE)
+    seconds = time.monotonic() - begun
     nodes: dict[str, int] = {}
     sizes: dict[str, int] = {}
+    refused: dict[str, str] = {}
     for node, hello in hellos.items():
         if node not in replies:
             observer.message(f"node {node}: silent")
@@ -94,12 +106,27 @@ def greet(
         try:
             found = Introduction.decode(answered(replies[node]), hello, roster.clients)
         except ProtocolError as error:
+            refused[f"node {node}"] = kind_of(error)
             observer.message(f"node {node}: {error}")
             continue
         if found.client in nodes or found.size < 1:
+            refused[f"node {node}"] = "again, or without data"
             observer.message(f"node {node}: {found.client!r} again, or without data")
             continue
         nodes[found.client], sizes[found.client] = node, found.size
+    observer.stage_end(
+        StageEvent(
+            round=0,
+            stage=HELLO_STAGE,
+            asked=len(requests),
+            answered=len(nodes),
+            refused=refused,
+            silent=tuple(f"node {node}" for node in requests if node not in replies),
+            seconds=seconds,
+            bytes_up=sum(map(len, replies.values())),
+            bytes_down=sum(map(len, requests.values())),
+        )
+    )
     if len(nodes) < min_clients:
         raise ThresholdNotMet(
             f"hello: {len(nodes)} clients are there, cohort.min_clients = {min_clients} are needed"
@@ -140,21 +167,49 @@ def over_agents(
             for name in requests:
                 charge(name)
         observer.message(f"round {session.round}: {stage}, {len(requests)} asked")
+        begun = time.monotonic()
         replies = courier.exchange(
             {nodes[name]: request for name, request in requests.items()}, what=stage
         )
+        seconds = time.monotonic() - begun
+        answers: list[Answer] = []
+        refused: dict[str, str] = {}
+        silent: list[str] = []
+        up = 0
         for name, request in requests.items():
             carried.bytes_down[name] += len(request)
             reply = replies.get(nodes[name])
             if reply is None:
+                silent.append(name)
                 continue
             carried.bytes_up[name] += len(reply)
+            up += len(reply)
             try:
                 message = answered(reply)
             except ProtocolError as error:
                 carried.refusals[name] = str(error)
+                refused[name] = kind_of(error)
                 observer.message(f"round {session.round}: {stage}: {name}: {error}")
                 continue
-            yield Answer(name, message, len(request))
+            answers.append(Answer(name, message, len(request)))
+        observer.stage_end(
+            StageEvent(
+                round=session.round,
+                stage=stage,
+                asked=len(requests),
+                answered=len(answers),
+                refused=refused,
+                silent=tuple(silent),
+                seconds=seconds,
+                bytes_up=up,
+                bytes_down=sum(map(len, requests.values())),
+            )
+        )
+        yield from answers
 
     return exchange
+
+
+def kind_of(error: ProtocolError) -> str:
+    """The kind that a refusal tells; the error's own kind where the reply is no refusal."""
+    return error.kind if isinstance(error, Refused) else type(error).__name__

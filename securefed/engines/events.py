@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,6 +87,41 @@ class RoundEvent:
         return kept
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageEvent:
+    """One exchange with clients that are elsewhere, as the server saw it.
+
+    Attributes:
+        round: its number; 0 where it belongs to none.
+        stage: ``hello``, a stage of the round, or ``head``.
+        asked: how many were asked.
+        answered: how many gave an answer that is none of the following.
+        refused: the kind of refusal, or what is wrong with the reply, by party.
+        silent: who gave no reply in time.
+        seconds: that replies were waited for.
+        bytes_up: of all replies.
+        bytes_down: of all requests.
+    """
+
+    round: int
+    stage: str
+    asked: int
+    answered: int
+    refused: Mapping[str, str] = field(default_factory=dict)
+    silent: tuple[str, ...] = ()
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+
+    def to_record(self) -> dict[str, Any]:
+        """JSON values, by name."""
+        return asdict(self) | {
+            "refused": dict(self.refused),
+            "silent": list(self.silent),
+            "seconds": round(self.seconds, 3),
+        }
+
+
 class Observer(Protocol):
     """Told what happens; draws a progress bar, or does nothing."""
 
@@ -104,6 +139,10 @@ class Observer(Protocol):
 
     def working(self, what: str, done: int, total: int) -> None:
         """Progress inside a round: ``done`` of ``total`` steps of ``what``."""
+        ...
+
+    def stage_end(self, event: StageEvent) -> None:
+        """Clients that are elsewhere were asked, and waited for."""
         ...
 
     def round_end(self, event: RoundEvent) -> None:
@@ -124,6 +163,9 @@ class Silent:
         """Nothing."""
 
     def working(self, what: str, done: int, total: int) -> None:
+        """Nothing."""
+
+    def stage_end(self, event: StageEvent) -> None:
         """Nothing."""
 
     def round_end(self, event: RoundEvent) -> None:
@@ -160,6 +202,10 @@ class Told:
         """To the observer alone: how long a client trains tells how much was drawn."""
         self._observer.working(what, done, total)
 
+    def stage_end(self, event: StageEvent) -> None:
+        """To the observer alone."""
+        self._observer.stage_end(event)
+
     def round_end(self, event: RoundEvent) -> None:
         """To the observer, and what is public of it to each function."""
         self._observer.round_end(event)
@@ -183,6 +229,11 @@ class Lines:
 
     def working(self, what: str, done: int, total: int) -> None:
         """Nothing."""
+
+    def stage_end(self, event: StageEvent) -> None:
+        """Who did not answer, if anybody."""
+        if event.silent:
+            self.message(f"round {event.round}: {event.stage}: silent: {', '.join(event.silent)}")
 
     def round_end(self, event: RoundEvent) -> None:
         """Round, survivors and epsilon with what goes with it."""

@@ -16,6 +16,7 @@ A node that does not answer in time has fallen silent; one whose ClientApp fails
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,17 +125,21 @@ class GridCourier:
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
-    """Run the federation that the app's configuration names (:mod:`.remote_federation`).
+    """Run the federation that this machine's configuration names (:mod:`.deployment`).
 
     Raises:
         ConfigError: a value is missing or of the wrong type.
         SecureFedError: as of :func:`~securefed.engines.remote_federation.federate`.
     """
     # Loads torch, which a ClientApp, for which this module is imported too, must not.
-    from securefed.engines.remote_federation import Deployment, federate
+    from securefed.engines.deployment import Deployment
+    from securefed.engines.remote_federation import federate
+    from securefed.engines.server_log import logged
+    from securefed.engines.simulation import utc_now
 
-    settings = Deployment.of(context.run_config)
+    settings = Deployment.of(context.run_config, os.environ)
     courier = GridCourier(
         grid, stage_seconds=settings.stage_seconds, wait_seconds=settings.wait_seconds
     )
-    federate(settings, courier)
+    with logged(settings, utc_now) as observer:
+        federate(settings, courier, observer=observer)

@@ -9,7 +9,7 @@ import tomli_w
 
 from securefed.config import RunConfig, dump_config
 
-PACKAGE, POLICIES = "securefed_app", "policies"
+PACKAGE, POLICIES, PLACES = "securefed_app", "policies", "deployment.toml"
 
 _INIT = '"""Flower apps of securefed."""\n'
 _SERVER = '''"""The server's half: rounds, ledger and adapter."""
@@ -35,7 +35,8 @@ def app_files(
         config: the run file that all parties share; it travels with the app too.
         name: of the app.
         version: of securefed.
-        settings: the server's configuration (``Deployment``), by key.
+        settings: what ``flwr run --run-config`` can change, by key.  It travels to every node: no
+            place on the server's machine is in it.
     """
     project = {
         "project": {
@@ -50,7 +51,7 @@ def app_files(
             "flwr": {
                 "app": {
                     "publisher": "securefed",
-                    "fab-exclude": [f"{POLICIES}/**"],
+                    "fab-exclude": [f"{POLICIES}/**", PLACES],
                     "components": {
                         "serverapp": f"{PACKAGE}.server_app:app",
                         "clientapp": f"{PACKAGE}.client_app:app",
@@ -70,7 +71,7 @@ def app_files(
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
-    """Write files into a folder that is new or empty.
+    """Write files, which nobody but their owner can change, into a folder that is new or empty.
 
     Raises:
         OSError: they cannot be written.
@@ -78,4 +79,5 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     for place, text in files.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o644)
         path.write_text(text, encoding="utf-8")

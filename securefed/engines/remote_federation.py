@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from securefed.config import RunConfig, first_difference, load_config
-from securefed.config.base import Positive, Section
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.couriers import Courier, Greeted, greet
 from securefed.engines.deployed import check_deployable, config_digest, local_config
+from securefed.engines.deployment import Deployment
 from securefed.engines.events import Lines, Observer
 from securefed.engines.remote import RemoteRun
 from securefed.engines.remote_witnesses import gather_from
@@ -29,42 +27,6 @@ from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.signed_roster import read_signed_roster
 from securefed.training.assets import cache_dir
-
-
-class Deployment(Section):
-    """The server's own configuration: where things lie on its machine.
-
-    ``run_file``, ``roster`` (signed), ``key`` (the server's identity, mode 0600) and ``out`` (the
-    run folder) are paths; ``model`` is what the run file's ``model.source`` stands for here.
-    ``resume`` goes on with the run in ``out``.  ``stage_seconds`` is how long the answers of a
-    stage are waited for: training is inside one of them.  ``wait_seconds``: how long for nodes.
-    """
-
-    run_file: Annotated[str, Field(min_length=1)]
-    roster: Annotated[str, Field(min_length=1)]
-    key: Annotated[str, Field(min_length=1)]
-    out: Annotated[str, Field(min_length=1)]
-    model: str = ""
-    resume: bool = False
-    offline: bool = False
-    stage_seconds: Positive = 600.0
-    wait_seconds: Positive = 120.0
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """From an app's configuration, whose keys have dashes.
-
-        Raises:
-            ConfigError: names each field that is unknown, missing or out of range.
-        """
-        try:
-            return cls.model_validate({key.replace("-", "_"): v for key, v in values.items()})
-        except ValidationError as error:
-            complaints = "; ".join(
-                f"{'.'.join(map(str, item['loc'])).replace('_', '-')}: {item['msg']}"
-                for item in error.errors()
-            )
-            raise ConfigError(f"app configuration: {complaints}") from None
 
 
 def federate(
@@ -92,6 +54,12 @@ def federate(
     shown: Observer = Lines() if observer is None else observer
     config = load_config(Path(deployment.run_file))
     check_deployable(config)
+    found, made_for = config_digest(config), deployment.run_file_sha256
+    if made_for not in ("", found):
+        raise ConfigError(
+            f"run_file = {deployment.run_file!r}: is run file {found}, and the app was made for "
+            f"{made_for}; name that one, or make an app of this one (securefed flower init)"
+        )
     server = IdentityKey.load(Path(deployment.key))
     roster = read_signed_roster(Path(deployment.roster), server.public).roster
     folder = RunFolder(Path(deployment.out))
@@ -103,7 +71,7 @@ def federate(
         return finished
     greeted = greet(
         courier,
-        config_digest(config),
+        found,
         roster,
         server,
         shown,

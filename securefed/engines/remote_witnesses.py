@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from securefed.crypto.identity import IdentityKey
-from securefed.engines.couriers import Courier
-from securefed.engines.events import Observer
+from securefed.engines.couriers import Courier, kind_of
+from securefed.engines.events import Observer, StageEvent
 from securefed.errors import ProtocolError, RemoteProtocolError
 from securefed.evidence.budget import CHARGE
 from securefed.evidence.chain import Record, line_of
@@ -18,6 +19,8 @@ from securefed.evidence.ledger import Ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.signing import canonical
 from securefed.federation.invitations import HeadRequest, answered
+
+HEAD_STAGE = "head"
 
 
 def gather_from(
@@ -61,7 +64,10 @@ def gather_from(
             bytes.fromhex(head.ledger), canonical(begun), first, tuple(lines[first:])
         )
         requests[node] = asked.encode()
-    replies = courier.exchange(requests, what="head") if requests else {}
+    begun_at = time.monotonic()
+    replies = courier.exchange(requests, what=HEAD_STAGE) if requests else {}
+    seconds = time.monotonic() - begun_at
+    refused: dict[str, str] = {}
     signatures: list[dict[str, str]] = []
     for name, node in sorted(nodes.items()):
         if node not in replies:
@@ -69,10 +75,24 @@ def gather_from(
         try:
             signature = _signature(answered(replies[node]), begun, name, roster)
         except ProtocolError as error:
+            refused[name] = kind_of(error)
             observer.message(f"head at line {record.seq + 1}: {name} does not sign: {error}")
             continue
         _note(copies[name], head)
         signatures.append(signature)
+    observer.stage_end(
+        StageEvent(
+            round=head.round,
+            stage=HEAD_STAGE,
+            asked=len(requests),
+            answered=len(signatures),
+            refused=refused,
+            silent=tuple(name for name, node in sorted(nodes.items()) if node not in replies),
+            seconds=seconds,
+            bytes_up=sum(map(len, replies.values())),
+            bytes_down=sum(map(len, requests.values())),
+        )
+    )
     room = MOST_SIGNATURES - 1
     for start in range(0, max(len(signatures), 1), room):
         more = signatures[start : start + room]

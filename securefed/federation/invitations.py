@@ -351,11 +351,23 @@ def encode_refusal(kind: str) -> bytes:
     return writer.done()
 
 
+class Refused(RemoteProtocolError):
+    """The other side refused; it says no more than what kind of error it met.
+
+    Attributes:
+        kind: as the other side named it, an identifier or "no kind".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"refused: {kind}")
+        self.kind = kind
+
+
 def answered(reply: bytes) -> bytes:
     """The message in a reply.
 
     Raises:
-        RemoteProtocolError: it is a refusal; the text is its kind.
+        Refused: it is a refusal.
         WireError: it is neither.
     """
     kind = message_type(reply)
@@ -366,7 +378,7 @@ def answered(reply: bytes) -> bytes:
         reader.header(REFUSAL)
         name = reader.blob(_MAX_KIND, field="kind").decode("ascii", "replace")
         reader.finish()
-        raise RemoteProtocolError(f"refused: {name if name.isidentifier() else 'no kind'}")
+        raise Refused(name if name.isidentifier() else "no kind")
     reader.header(ANSWER)
     message = reader.blob(MAX_FRAME, field="message")
     reader.finish()

@@ -97,6 +97,24 @@ def weights_fingerprint(folder: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def found_fingerprint(
+    section: ModelSection, *, cache: Path, offline: bool, progress: Progress | None = None
+) -> str:
+    """The fingerprint that :func:`load_model` would find, without loading the model.
+
+    Args:
+        section: source and revision of the model.
+        cache: the cache folder; made if missing.
+        offline: contact nobody.
+        progress: is told in one line what is about to take time.
+
+    Raises:
+        ConfigError, FetchError: as of :func:`load_model`, for the files.
+    """
+    say: Progress = progress if progress is not None else lambda line: None
+    return weights_fingerprint(_locate(section, cache=cache, offline=offline, say=say)[1])
+
+
 def load_model(
     section: ModelSection,
     *,

@@ -198,6 +198,6 @@ def test_its_log_holds_no_key_material(tmp_path):
         assert secret.hex() not in text
         assert set().union(*(line.keys() for line in owner.said)) <= {
             "time", "event", "round", "session", "of", "cohort", "epsilon_in_all", "delta_in_all",
-            "unit", "adjacency", "against",
+            "unit", "adjacency", "against", "epsilon_budget", "delta_budget",
             "request", "kind", "why",
         }  # fmt: skip

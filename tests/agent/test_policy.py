@@ -82,3 +82,13 @@ def test_only_listed_run_files_and_models_are_taken():
         policy.check_run("1" * 64, "0" * 64)
     with pytest.raises(LocalProtocolError, match=r"runs\.models"):
         policy.check_run("0" * 64, "1" * 64)
+
+
+@pytest.mark.parametrize("mode", [0o664, 0o606, 0o622])
+def test_a_policy_that_others_can_write_is_refused(tmp_path, mode):
+    path = written(tmp_path / "p.toml")
+    path.chmod(0o644)
+    load_policy(path)
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w"):
+        load_policy(path)

@@ -9,10 +9,10 @@ import pytest
 from deployed import CLOCK
 
 from securefed.agent import socket_server
-from securefed.agent.log import Log, appended
 from securefed.agent.socket_server import SocketServer
 from securefed.errors import ConfigError, RemoteProtocolError, WireError
 from securefed.federation.frames import ask, receive_frame, send_frame
+from securefed.federation.log import Log, appended
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from flower_grid import Grid
 from recorded_site import CONFIG, MODEL, RecordedSite, session_of
 
 from securefed.agent.agent import Agent
-from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.agent.socket_server import SocketServer
@@ -29,6 +28,7 @@ from securefed.engines.verify import verify_run
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound
 from securefed.federation.invitations import Invitation
+from securefed.federation.log import Log
 from securefed.federation.server import ServerRound
 
 DIMENSION = 40

@@ -1,4 +1,4 @@
-"""Folders and files of an agent that no other user of the machine reads or writes."""
+"""Folders and files of a party that no other user of the machine reads or writes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from securefed.errors import ConfigError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
 def private_folder(folder: Path, what: str) -> None:
@@ -35,4 +36,17 @@ def check_private(status: os.stat_result, what: str, remedy: str) -> None:
         raise ConfigError(
             f"{what}: mode {stat.S_IMODE(status.st_mode):04o} of user "
             f"{status.st_uid}; it must be this user's, closed to group and others ({remedy})"
+        )
+
+
+def check_unwritten_by_others(status: os.stat_result, what: str, remedy: str) -> None:
+    """Refuse what another user owns, but for root, or what group or others can write.
+
+    Raises:
+        ConfigError: begins with ``what``.
+    """
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & _OTHERS_WRITE:
+        raise ConfigError(
+            f"{what}: mode {stat.S_IMODE(status.st_mode):04o} of user {status.st_uid}; nobody but "
+            f"this user and root may write it ({remedy})"
         )

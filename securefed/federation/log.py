@@ -1,16 +1,19 @@
-"""An agent's log: one JSON object a line, for the data owner and nobody else."""
+"""A log of JSON lines: an agent's for its owner, a server's for its operator, and nobody else."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from securefed.agent.private_folder import check_private
 from securefed.errors import ConfigError
+from securefed.federation.private_folder import check_private
+
+UNPROTECTED = "unprotected"
+"""What stands for an epsilon that is infinite, which JSON has no number for."""
 
 
 class Log:
@@ -20,20 +23,35 @@ class Log:
     material, data or an update, and nothing else of a round is written.
 
     Args:
-        stream: text; flushed after each line.
+        stream: text; flushed after each line.  None writes nothing, and counts all the same.
         clock: gives RFC 3339 text.
+        count: called with each event and its values, for metrics.
     """
 
-    def __init__(self, stream: IO[str], clock: Callable[[], str]) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(
+        self,
+        stream: IO[str] | None,
+        clock: Callable[[], str],
+        *,
+        count: Callable[[str, Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        self._stream, self._clock, self._count = stream, clock, count
 
-    def write(self, event: str, **values: str | int | float) -> None:
+    def write(
+        self,
+        event: str,
+        **values: str | int | float | Mapping[str, str] | Sequence[str],
+    ) -> None:
         """One line.
 
         Args:
             event: what happened, in a word.
             values: what else is told of it.
         """
+        if self._count is not None:
+            self._count(event, values)
+        if self._stream is None:
+            return
         line = {"time": self._clock(), "event": event} | values
         self._stream.write(json.dumps(line, sort_keys=False) + "\n")
         self._stream.flush()

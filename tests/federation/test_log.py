@@ -1,7 +1,7 @@
 import pytest
 
-from securefed.agent.log import appended
 from securefed.errors import ConfigError
+from securefed.federation.log import appended
 
 
 def test_a_log_is_its_owners_alone(tmp_path):

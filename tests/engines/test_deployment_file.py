@@ -1,4 +1,4 @@
-"""What a deployment's server reads of itself: the file that its environment names, and the app's."""
+"""What a server reads of itself, and the log that it writes."""
 
 import json
 from pathlib import Path

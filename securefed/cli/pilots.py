@@ -19,7 +19,7 @@ from securefed.config import load_config, load_pilot
 from securefed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from securefed.engines.events import Observer, RoundEvent
+    from securefed.engines.events import Observer, RoundEvent, StageEvent
     from securefed.federation.scheduling import Schedule
     from securefed.pilot.records import PilotRecord, Trial
 
@@ -92,6 +92,9 @@ class _Inner:
     def working(self, what: str, done: int, total: int) -> None:
         """The innermost bar."""
         self._progress.update(self._inside, description=what, completed=done, total=total)
+
+    def stage_end(self, event: StageEvent) -> None:
+        """Nothing: a trial's clients are all here."""
 
     def round_end(self, event: RoundEvent) -> None:
         """The bar of rounds."""

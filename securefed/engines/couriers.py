@@ -142,6 +142,7 @@ def over_agents(
     *,
     charge: Callable[[str], None],
     observer: Observer,
+    of: str = "updates",
 ) -> Exchange:
     """How one round's messages reach agents: one exchange of the courier for each stage.
 
@@ -153,6 +154,7 @@ def over_agents(
         charge: called with the name of each client before its masked input is asked for, whether it
             will answer or not: it may have sent.
         observer: told of each stage.
+        of: what the round sums: ``updates`` or ``figures``.
     """
 
     def exchange(
@@ -196,6 +198,7 @@ def over_agents(
             StageEvent(
                 round=session.round,
                 stage=stage,
+                of=of,
                 asked=len(requests),
                 answered=len(answers),
                 refused=refused,

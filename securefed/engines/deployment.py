@@ -92,14 +92,16 @@ class Deployment(Section):
                 f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
             )
             raise ConfigError(f"{path} and app configuration: {complaints}") from None
-        return found.model_copy(update=found._placed(path.absolute().parent))
+        return found.model_copy(update=found._placed(path.resolve().parent))
 
     def _placed(self, folder: Path) -> dict[str, str]:
         placed = {
-            name: str(folder / value) for name in _PATHS if (value := str(getattr(self, name)))
+            name: str((folder / value).resolve())
+            for name in _PATHS
+            if (value := str(getattr(self, name)))
         }
         if self.model and (folder / self.model).is_dir():
-            placed["model"] = str(folder / self.model)
+            placed["model"] = str((folder / self.model).resolve())
         return placed
 
 

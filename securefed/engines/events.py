@@ -94,6 +94,7 @@ class StageEvent:
     Attributes:
         round: its number; 0 where it belongs to none.
         stage: ``hello``, a stage of the round, or ``head``.
+        of: what the round sums, ``updates`` or ``figures``; empty where it belongs to none.
         asked: how many were asked.
         answered: how many gave an answer that is none of the following.
         refused: the kind of refusal, or what is wrong with the reply, by party.
@@ -105,6 +106,7 @@ class StageEvent:
 
     round: int
     stage: str
+    of: str = ""
     asked: int
     answered: int
     refused: Mapping[str, str] = field(default_factory=dict)

@@ -291,6 +291,7 @@ class RemoteRun(Run):
             session,
             charge=lambda name: charge(self.parties.clients[name]),
             observer=self.observer,
+            of="figures" if figures else "updates",
         )
 
 

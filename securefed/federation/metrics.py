@@ -36,6 +36,7 @@ _KINDS = frozenset(
 ) | {"Failed"}
 """Kinds of refusals that are told apart: a name is from elsewhere, and each makes a series."""
 
+_AT = ("stage", "of")
 _EPSILON_LABELS = ("unit", "adjacency", "delta", "against")
 
 
@@ -177,14 +178,14 @@ class ServerMetrics(Metrics):
             "Epsilon spent by the run so far (+Inf: unprotected)",
             *_EPSILON_LABELS,
         )
-        self._asked = self._counter("server_asked", "Requests sent to clients", "stage")
-        self._answered = self._counter("server_answered", "Requests answered", "stage")
-        self._silent = self._counter("server_silent", "Requests without a reply in time", "stage")
-        self._refused = self._counter("server_refusals", "Requests refused", "stage", "kind")
+        self._asked = self._counter("server_asked", "Requests sent to clients", *_AT)
+        self._answered = self._counter("server_answered", "Requests answered", *_AT)
+        self._silent = self._counter("server_silent", "Requests without a reply in time", *_AT)
+        self._refused = self._counter("server_refusals", "Requests refused", *_AT, "kind")
         self._seconds = Summary(
             "securefed_server_stage_seconds",
             "Seconds that the replies of a stage were waited for",
-            ("stage",),
+            _AT,
             registry=self.registry,
         )
         self._received = self._counter("server_received_bytes", "Bytes of replies")
@@ -192,13 +193,13 @@ class ServerMetrics(Metrics):
         self._counted = {"stage": self._on_stage, "round": self._on_round}
 
     def _on_stage(self, values: Mapping[str, Any]) -> None:
-        stage = values["stage"]
-        self._asked.labels(stage).inc(values["asked"])
-        self._answered.labels(stage).inc(values["answered"])
-        self._silent.labels(stage).inc(len(values["silent"]))
+        at = (values["stage"], values["of"])
+        self._asked.labels(*at).inc(values["asked"])
+        self._answered.labels(*at).inc(values["answered"])
+        self._silent.labels(*at).inc(len(values["silent"]))
         for kind in values["refused"].values():
-            self._refused.labels(stage, kind if kind in _KINDS else OTHER).inc()
-        self._seconds.labels(stage).observe(values["seconds"])
+            self._refused.labels(*at, kind if kind in _KINDS else OTHER).inc()
+        self._seconds.labels(*at).observe(values["seconds"])
         self._sent.inc(values["bytes_down"])
         self._received.inc(values["bytes_up"])
 

@@ -201,3 +201,24 @@ def test_its_log_holds_no_key_material(tmp_path):
             "unit", "adjacency", "against", "epsilon_budget", "delta_budget",
             "request", "kind", "why",
         }  # fmt: skip
+
+
+def test_a_later_roster_ends_the_round_that_was_begun_under_the_one_before(tmp_path):
+    owner = Owner(tmp_path)
+    owner.asked(invitation())
+    later = Roster(SERVER.public, {n: k for n, k in ROSTER.clients.items() if n != "site-3"})
+    owner.agent.renew(later)
+    with pytest.raises(RemoteProtocolError, match="refused"):
+        owner.asked(Step(b"s" * 16, b"anything").encode())
+    assert "no round that this agent is in" in owner.said[-1]["why"]
+    with pytest.raises(RemoteProtocolError, match="refused"):
+        owner.asked(invitation(b"t" * 16))
+    assert "'site-3' is not in the roster" in owner.said[-1]["why"]
+
+
+@pytest.mark.parametrize("clients", [{"site-0": KEYS["site-1"]}, {"site-1": KEYS["site-1"]}])
+def test_a_roster_that_revokes_this_client_is_no_roster_to_go_by(tmp_path, clients):
+    owner = Owner(tmp_path)
+    later = Roster(SERVER.public, {name: key.public for name, key in clients.items()})
+    with pytest.raises(ConfigError, match="site-0"):
+        owner.agent.renew(later)

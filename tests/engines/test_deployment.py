@@ -17,7 +17,6 @@ from deployment import (
 from tiny import write_run
 
 from securefed.engines.verify import verified_run, verify_run
-from securefed.training.models import weights_fingerprint
 
 pytestmark = pytest.mark.deployment
 
@@ -49,10 +48,10 @@ def prepared(folder: Path, processes: Processes) -> Path:
     app = folder / "app"
     clients = [word for name in NAMES for word in ("--client", name)]
     processes.call("securefed", "flower", "init", run_file, app, "--server", server, *clients)
+    processes.environment["SECUREFED_DEPLOYMENT"] = str(app / "deployment.toml")
     for name in NAMES:
         path = app / "policies" / f"{name}.toml"
         policy = tomllib.loads(path.read_text())
-        policy["runs"]["models"] = [weights_fingerprint(folder / "model")]
         policy["budget"]["epsilon"] = 1e4
         path.write_text(tomli_w.dumps(policy))
     return app

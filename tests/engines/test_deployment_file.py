@@ -79,10 +79,13 @@ def test_each_exchange_is_a_line(told):
     round_stages = ["advertise", "share", "masked_input", "consistency", "unmask"]
     order = ["hello", *round_stages, *round_stages, "head", *round_stages, "head"]
     assert [line["stage"] for line in stages] == order
-    masked = next(x for x in stages if x["round"] == 1 and x["stage"] == "masked_input")
+    masked = next(x for x in stages if (x["of"], x["stage"]) == ("updates", "masked_input"))
     assert (masked["asked"], masked["answered"], masked["silent"]) == (4, 3, ["site-3"])
     assert masked["bytes_up"] > 0
     assert masked["refused"] == {}
+    assert [line["of"] for line in stages] == [
+        "", *["figures"] * 5, *["updates"] * 5, "", *["figures"] * 5, "",
+    ]  # fmt: skip
     assert masked["seconds"] >= 0
 
 

@@ -35,12 +35,12 @@ SERVER = {
     "server_cohort": set(),
     "server_survivors": set(),
     "server_epsilon_spent": {"unit", "adjacency", "delta", "against"},
-    "server_asked_total": {"stage"},
-    "server_answered_total": {"stage"},
-    "server_silent_total": {"stage"},
-    "server_refusals_total": {"stage", "kind"},
-    "server_stage_seconds_count": {"stage"},
-    "server_stage_seconds_sum": {"stage"},
+    "server_asked_total": {"stage", "of"},
+    "server_answered_total": {"stage", "of"},
+    "server_silent_total": {"stage", "of"},
+    "server_refusals_total": {"stage", "of", "kind"},
+    "server_stage_seconds_count": {"stage", "of"},
+    "server_stage_seconds_sum": {"stage", "of"},
     "server_received_bytes_total": set(),
     "server_sent_bytes_total": set(),
 }
@@ -147,6 +147,7 @@ def test_a_server_tells_what_its_log_says_and_nothing_else(tmp_path):
         StageEvent(
             round=1,
             stage="share",
+            of="updates",
             asked=4,
             answered=1,
             refused={"a": "BudgetExceeded", "b": "../" * 9},
@@ -165,13 +166,16 @@ def test_a_server_tells_what_its_log_says_and_nothing_else(tmp_path):
     )  # fmt: skip
     found = scraped(metrics)
     assert names_and_labels(found) == SERVER
-    at, none = labelled(stage="share"), labelled()
+    at, none = labelled(stage="share", of="updates"), labelled()
     assert found["server_asked_total", at] == 4
     assert found["server_answered_total", at] == 1
     assert found["server_silent_total", at] == 1
     assert found["server_stage_seconds_sum", at] == 1.5
-    assert found["server_refusals_total", labelled(stage="share", kind="BudgetExceeded")] == 1
-    assert found["server_refusals_total", labelled(stage="share", kind="other")] == 1
+    assert (
+        found["server_refusals_total", labelled(stage="share", of="updates", kind="BudgetExceeded")]
+        == 1
+    )
+    assert found["server_refusals_total", labelled(stage="share", of="updates", kind="other")] == 1
     assert (found["server_received_bytes_total", none], found["server_sent_bytes_total", none]) == (
         10, 20,
     )  # fmt: skip

@@ -2,9 +2,19 @@
 
 import signal
 import urllib.request
+from pathlib import Path
 
 import pytest
-from deployment import Processes, free_port, listens_on, logged, until
+import tomli_w
+from deployment import (
+    Processes,
+    free_port,
+    listens_on,
+    logged,
+    until,
+    write_certificates,
+    write_node_key,
+)
 from tiny import write_run
 
 pytestmark = pytest.mark.deployment
@@ -72,3 +82,44 @@ def test_an_agent_takes_later_rosters_alone_and_ends_when_it_is_revoked(tmp_path
         assert agent.wait(timeout=60) == 2
         assert logged(log, event="revoked")
         assert not (tmp_path / "site-0" / "agent.sock").exists()
+
+
+def test_a_node_that_is_unregistered_is_served_no_more(tmp_path):
+    write_certificates(tmp_path)
+    tls = ("--ssl-ca-certfile", tmp_path / "ca.crt", "--ssl-certfile", tmp_path / "tls.crt",
+           "--ssl-keyfile", tmp_path / "tls.key")  # fmt: skip
+    key, port = tmp_path / "node", free_port()
+    write_node_key(key)
+    with Processes(tmp_path / "processes") as processes:
+        processes.start(
+            "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", port,
+            "--disable-runtime-dependency-installation", "--enable-supernode-auth", *tls,
+        )  # fmt: skip
+        home = Path(processes.environment["FLWR_HOME"])
+        home.mkdir()
+        trust = {"address": f"127.0.0.1:{port}", "root-certificates": str(tmp_path / "ca.crt")}
+        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": trust}}))
+        until(lambda: "running on" in processes.output("superlink"), "SuperLink", 300)
+        processes.call("flwr", "supernode", "register", f"{key}.pub", "dep", timeout=300)
+
+        def start(name: str) -> None:
+            processes.start(
+                name, "flower-supernode", "--superlink", f"127.0.0.1:{port}",
+                "--host", "127.0.0.1", "--port", free_port(),
+                "--root-certificates", tmp_path / "ca.crt", *tls,
+                "--auth-supernode-private-key", key, "--node-config", 'agent-socket="none"',
+            )  # fmt: skip
+
+        start("node")
+        until(lambda: "SuperNode ID" in processes.output("node"), "SuperNode", 300)
+        said = processes.output("node")
+        (number,) = [x.split()[-1] for x in said.splitlines() if "SuperNode ID" in x]
+        assert number in processes.call("flwr", "supernode", "list", "dep", timeout=300)
+        processes.call("flwr", "supernode", "unregister", number, "dep", timeout=300)
+        running = processes.started["node"]
+        until(lambda: running.poll() is not None, "the end of the node that ran", 600)
+        assert running.returncode != 0
+        start("again")
+        again = processes.started["again"]
+        until(lambda: again.poll() is not None, "refusal of the node", 300)
+        assert "Exit Code: 305" in processes.output("again")

@@ -1,5 +1,7 @@
 """What an operator does to a running agent: scrape it, give it a roster, revoke it."""
 
+import re
+import shutil
 import signal
 import urllib.request
 from pathlib import Path
@@ -18,6 +20,9 @@ from deployment import (
 from tiny import write_run
 
 pytestmark = pytest.mark.deployment
+
+GUIDE = Path(__file__).parents[2] / "examples" / "guides" / "deployment.md"
+(NGINX,) = re.findall(r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 def prepared(folder, processes):
@@ -84,42 +89,84 @@ def test_an_agent_takes_later_rosters_alone_and_ends_when_it_is_revoked(tmp_path
         assert not (tmp_path / "site-0" / "agent.sock").exists()
 
 
+class Link:
+    """A SuperLink over TLS for registered nodes, and what is started beside it."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        write_certificates(folder)
+        self.folder, self.processes, self.port = folder, processes, free_port()
+        self.tls = ("--ssl-ca-certfile", folder / "ca.crt", "--ssl-certfile", folder / "tls.crt",
+                    "--ssl-keyfile", folder / "tls.key")  # fmt: skip
+        processes.start(
+            "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", self.port,
+            "--disable-runtime-dependency-installation", "--enable-supernode-auth", *self.tls,
+        )  # fmt: skip
+        self.name("dep", self.port)
+        until(lambda: "running on" in processes.output("superlink"), "SuperLink", 300)
+
+    def name(self, connection: str, port: int) -> None:
+        home = Path(self.processes.environment["FLWR_HOME"])
+        home.mkdir(exist_ok=True)
+        trust = {
+            "address": f"127.0.0.1:{port}",
+            "root-certificates": str(self.folder / "ca.crt"),
+        }
+        with (home / "config.toml").open("a") as file:
+            file.write(tomli_w.dumps({"superlink": {connection: trust}}))
+
+    def call(self, *words: object) -> str:
+        return self.processes.call("flwr", *words, timeout=300)
+
+    def node(self, name: str, key: Path, port: int | None = None):
+        return self.processes.start(
+            name, "flower-supernode", "--superlink", f"127.0.0.1:{port or self.port}",
+            "--host", "127.0.0.1", "--port", free_port(),
+            "--root-certificates", self.folder / "ca.crt", *self.tls,
+            "--auth-supernode-private-key", key, "--node-config", 'agent-socket="none"',
+        )  # fmt: skip
+
+    def number(self, name: str) -> str:
+        """Of a node, once it is served."""
+        until(lambda: "SuperNode ID" in self.processes.output(name), name, 300)
+        said = self.processes.output(name).splitlines()
+        (found,) = [line.split()[-1] for line in said if "SuperNode ID" in line]
+        return found
+
+
 def test_a_node_that_is_unregistered_is_served_no_more(tmp_path):
-    write_certificates(tmp_path)
-    tls = ("--ssl-ca-certfile", tmp_path / "ca.crt", "--ssl-certfile", tmp_path / "tls.crt",
-           "--ssl-keyfile", tmp_path / "tls.key")  # fmt: skip
-    key, port = tmp_path / "node", free_port()
+    key = tmp_path / "node"
     write_node_key(key)
     with Processes(tmp_path / "processes") as processes:
-        processes.start(
-            "superlink", "flower-superlink", "--host", "127.0.0.1", "--port", port,
-            "--disable-runtime-dependency-installation", "--enable-supernode-auth", *tls,
-        )  # fmt: skip
-        home = Path(processes.environment["FLWR_HOME"])
-        home.mkdir()
-        trust = {"address": f"127.0.0.1:{port}", "root-certificates": str(tmp_path / "ca.crt")}
-        (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": trust}}))
-        until(lambda: "running on" in processes.output("superlink"), "SuperLink", 300)
-        processes.call("flwr", "supernode", "register", f"{key}.pub", "dep", timeout=300)
-
-        def start(name: str) -> None:
-            processes.start(
-                name, "flower-supernode", "--superlink", f"127.0.0.1:{port}",
-                "--host", "127.0.0.1", "--port", free_port(),
-                "--root-certificates", tmp_path / "ca.crt", *tls,
-                "--auth-supernode-private-key", key, "--node-config", 'agent-socket="none"',
-            )  # fmt: skip
-
-        start("node")
-        until(lambda: "SuperNode ID" in processes.output("node"), "SuperNode", 300)
-        said = processes.output("node")
-        (number,) = [x.split()[-1] for x in said.splitlines() if "SuperNode ID" in x]
-        assert number in processes.call("flwr", "supernode", "list", "dep", timeout=300)
-        processes.call("flwr", "supernode", "unregister", number, "dep", timeout=300)
-        running = processes.started["node"]
+        link = Link(tmp_path, processes)
+        link.call("supernode", "register", f"{key}.pub", "dep")
+        running = link.node("node", key)
+        number = link.number("node")
+        assert number in link.call("supernode", "list", "dep")
+        link.call("supernode", "unregister", number, "dep")
         until(lambda: running.poll() is not None, "the end of the node that ran", 600)
-        assert running.returncode != 0
-        start("again")
-        again = processes.started["again"]
+        again = link.node("again", key)
         until(lambda: again.poll() is not None, "refusal of the node", 300)
         assert "Exit Code: 305" in processes.output("again")
+
+
+def test_through_the_guides_proxy_nodes_are_served_and_nobody_commands(tmp_path):
+    """Without it, whoever reaches the port commands: that is shown first."""
+    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    if nginx is None:
+        pytest.skip("nginx is not installed")
+    key, other = tmp_path / "node", tmp_path / "other"
+    write_node_key(key)
+    write_node_key(other)
+    with Processes(tmp_path / "processes") as processes:
+        link = Link(tmp_path, processes)
+        link.call("supernode", "register", f"{key}.pub", "dep")  # by no more than the port
+        door = free_port()
+        text = NGINX.replace("9380", f"127.0.0.1:{door}").replace("9390", str(link.port))
+        (tmp_path / "nginx.conf").write_text(text)
+        processes.start("nginx", nginx, "-p", tmp_path, "-c", "nginx.conf", "-g", "daemon off;")
+        link.name("outside", door)
+        link.node("node", key, door)
+        assert link.number("node") in link.call("supernode", "list", "dep")
+        for words in (["supernode", "register", f"{other}.pub"], ["supernode", "list"]):
+            with pytest.raises(AssertionError, match="403"):
+                link.call(*words, "outside")

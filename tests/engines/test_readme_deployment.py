@@ -29,11 +29,14 @@ def pasted() -> list[str]:
 
 def agent_of(shell: int, client: str) -> psutil.Process:
     """The agent that the pasted commands started for a client."""
-    found = [
-        each
-        for each in psutil.Process(shell).children(recursive=True)
-        if f"{client}/agent.sock" in each.cmdline() and "client" in each.cmdline()
-    ]
+    found = []
+    for each in psutil.Process(shell).children():
+        try:
+            words = each.cmdline()
+        except psutil.Error:  # it has just ended
+            continue
+        if "client" in words and f"{client}/agent.sock" in words:
+            found.append(each)
     assert len(found) == 1
     return found[0]
 

@@ -1,11 +1,13 @@
 """What a server reads of itself, and the log that it writes."""
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
 import tomli_w
 from deployed import DirectCourier, write_deployment
+from deployment import free_port
 
 from securefed.engines.deployment import ENVIRONMENT, Deployment
 from securefed.engines.remote_federation import federate
@@ -67,9 +69,12 @@ def told(tmp_path_factory):
         return node == 103 and what == "masked_input"
 
     place = world.folder / "server.log"
-    settings = world.deployment.model_copy(update={"log": str(place)})
+    at = f"127.0.0.1:{free_port()}"
+    settings = world.deployment.model_copy(update={"log": str(place), "metrics": at})
     with logged(settings, lambda: "2026-01-01T00:00:00Z") as observer:
         result = federate(settings, DirectCourier(agents, lost), observer=observer)
+        with urllib.request.urlopen(f"http://{at}/metrics", timeout=60) as reply:
+            (world.folder / "scraped").write_bytes(reply.read())
     return world, result, place
 
 
@@ -99,6 +104,16 @@ def test_a_round_is_a_line_with_what_is_spent_and_its_terms(told):
     assert (last["unit"], last["adjacency"], last["against"], last["delta"]) == (
         "example", "zero-out", "server", 1e-5,
     )  # fmt: skip
+
+
+def test_metrics_are_answered_while_the_run_goes_on(told):
+    world, result, _ = told
+    text = (world.folder / "scraped").read_text()
+    assert "securefed_server_last_round 1.0" in text
+    assert "securefed_server_survivors 3.0" in text
+    terms = 'adjacency="zero-out",against="server",delta="1e-05",unit="example"'
+    assert f"securefed_server_epsilon_spent{{{terms}}} {result.events[-1].epsilon}" in text
+    assert 'server_silent_total{of="updates",stage="masked_input"} 1.0' in text
 
 
 def test_the_log_is_its_owners_and_holds_no_key(told):

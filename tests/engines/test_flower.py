@@ -1,5 +1,6 @@
 """Rounds over Flower: its own grid, messages and ClientApp, and agents behind real sockets."""
 
+import json
 import os
 import secrets
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from deployed import CLOCK, FakeTime, policy_values, write_deployment
 from flower_grid import Grid
 from recorded_site import CONFIG, MODEL, RecordedSite, session_of
@@ -189,7 +191,7 @@ def test_an_agent_that_is_gone_is_an_error_message_and_a_dropout(recorded):
     assert "site-1" in carried.unanswered
 
 
-def test_the_whole_server_app_trains_a_tiny_model_over_flower(tmp_path):
+def test_the_whole_server_app_trains_a_tiny_model_over_flower(tmp_path, monkeypatch):
     world = write_deployment(tmp_path, clients=3, training={"rounds": 1})
     with ExitStack() as held:
         sockets = []
@@ -201,11 +203,16 @@ def test_the_whole_server_app_trains_a_tiny_model_over_flower(tmp_path):
         with grid.running() as running:
             from flwr.app import Context, RecordDict
 
-            values = world.deployment.model_dump() | {"stage_seconds": 60.0, "wait_seconds": 5.0}
-            config = {key.replace("_", "-"): value for key, value in values.items()}
+            names = ("run_file", "roster", "key", "out", "model")
+            places = {name: getattr(world.deployment, name) for name in names}
+            (tmp_path / "deployment.toml").write_text(tomli_w.dumps(places | {"log": "server.log"}))
+            monkeypatch.setenv("SECUREFED_DEPLOYMENT", str(tmp_path / "deployment.toml"))
+            config = {"stage-seconds": 60.0, "wait-seconds": 5.0, "offline": True}
             server_app(running, Context(1, 0, {}, RecordDict(), config))
     verdict = verify_run(Path(world.deployment.out))
     assert verdict.finished
+    events = [json.loads(x)["event"] for x in (tmp_path / "server.log").read_text().splitlines()]
+    assert (events[0], events[-1], events.count("round")) == ("started", "finished", 2)
 
 
 def test_a_client_app_loads_neither_model_nor_training():

@@ -141,7 +141,7 @@ def demo(
 ) -> None:
     """Fine-tune SmolLM2-135M over presidents' addresses, end to end."""
     if clients not in _DEMOS:
-        raise ConfigError(f"--clients {clients!r}: must be one of {sorted(_DEMOS)}")
+        raise ConfigError(f"--clients {clients!r}: must be one of {', '.join(_DEMOS)}")
     section = {"kind": aggregation, "masked": masked}
     config, notes = _demo_config(clients, section), []
     options = _demo_options(clients, config)
@@ -222,7 +222,7 @@ def fetch(offline: Offline = False) -> None:
         else:
             say(f"{name}: {folder}")
     if missing:
-        raise FetchError(f"{missing} of {len(wanted)} could not be had")
+        raise FetchError(f"{missing} of {len(wanted)} could not be had; why is said above")
 
 
 @app.command()

@@ -51,7 +51,10 @@ class Released:
         """
         config = folder / "config.toml"
         if not config.is_file():
-            raise ConfigError(f"{config} is missing: {folder} is not a run folder")
+            raise ConfigError(
+                f"{config} is missing: {folder} is not a run folder; name the one that `securefed run` "
+                "printed"
+            )
         shared = folder / "adapter"
         if not (shared / PROVENANCE_FILE).is_file():
             raise ConfigError(

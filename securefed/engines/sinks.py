@@ -201,7 +201,7 @@ def open_sink(kind: str, folder: Path, *, run: str, about: str) -> Sink:
             written.
     """
     if kind not in SINKS:
-        raise ConfigError(f"sink {kind!r}: must be one of {', '.join(SINKS)}")
+        raise ConfigError(f"--sink {kind!r}: must be one of {', '.join(SINKS)}")
     return SINKS[kind](folder, run=run, about=about)
 
 

@@ -171,7 +171,10 @@ def decode_record(line: bytes) -> Record:
     Raises:
         ValueError: what is wrong with the line; also when it is another encoding of a record.
     """
-    fields = _parsed(line)
+    try:
+        fields = _parsed(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON: it was edited, or the file is no ledger") from None
     if not isinstance(fields, dict) or fields.keys() != _FIELDS.keys():
         raise ValueError(f"is not a record: the fields must be {', '.join(_FIELDS)}")
     for name, kind in _FIELDS.items():

@@ -156,7 +156,7 @@ def read_result(path: Path, trusted: Collection[IdentityPublicKey]) -> AttackDoc
         with path.open("rb") as file:
             text = file.read(_BYTES_LIMIT)
     except OSError as error:
-        raise ConfigError(f"result {path}: {error.strerror}") from None
+        raise ConfigError(f"result {path}: cannot be read ({error.strerror})") from None
     try:
         envelope = json.loads(text)
     except (ValueError, RecursionError):

@@ -304,8 +304,8 @@ def audited_file(path: Path) -> tuple[RunConfig, Path | None]:
         for file in (folder.config, folder.ledger):
             if not file.is_file():
                 raise ConfigError(
-                    f"{file} is missing: {path} is not a run folder; name a run file, or the folder "
-                    "that `securefed run` printed"
+                    f"{file} is missing: {path} is not a run folder; name a run file, or the "
+                    "folder that `securefed run` printed"
                 )
         return load_config(folder.config), path
     return load_config(path), None

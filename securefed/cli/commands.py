@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import os
 import shlex
@@ -46,6 +47,7 @@ from securefed.errors import (
     ConfigError,
     FetchError,
     LedgerTampered,
+    OverflowBoundError,
     RemoteProtocolError,
     SecureFedError,
 )
@@ -108,7 +110,16 @@ def main() -> None:
         errors.print(f"error: {printable(str(error), lines=True)}", style="red", markup=False)
         for note in getattr(error, "__notes__", []):
             errors.print(f"  {note}", markup=False)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+        raise SystemExit(2 if isinstance(error, ConfigError | OverflowBoundError) else 1) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output wants no more of it
+            raise SystemExit(1) from None
+        place = error.filename if error.filename2 is None else error.filename2
+        named = "" if place is None else f"{place}: "
+        errors.print(
+            f"error: {printable(f'{named}{error.strerror or error}')}", style="red", markup=False
+        )
+        raise SystemExit(1) from None
 
 
 def _version(wanted: bool) -> None:

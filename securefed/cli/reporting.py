@@ -178,7 +178,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise LedgerTampered(f"{where}: is not JSON as a run writes it")

@@ -132,8 +132,8 @@ class TrainingSection(Section):
             raise ValueError(
                 "sparsify = 'random' without keep_fraction: it must be given, > 0 and < 1"
                 if self.keep_fraction is None
-                else f"keep_fraction = {self.keep_fraction:g} with sparsify = {self.sparsify!r}: it "
-                "is of 'random' alone; leave it out"
+                else f"keep_fraction = {self.keep_fraction:g} with sparsify = {self.sparsify!r}: "
+                "it is of 'random' alone; leave it out"
             )
         if self.error_feedback and self.sparsify == "none":
             raise ValueError(

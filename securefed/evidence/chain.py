@@ -28,8 +28,10 @@ from typing import Any, NoReturn
 import rfc8785
 
 from securefed.errors import LedgerError, LedgerTampered
+from securefed.evidence.reading import open_regular, read_regular
 
 LINE_LIMIT = 1 << 20
+_HEAD_LIMIT = 4096
 GENESIS = "genesis"
 NO_HASH = "0" * 64
 
@@ -200,7 +202,7 @@ def read_records(path: Path) -> tuple[list[Record], bytes]:
     """
     lines = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while line := file.readline(LINE_LIMIT + 1):
                 lines.append(line)
                 if len(line) > LINE_LIMIT:
@@ -289,7 +291,7 @@ def read_head(path: Path) -> Head:
         LedgerError: it cannot be read.
     """
     try:
-        line = head_path(path).read_bytes()
+        line = read_regular(head_path(path), _HEAD_LIMIT)
     except FileNotFoundError:
         return Head(-1, NO_HASH)
     except OSError as error:

@@ -8,7 +8,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -38,6 +38,7 @@ from securefed.cli.watching import (
     watching,
 )
 from securefed.config import (
+    AggregationKind,
     RunConfig,
     first_difference,
     load_config,
@@ -153,6 +154,8 @@ def demo(
     """Fine-tune SmolLM2-135M over presidents' addresses, end to end."""
     if clients not in _DEMOS:
         raise ConfigError(f"--clients {clients!r}: must be one of {', '.join(_DEMOS)}")
+    if aggregation not in (kinds := get_args(AggregationKind)):
+        raise ConfigError(f"--aggregation {aggregation!r}: must be one of {', '.join(kinds)}")
     section = {"kind": aggregation, "masked": masked}
     config, notes = _demo_config(clients, section), []
     options = _demo_options(clients, config)

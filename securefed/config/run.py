@@ -20,6 +20,7 @@ Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "u
 # "graph" is there in sparse rounds (200 clients and more) only.
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+AggregationKind = Literal["pairwise", "bfv", "ckks", "plaintext"]
 Scheme = Literal["bfv", "ckks"]
 KeyHolder = Literal["cohort", "decryptor"]
 
@@ -91,7 +92,7 @@ class AggregationSection(Section):
     clients as may be corrupt; then a member of the cohort may run the decryptor.
     """
 
-    kind: Literal["pairwise", "bfv", "ckks", "plaintext"] = "pairwise"
+    kind: AggregationKind = "pairwise"
     key_holder: KeyHolder | None = None
     masked: bool = False
     bits: Literal["auto"] | Annotated[int, Field(ge=20, le=32)] = "auto"

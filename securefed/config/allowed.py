@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def allowed_at(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list
         The place in the file, and what is allowed, to follow "must be"; empty where the schema
         does not say.
     """
-    schema = model.model_json_schema()
+    schema = _schema_of(model)
     node: Mapping[str, Any] = schema
     found: list[str | int] = []
     for part in place:
@@ -45,6 +46,11 @@ def allowed_at(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list
         found.append(part)
         node = inner
     return found, _words(node, schema)
+
+
+@functools.cache
+def _schema_of(model: type[BaseModel]) -> Mapping[str, Any]:
+    return model.model_json_schema()
 
 
 def _resolved(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:

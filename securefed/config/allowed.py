@@ -41,7 +41,7 @@ def allowed_at(model: type[BaseModel], place: Sequence[int | str]) -> tuple[list
     found: list[str | int] = []
     for part in place:
         inner = _inside(node, part, schema)
-        if inner is None:
+        if inner is None:  # which member of a union it is
             break
         found.append(part)
         node = inner

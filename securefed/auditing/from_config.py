@@ -301,7 +301,12 @@ def audited_file(path: Path) -> tuple[RunConfig, Path | None]:
     """
     if path.is_dir():
         folder = RunFolder(path)
-        folder.check_resumable()
+        for file in (folder.config, folder.ledger):
+            if not file.is_file():
+                raise ConfigError(
+                    f"{file} is missing: {path} is not a run folder; name a run file, or the "
+                    "folder that `securefed run` printed"
+                )
         return load_config(folder.config), path
     return load_config(path), None
 
@@ -319,7 +324,10 @@ def _check_covered(config: RunConfig) -> None:
         "privacy.sampling = 'cyclic'": config.privacy.sampling == "cyclic",
     }.items():
         if there:
-            raise ConfigError(f"{what}: rounds of such a run cannot be audited from its file yet")
+            raise ConfigError(
+                f"{what}: rounds of such a run cannot be audited from its file yet; audit a run "
+                "file without it"
+            )
 
 
 def _text(one: Examples) -> Text:

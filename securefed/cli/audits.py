@@ -102,7 +102,7 @@ def attack(
             say(line)
         return
     if name is None:
-        raise ConfigError("attack: name one, or ask for --list")
+        raise ConfigError("attack: none is named; name one of those that --list shows")
     from securefed.auditing.catalogue import entry
 
     known = entry(name)
@@ -232,7 +232,9 @@ def _config(
         values["model"].pop("fingerprint", None)
     if texts is not None:
         if not texts.is_dir():
-            raise ConfigError(f"--texts {texts}: is not a folder")
+            raise ConfigError(
+                f"--texts {texts}: is not a folder; it must hold one file or sub-folder a client"
+            )
         values["data"] |= {"source": str(texts.resolve()), "clients": "all"}
         values["cohort"].pop("simulated_dropouts", None)
     for change in changes or ():

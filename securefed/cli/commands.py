@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -37,6 +38,7 @@ from securefed.cli.watching import (
     watching,
 )
 from securefed.config import (
+    AggregationKind,
     RunConfig,
     first_difference,
     load_config,
@@ -46,6 +48,7 @@ from securefed.errors import (
     ConfigError,
     FetchError,
     LedgerTampered,
+    OverflowBoundError,
     RemoteProtocolError,
     SecureFedError,
 )
@@ -112,7 +115,16 @@ def main() -> None:
         errors.print(f"error: {printable(str(error), lines=True)}", style="red", markup=False)
         for note in getattr(error, "__notes__", []):
             errors.print(f"  {note}", markup=False)
-        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+        raise SystemExit(2 if isinstance(error, ConfigError | OverflowBoundError) else 1) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # whoever read the output wants no more of it
+            raise SystemExit(1) from None
+        place = error.filename if error.filename2 is None else error.filename2
+        named = "" if place is None else f"{place}: "
+        errors.print(
+            f"error: {printable(f'{named}{error.strerror or error}')}", style="red", markup=False
+        )
+        raise SystemExit(1) from None
 
 
 def _version(wanted: bool) -> None:
@@ -145,7 +157,9 @@ def demo(
 ) -> None:
     """Fine-tune SmolLM2-135M over presidents' addresses, end to end."""
     if clients not in _DEMOS:
-        raise ConfigError(f"--clients {clients!r}: must be one of {sorted(_DEMOS)}")
+        raise ConfigError(f"--clients {clients!r}: must be one of {', '.join(_DEMOS)}")
+    if aggregation not in (kinds := get_args(AggregationKind)):
+        raise ConfigError(f"--aggregation {aggregation!r}: must be one of {', '.join(kinds)}")
     section = {"kind": aggregation, "masked": masked}
     config, notes = _demo_config(clients, section), []
     options = _demo_options(clients, config)
@@ -226,7 +240,7 @@ def fetch(offline: Offline = False) -> None:
         else:
             say(f"{name}: {folder}")
     if missing:
-        raise FetchError(f"{missing} of {len(wanted)} could not be had")
+        raise FetchError(f"{missing} of {len(wanted)} could not be had; why is said above")
 
 
 @app.command()

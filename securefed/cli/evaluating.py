@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from securefed.cli.watching import console, quiet_libraries, say
+from securefed.errors import ConfigError
 
 if TYPE_CHECKING:
     from securefed.engines.evaluating import Evaluation
@@ -34,6 +35,11 @@ def evaluate(
     """Measure base, shared and personal adapters, with intervals."""
     from securefed.engines.evaluating import evaluate_run
 
+    if data is not None and not data.is_dir():
+        raise ConfigError(
+            f"--data {data}: there is no such folder; it must be laid out as data.source, one file "
+            "or sub-folder a client"
+        )
     quiet_libraries()
     found = evaluate_run(
         folder,

@@ -45,9 +45,11 @@ def report(
     from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import read_public_key
     from securefed.reports.build import build
-    from securefed.reports.catalogue import checked_language
+    from securefed.reports.catalogue import LANGUAGES, checked_language
     from securefed.reports.formats import format_of
 
+    if lang not in LANGUAGES:
+        raise ConfigError(f"--lang {lang!r}: must be one of {', '.join(LANGUAGES)}")
     language, wanted = checked_language(lang), format_of(shape)
     trusted = [read_public_key(path) for path in signer or ()]
     try:
@@ -178,7 +180,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
 def _object(text: str, where: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise LedgerTampered(f"{where}: is not JSON as a run writes it")

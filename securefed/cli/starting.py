@@ -194,6 +194,11 @@ def _looked_at(
 ) -> _Seen:
     from securefed.training.folder import read_folder
 
+    if not folder.is_dir():
+        raise ConfigError(
+            f"--data {folder}: there is no such folder; it must hold one file or sub-folder a "
+            "client, or be builtin:NAME"
+        )
     labels = _MOST_LABELS if task == "sequence-classification" else None
     found = read_folder(folder, section=DataSection(**fields), labels=labels)
     unknown = sorted(set(names) - set(found))

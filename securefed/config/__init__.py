@@ -26,6 +26,7 @@ from securefed.config.privacy import (
 from securefed.config.ranks import RankSection
 from securefed.config.run import (
     STAGES,
+    AggregationKind,
     AggregationSection,
     KeyHolder,
     ModelSection,
@@ -40,6 +41,7 @@ from securefed.config.training import ServerRule, TrainingSection
 __all__ = [
     "SHARING_MODES",
     "STAGES",
+    "AggregationKind",
     "AggregationSection",
     "DataSection",
     "EvaluationSection",

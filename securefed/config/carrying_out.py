@@ -39,7 +39,10 @@ def why_not_carried_out(config: RunConfig) -> str | None:
     if not asked.carry_out:
         return None
     if not config.cohort.profiles:
-        return "cohort.schedule.carry_out without cohort.profiles: there is nothing to plan from"
+        return (
+            "cohort.schedule.carry_out = true without cohort.profiles: there is nothing to plan "
+            "from; give a table [[cohort.profiles]] with memory_gib, upload_mbit, download_mbit"
+        )
     if config.aggregation.kind not in ("pairwise", "plaintext"):
         return (
             f"cohort.schedule.carry_out with aggregation.kind = {config.aggregation.kind!r}: a "

@@ -6,55 +6,22 @@ its value and what is allowed.
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import tomli_w
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from securefed.config.base import Section
+from securefed.config.complaints import complaints
 from securefed.config.pilot import PilotConfig
 from securefed.config.run import RunConfig
 from securefed.errors import ConfigError
 
-
-def _meant(model: type[BaseModel], where: tuple[int | str, ...]) -> str:
-    """The keys that are allowed at an unknown key's place, the likeliest one first."""
-    fields: Any = model.model_fields
-    for part in where[:-1]:
-        annotation = fields[part].annotation if part in fields else None
-        # A table that may be left out is annotated as itself or None.
-        kinds = [k for k in (annotation, *get_args(annotation)) if isinstance(k, type)]
-        section = next((kind for kind in kinds if issubclass(kind, BaseModel)), None)
-        if section is None:
-            return ""
-        fields = section.model_fields
-    close = difflib.get_close_matches(str(where[-1]), fields, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"{hint} (allowed: {', '.join(fields)})"
-
-
-def _complaints(error: ValidationError, model: type[BaseModel], whole: str) -> str:
-    """All that is wrong, in a line.
-
-    Args:
-        error: as pydantic found it.
-        model: of the whole file.
-        whole: what is named where no field is.
-    """
-    lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"]) or whole
-        value = item["input"]
-        shown = "" if isinstance(value, (dict, BaseModel)) else f" (value: {value!r})"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: no such key{_meant(model, item['loc'])}")
-        else:
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return "; ".join(lines)
+_BYTES_LIMIT = 1 << 22
+"""Many client names with a rank and a profile each fit into it many times."""
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
@@ -67,7 +34,7 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_complaints(error, RunConfig, "run file")) from None
+        raise ConfigError(complaints(error, RunConfig, "run file")) from None
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
@@ -77,13 +44,22 @@ def _read(path: Path, what: str) -> dict[str, Any]:
         ConfigError: the file is missing or is not TOML; it begins with ``what`` and its path.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_BYTES_LIMIT + 1)
     except OSError as error:
-        raise ConfigError(f"{what} {path}: {error.strerror}") from None
+        raise ConfigError(f"{what} {path}: cannot be read ({error.strerror})") from None
+    if len(data) > _BYTES_LIMIT:
+        raise ConfigError(f"{what} {path}: longer than {_BYTES_LIMIT} bytes, the most allowed")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path}: is not UTF-8 at byte {error.start}") from None
+        raise ConfigError(
+            f"{what} {path}: is not UTF-8 at byte {error.start}; save it as UTF-8 text"
+        ) from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{what} {path} is not TOML: {error}") from None
+        raise ConfigError(f"{what} {path}: is not TOML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{what} {path}: is not TOML: its lists are nested too deep") from None
 
 
 def load_config(path: Path) -> RunConfig:
@@ -101,7 +77,10 @@ def load_config(path: Path) -> RunConfig:
             beside = path.parent / table["source"]
             if beside.is_dir():
                 table["source"] = str(beside.resolve())
-    return parse_config(values)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {complaints(error, RunConfig, 'run file')}") from None
 
 
 def load_pilot(path: Path) -> PilotConfig:
@@ -116,7 +95,12 @@ def load_pilot(path: Path) -> PilotConfig:
     try:
         found = PilotConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_complaints(error, PilotConfig, "pilot file")) from None
+        if {"model", "lora", "training", "privacy"} & set(values):
+            raise ConfigError(
+                f'{path}: is a run file; a pilot file names one (run = "run.toml") and what is '
+                "tried: see examples/pilot"
+            ) from None
+        raise ConfigError(f"{path}: {complaints(error, PilotConfig, 'pilot file')}") from None
     return found.model_copy(update={"run": path.parent / found.run})
 
 

@@ -73,7 +73,7 @@ class LoraSection(Section):
     @model_validator(mode="after")
     def _kinds_fit(self) -> Self:
         if len(set(self.kinds)) != len(self.kinds):
-            raise ValueError(f"kind = {list(self.kinds)}: one of them is named twice")
+            raise ValueError(f"kind = {list(self.kinds)}: each may be named once")
         if "lora" not in self.kinds and (self.sharing != "ffa" or self.modules_to_save):
             raise ValueError(
                 f"kind = {self.kind!r} without 'lora': lora.sharing divides LoRA's factors, and "

@@ -53,7 +53,7 @@ class SweepSection(Section):
         for key in type(self).model_fields:
             values = getattr(self, key)
             if len(set(values)) != len(values):
-                raise ValueError(f"{key} = {values}: a value is named twice")
+                raise ValueError(f"{key} = {values}: each value may be named once")
         return self
 
 

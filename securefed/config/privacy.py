@@ -116,12 +116,12 @@ class PrivacySection(Section):
         if self.mechanism == "local":
             raise ValueError(
                 "adaptive_clip with mechanism = 'local': each client's own training clips there, "
-                "and nothing of it is counted; must be left out"
+                "and nothing of it is counted; leave it out"
             )
         if self.sampling == "cyclic":
             raise ValueError(
                 "adaptive_clip with sampling = 'cyclic': noise correlated over rounds needs "
-                "one clip for all of them; must be left out"
+                "one clip for all of them; leave it out"
             )
         least, most = adaptive.min_clip_norm or 0.0, adaptive.max_clip_norm or math.inf
         if not least <= self.clip_norm <= most:
@@ -158,14 +158,20 @@ class PrivacySection(Section):
         if self.noise_bands is not None and self.sampling != "cyclic":
             raise ValueError(
                 f"noise_bands = {self.noise_bands} with sampling = {self.sampling!r}: noise is "
-                "correlated over rounds with sampling = 'cyclic' only"
+                "correlated over rounds with sampling = 'cyclic' only; leave it out"
             )
         if self.mechanism == "none":
             if self.target_epsilon is not None:
-                raise ValueError("target_epsilon with mechanism = 'none': no epsilon is reached")
+                raise ValueError(
+                    f"target_epsilon = {self.target_epsilon:g} with mechanism = 'none': no epsilon "
+                    "is reached there; leave it out, or use 'distributed'"
+                )
             return self
         if self.noise_multiplier is not None and self.target_epsilon is not None:
-            raise ValueError("noise_multiplier and target_epsilon are both given; give one of them")
+            raise ValueError(
+                f"noise_multiplier = {self.noise_multiplier:g} and target_epsilon = "
+                f"{self.target_epsilon:g} are both given; give one of them"
+            )
         if self.noise_multiplier == 0.0:
             raise ValueError(
                 f"noise_multiplier = 0 with mechanism = {self.mechanism!r} protects nothing; give "

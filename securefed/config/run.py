@@ -20,6 +20,7 @@ Stage = Literal["advertise", "graph", "share", "masked_input", "consistency", "u
 # "graph" is there in sparse rounds (200 clients and more) only.
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+AggregationKind = Literal["pairwise", "bfv", "ckks", "plaintext"]
 Scheme = Literal["bfv", "ckks"]
 KeyHolder = Literal["cohort", "decryptor"]
 
@@ -60,8 +61,16 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _labels_fit_the_task(self) -> Self:
-        if (self.task == "sequence-classification") != (self.labels is not None):
-            raise ValueError("labels must be given exactly when task = 'sequence-classification'")
+        if self.task == "sequence-classification" and self.labels is None:
+            raise ValueError(
+                "labels is missing: with task = 'sequence-classification' it must be the number of "
+                "classes"
+            )
+        if self.task != "sequence-classification" and self.labels is not None:
+            raise ValueError(
+                f"labels = {self.labels} with task = {self.task!r}: only a classifier has them; "
+                "leave it out, or use task = 'sequence-classification'"
+            )
         return self
 
 
@@ -83,7 +92,7 @@ class AggregationSection(Section):
     clients as may be corrupt; then a member of the cohort may run the decryptor.
     """
 
-    kind: Literal["pairwise", "bfv", "ckks", "plaintext"] = "pairwise"
+    kind: AggregationKind = "pairwise"
     key_holder: KeyHolder | None = None
     masked: bool = False
     bits: Literal["auto"] | Annotated[int, Field(ge=20, le=32)] = "auto"
@@ -186,7 +195,10 @@ class ScheduleSection(Section):
                 "carry_out = true, or leave it out"
             )
         if self.deadline is None and (self.patience is not None or self.enough != 1.0):
-            raise ValueError("patience and enough are about a deadline, and none is given")
+            raise ValueError(
+                f"patience = {self.patience}, enough = {self.enough:g} without deadline: no stage "
+                "is closed early; give deadline, or leave them out"
+            )
         if isinstance(self.deadline, float) and (self.patience or self.deadline) < self.deadline:
             raise ValueError(f"patience = {self.patience}: must be >= deadline = {self.deadline:g}")
         return self
@@ -226,7 +238,7 @@ class CohortSection(Section):
                 "min_clients"
             )
         if sum(section.clients == "others" for section in self.ranks) > 1:
-            raise ValueError("ranks: two tables are for 'others'; one can be")
+            raise ValueError("ranks: two tables have clients = 'others'; one at most can")
         named = [
             n for section in self.ranks if section.clients != "others" for n in section.clients
         ]
@@ -332,8 +344,8 @@ class RunConfig(Section):
         for drop in self.cohort.simulated_dropouts:
             if drop.round > self.training.rounds:
                 raise ValueError(
-                    f"cohort.simulated_dropouts names round {drop.round}, but training.rounds = "
-                    f"{self.training.rounds}"
+                    f"cohort.simulated_dropouts names round {drop.round}: must be 1.."
+                    f"{self.training.rounds}, for training.rounds = {self.training.rounds}"
                 )
         return self
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -110,7 +110,10 @@ class TrainingSection(Section):
     def _is_not_refused(cls, value: object, info: ValidationInfo) -> object:
         why = REFUSED[info.field_name or ""].get(value) if isinstance(value, str) else None
         if why is not None:
-            raise ValueError(f"{value!r} is refused: it {why}")
+            kinds = get_args(cls.model_fields[info.field_name or ""].annotation)
+            raise ValueError(
+                f"{value!r} is refused: it {why}; allowed: {', '.join(map(repr, kinds))}"
+            )
         return value
 
     @model_validator(mode="after")
@@ -127,15 +130,20 @@ class TrainingSection(Section):
                 )
         if (self.sparsify == "random") != (self.keep_fraction is not None):
             raise ValueError(
-                f"keep_fraction = {self.keep_fraction} with sparsify = {self.sparsify!r}: it must "
-                "be given exactly with 'random'"
+                "sparsify = 'random' without keep_fraction: it must be given, > 0 and < 1"
+                if self.keep_fraction is None
+                else f"keep_fraction = {self.keep_fraction:g} with sparsify = {self.sparsify!r}: "
+                "it is of 'random' alone; leave it out"
             )
         if self.error_feedback and self.sparsify == "none":
-            raise ValueError("error_feedback with sparsify = 'none': nothing is cut off")
+            raise ValueError(
+                "error_feedback = true with sparsify = 'none': nothing is cut off; leave it out, "
+                "or use sparsify = 'random'"
+            )
         if self.proximal_mu and self.local_steps == 1:
             raise ValueError(
                 f"proximal_mu = {self.proximal_mu:g} with local_steps = 1: the only step is taken "
-                "where the pull is zero; use 2 steps or more"
+                "where the pull is zero; use local_steps >= 2"
             )
         if self.control_weight is not None:
             for field, value, wanted in (
@@ -221,10 +229,12 @@ def why_not_combined(
         if given and one_step:
             return (
                 f"training.{field} with {setting}: a round is one step of distributed DP-SGD, and "
-                "there are no local steps"
+                "there are no local steps; leave it out"
             )
     if training.local_optimizer != "adamw" and mechanism == "local":
-        return f"training.local_optimizer with {setting}: local DP-SGD takes Adam steps"
+        return (
+            f"training.local_optimizer with {setting}: local DP-SGD takes Adam steps; leave it out"
+        )
     if training.sparsify != "none" and privacy.sampling == "cyclic":
         return (
             "training.sparsify = 'random' with privacy.sampling = 'cyclic': noise that is to "

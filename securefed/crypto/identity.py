@@ -63,6 +63,21 @@ _Y8 = 0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826
 _SMALL_ORDER = frozenset({0, 1, _P25519 - 1, _P25519, _P25519 + 1, _Y8, _P25519 - _Y8})
 
 
+def _why_shut(error: Exception, password: bytes | None) -> str:
+    """Why a key file does not open, in our words: the library's speak of its own formats."""
+    if isinstance(error, UnsupportedAlgorithm):
+        return "holds a kind of key, or is encrypted in a way, that is not known here"
+    if isinstance(error, TypeError):
+        return (
+            "is encrypted, and no password was given; give its password"
+            if password is None
+            else "is not encrypted, and a password was given; give none"
+        )
+    if password is not None:
+        return "does not open: the password is wrong, or it is no private key in PEM"
+    return "holds no private key in PEM; make one with `securefed keys new`"
+
+
 def pre_authentication(payload_type: str, payload: bytes) -> bytes:
     """DSSE's PAE: ``"DSSEv1" SP LEN(type) SP type SP LEN(body) SP body``, lengths in bytes."""
     kind = payload_type.encode()
@@ -291,7 +306,7 @@ class IdentityKey(SecretHolder):
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             # TypeError: a password is missing or not needed.  UnsupportedAlgorithm: a kind of key
             # or of encryption that the library does not know.  No message holds key material.
-            raise ConfigError(f"identity file {path}: {error}") from None
+            raise ConfigError(f"identity file {path}: {_why_shut(error, password)}") from None
         if not isinstance(key, (Ed25519PrivateKey, MLDSA65PrivateKey)):
             raise ConfigError(
                 f"identity file {path} holds a key of type {type(key).__name__}; "

@@ -117,7 +117,9 @@ def evaluate_run(
         own = load_metric(metric) if isinstance(metric, str) else metric
         named = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
         if data is None:
-            raise ConfigError(f"metric {named}: needs data, a folder of documents to measure on")
+            raise ConfigError(
+                f"--metric {named}: needs --data (data=), a folder of documents to measure on"
+            )
     base = released.base(
         cache=cache or cache_dir(), offline=offline, device=resolve_device(device), progress=say
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from securefed.config import RankSection, RunConfig
+from securefed.engines.naming import named_clients
 from securefed.errors import ConfigError
 from securefed.federation.slice_plans import LEAST_CONTRIBUTORS, standing_slices
 from securefed.lora.tiers import RankTiers
@@ -165,7 +166,9 @@ def _ranks_of(sections: list[RankSection], clients: Collection[str]) -> dict[str
     for section in sections:
         for name in () if section.clients == "others" else section.clients:
             if name not in clients:
-                raise ConfigError(f"cohort.ranks: {name!r} is no client of this run")
+                raise ConfigError(
+                    f"cohort.ranks: {name!r} is no client of this run; {named_clients(clients)}"
+                )
             found[name] = section.rank
     others = [section.rank for section in sections if section.clients == "others"]
     missing = sorted(set(clients) - set(found))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from securefed.config import ProfileSection
+from securefed.engines.naming import named_clients
 from securefed.errors import ConfigError
 from securefed.federation.capability import CapabilityProfile
 
@@ -44,13 +45,17 @@ def sections_of(sections: list[ProfileSection], cohort: list[str]) -> dict[str, 
             continue
         for name in section.clients:
             if name not in cohort:
-                raise ConfigError(f"cohort.profiles: {name!r} is no client of this run")
+                raise ConfigError(
+                    f"cohort.profiles: {name!r} is no client of this run; {named_clients(cohort)}"
+                )
             if name in found:
-                raise ConfigError(f"cohort.profiles: {name!r} has two profiles")
+                raise ConfigError(f"cohort.profiles: {name!r} is named twice; give it one profile")
             found[name] = section
     others = [section for section in sections if section.clients == "others"]
     if len(others) > 1:
-        raise ConfigError(f"cohort.profiles: {len(others)} of them are for 'others'; one can be")
+        raise ConfigError(
+            f"cohort.profiles: {len(others)} tables have clients = 'others'; one at most can"
+        )
     missing = [name for name in cohort if name not in found]
     if missing and not others:
         raise ConfigError(

@@ -24,6 +24,9 @@ from securefed.evidence.kinds import (
     ROUND_SUMMED,
 )
 from securefed.evidence.ledger import Record
+from securefed.evidence.reading import read_regular
+
+_BYTES_LIMIT = 1 << 26
 
 
 def recorded_event(records: list[Record], number: int, settings: Settings) -> RoundEvent:
@@ -184,11 +187,13 @@ def read_shown(path: Path) -> dict[str, Shown]:
         LedgerTampered: the file is not what a run writes there.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path, _BYTES_LIMIT))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise LedgerTampered(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise LedgerTampered(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise LedgerTampered(f"{path}: cannot be read as JSON ({error})") from None
     worst = found.get("worst_client") if isinstance(found, dict) else None
     if not isinstance(worst, dict) or not all(isinstance(v, float | int) for v in worst.values()):
         raise LedgerTampered(f"{path}: must hold worst_client, a number by round")

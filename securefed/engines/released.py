@@ -21,7 +21,7 @@ from securefed.lora.provenance import PROVENANCE_FILE
 from securefed.training.assets import Progress
 from securefed.training.models import LoadedModel, load_model
 
-_PEFT_FILE = "adapter_config.json"
+_PEFT_FILE, _WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class Released:
         """
         config = folder / "config.toml"
         if not config.is_file():
-            raise ConfigError(f"{config} is missing: {folder} is not a run folder")
+            raise ConfigError(
+                f"{config} is missing: {folder} is not a run folder; name the one that `securefed "
+                "run` printed"
+            )
         shared = folder / "adapter"
         if not (shared / PROVENANCE_FILE).is_file():
             raise ConfigError(
@@ -144,16 +147,45 @@ def with_adapter(base: nn.Module, folder: Path) -> nn.Module:
     Raises:
         ConfigError: the adapter does not fit the model, or cannot be read.
     """
+    _check_readable(folder)
     adapted: nn.Module = copy.deepcopy(base)
     try:
         if (folder / _PEFT_FILE).is_file():
             adapted = PeftModel.from_pretrained(adapted, str(folder))
         if (folder / SECTION_FILE).is_file():
             load_inserted(adapted, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        first = (str(error).strip().splitlines() or ["unknown reason"])[0]
-        raise ConfigError(f"adapter folder {folder}: cannot be put on the model: {first}") from None
+    except ConfigError:
+        raise
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,  # also too deep a file
+        KeyError,
+        TypeError,
+        SafetensorError,
+    ) as error:
+        # Of unlike shapes torch says in its first line only that there are some.
+        first = " ".join(str(error).split("\n")[:2]).split()
+        raise ConfigError(
+            f"adapter folder {folder}: does not fit the model, or is not as a run writes it: "
+            f"{' '.join(first)[:300]}"
+        ) from None
     adapted.eval()
     return adapted
+
+
+def _check_readable(folder: Path) -> None:
+    """Refuse a folder without an adapter, and what would be waited for without end.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    if not any((folder / name).is_file() for name in (_PEFT_FILE, SECTION_FILE)):
+        raise ConfigError(
+            f"adapter folder {folder}: holds no {_PEFT_FILE}; name the folder of a finished run"
+        )
+    if (folder / _PEFT_FILE).exists() and not (folder / _WEIGHTS_FILE).is_file():
+        raise ConfigError(f"adapter folder {folder}: {_WEIGHTS_FILE} is missing, or is no file")
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() and not path.is_dir():
+            raise ConfigError(f"adapter folder {folder}: {path.name} is not a regular file")

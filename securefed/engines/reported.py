@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from securefed.engines.histogram_settings import histogram_guarantees
 from securefed.engines.verified import VerifiedRun
 from securefed.errors import LedgerTampered
+from securefed.evidence.reading import read_regular
 from securefed.evidence.strict_json import loads_once
 from securefed.privacy.accounting import ADVERSARIES, PrivacyGuarantee
 
@@ -40,10 +41,10 @@ def check_report(folder: Path, run: VerifiedRun) -> bool | None:
     if not path.exists():
         return None
     try:
-        with path.open("rb") as file:
-            data = file.read(_BYTES_LIMIT + 1)
-        report = loads_once(data) if len(data) <= _BYTES_LIMIT else None
-    except (OSError, ValueError, RecursionError) as error:
+        report = loads_once(read_regular(path, _BYTES_LIMIT))
+    except OSError as error:
+        raise LedgerTampered(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise LedgerTampered(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(report, dict):
         raise LedgerTampered(f"{path}: is no report")

@@ -108,7 +108,8 @@ class Run:
         if not resume and limit is not None and self.settings.epsilon_after(1) > limit[1]:
             raise BudgetExceeded(
                 f"{limit[0]} = {limit[1]:g}: the first round alone costs "
-                f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run"
+                f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run. Raise it, or "
+                "privacy.noise_multiplier"
             )
         opening = self._opening()
         for line in self._told():

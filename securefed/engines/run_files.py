@@ -18,6 +18,7 @@ from securefed.engines.settings import Settings
 from securefed.errors import LedgerTampered
 from securefed.evidence.chain import head_path, read_records
 from securefed.evidence.ledger import Record
+from securefed.evidence.reading import open_regular
 from securefed.lora.provenance import PROVENANCE_FILE
 
 
@@ -28,7 +29,11 @@ def check_config(folder: Path, genesis: Mapping[str, Any]) -> None:
         LedgerTampered: the file is another one.
     """
     path = folder / "config.toml"
-    if hashlib.sha256(path.read_bytes()).hexdigest() != genesis["config_sha256"]:
+    try:
+        found = _sha256(path)
+    except OSError as error:
+        raise LedgerTampered(f"{path}: cannot be read ({error.strerror})") from None
+    if found != genesis["config_sha256"]:
         raise LedgerTampered(f"{path}: is not the file that the ledger names")
 
 
@@ -41,10 +46,16 @@ def released_files(folder: Path) -> dict[str, str]:
         *(folder / "ranks").rglob("*"),
     ]
     return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(folder).as_posix(): _sha256(path)
         for path in sorted(paths)
         if path.is_file()
     }
+
+
+def _sha256(path: Path) -> str:
+    """Of a file of any length, a piece at a time."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def uncovered(folder: Path, covered: set[str]) -> list[str]:

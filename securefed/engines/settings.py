@@ -17,6 +17,7 @@ from securefed.engines.arrangement import aggregation_of, check_key_holder
 from securefed.engines.cohorts import Cohorts
 from securefed.engines.histogram_settings import HistogramSettings
 from securefed.engines.mixed_ranks import mixed_ranks
+from securefed.engines.naming import named_clients
 from securefed.engines.plan_records import plan_record, slices_event, slices_record
 from securefed.engines.run_plan import RunPlan
 from securefed.errors import ConfigError
@@ -58,12 +59,13 @@ def check_cohort(config: RunConfig, clients: Collection[str]) -> None:
     if len(clients) < least:
         raise ConfigError(
             f"cohort.min_clients = {least}: the run needs at least {least} clients, data.source "
-            f"{config.data.source} gives {len(clients)}"
+            f"{config.data.source} gives {len(clients)}; add clients, or lower it (2 at least)"
         )
     unknown = {item.client for item in config.cohort.simulated_dropouts} - set(clients)
     if unknown:
         raise ConfigError(
-            f"cohort.simulated_dropouts: {sorted(unknown)[:3]} are not clients of this run"
+            f"cohort.simulated_dropouts: {min(unknown)!r} is no client of this run; "
+            f"{named_clients(clients)}"
         )
     check_key_holder(config, clients)
     mixed_ranks(config, clients)
@@ -138,7 +140,7 @@ class Settings:
             if q > 1.0:
                 raise ConfigError(
                     f"privacy.expected_batch = {privacy.expected_batch:g}: the clients hold "
-                    f"{total} {privacy.unit}s in all, and it must not exceed that"
+                    f"{total} {privacy.unit}s in all, so it must be <= {total}"
                 )
             room = _room_for(max(sizes.values()), q)
         if privacy.sampling == "cyclic":
@@ -211,9 +213,10 @@ class Settings:
         spent = self.epsilon_after(self.stated.rounds) if targeted else 0.0
         if targeted and spent > (privacy.target_epsilon or 0.0):
             raise ConfigError(
-                f"noise_multiplier = {self.stated.noise_multiplier:g}: {self.stated.rounds} rounds "
-                f"cost epsilon {epsilon_text(spent)}, privacy.target_epsilon = "
-                f"{privacy.target_epsilon:g}"
+                f"privacy.target_epsilon = {privacy.target_epsilon:g}: the noise on record, "
+                f"noise_multiplier = {self.stated.noise_multiplier:g}, costs epsilon "
+                f"{epsilon_text(spent)} over {self.stated.rounds} rounds; it must not exceed the "
+                "target"
             )
 
     def _summed(self, stated: PrivacyPolicy) -> PrivacyPolicy:

@@ -100,8 +100,8 @@ class TensorBoardSink(Sink):
     """Event files for ``tensorboard --logdir FOLDER``."""
 
     def __init__(self, folder: Path, *, run: str, about: str) -> None:
-        super().__init__(folder, run=run, about=about)
         _library("tensorboard", "tensorboard")
+        super().__init__(folder, run=run, about=about)
         self._writer: Any = _library("torch.utils.tensorboard", "tensorboard").SummaryWriter(
             str(folder / run)
         )
@@ -156,8 +156,8 @@ class WandbSink(Sink):
     """
 
     def __init__(self, folder: Path, *, run: str, about: str) -> None:
-        super().__init__(folder, run=run, about=about)
         module = _library("wandb", "wandb")
+        super().__init__(folder, run=run, about=about)
         self._run: Any = module.init(
             mode="offline",
             project="securefed",
@@ -201,7 +201,7 @@ def open_sink(kind: str, folder: Path, *, run: str, about: str) -> Sink:
             written.
     """
     if kind not in SINKS:
-        raise ConfigError(f"sink {kind!r}: must be one of {', '.join(SINKS)}")
+        raise ConfigError(f"--sink {kind!r}: must be one of {', '.join(SINKS)}")
     return SINKS[kind](folder, run=run, about=about)
 
 

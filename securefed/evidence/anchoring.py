@@ -60,7 +60,10 @@ def read_public_key(path: Path) -> IdentityPublicKey:
     Raises:
         ConfigError: the file cannot be read, or holds no such key.
     """
-    data = read_bounded(path, FILE_LIMIT)
+    return _public_key(path, read_bounded(path, FILE_LIMIT, pipe=True))
+
+
+def _public_key(path: Path, data: bytes) -> IdentityPublicKey:
     try:
         if data.lstrip().startswith(b"-----BEGIN PUBLIC KEY"):
             loaded = load_pem_public_key(data)
@@ -82,7 +85,9 @@ def known_signers(folder: Path) -> list[IdentityPublicKey]:
     Raises:
         ConfigError: one is no key.
     """
-    return [read_public_key(path) for path in sorted(folder.glob(SIGNERS))]
+    return [
+        _public_key(path, read_bounded(path, FILE_LIMIT)) for path in sorted(folder.glob(SIGNERS))
+    ]
 
 
 def read_signed(

@@ -28,8 +28,10 @@ from typing import Any, NoReturn
 import rfc8785
 
 from securefed.errors import LedgerError, LedgerTampered
+from securefed.evidence.reading import open_regular, read_regular
 
 LINE_LIMIT = 1 << 20
+_HEAD_LIMIT = 4096
 GENESIS = "genesis"
 NO_HASH = "0" * 64
 
@@ -171,7 +173,10 @@ def decode_record(line: bytes) -> Record:
     Raises:
         ValueError: what is wrong with the line; also when it is another encoding of a record.
     """
-    fields = _parsed(line)
+    try:
+        fields = _parsed(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON: it was edited, or the file is no ledger") from None
     if not isinstance(fields, dict) or fields.keys() != _FIELDS.keys():
         raise ValueError(f"is not a record: the fields must be {', '.join(_FIELDS)}")
     for name, kind in _FIELDS.items():
@@ -197,7 +202,7 @@ def read_records(path: Path) -> tuple[list[Record], bytes]:
     """
     lines = []
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             while line := file.readline(LINE_LIMIT + 1):
                 lines.append(line)
                 if len(line) > LINE_LIMIT:
@@ -286,7 +291,7 @@ def read_head(path: Path) -> Head:
         LedgerError: it cannot be read.
     """
     try:
-        line = head_path(path).read_bytes()
+        line = read_regular(head_path(path), _HEAD_LIMIT)
     except FileNotFoundError:
         return Head(-1, NO_HASH)
     except OSError as error:

@@ -268,6 +268,8 @@ def _open_locked(path: Path, extra: int) -> IO[bytes]:
     except OSError as error:
         file.close()
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise LedgerError(f"{path}: another process is writing it") from None
+            raise LedgerError(
+                f"{path}: another process is writing it; wait for its end, or stop it"
+            ) from None
         raise LedgerError(f"{path}: cannot be locked ({error.strerror})") from error
     return file

@@ -17,7 +17,8 @@ from pydantic import Field, JsonValue, ValidationError
 
 from securefed.config.base import Section
 from securefed.crypto.identity import IdentityKey, IdentityPublicKey
-from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.errors import RemoteProtocolError
+from securefed.evidence.reading import read_bounded
 from securefed.evidence.signing import canonical, sign, verify
 
 RESULT_TYPE = "application/vnd.securefed.attack-result+json"
@@ -142,7 +143,9 @@ def opened(envelope: Mapping[str, Any], trusted: Collection[IdentityPublicKey]) 
         return AttackDocument.model_validate(document)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"])
-        raise RemoteProtocolError(f"attack result: {where} is not as it must be") from None
+        raise RemoteProtocolError(
+            f"attack result: {where} is not as `securefed schema attack-result` has it"
+        ) from None
 
 
 def read_result(path: Path, trusted: Collection[IdentityPublicKey]) -> AttackDocument:
@@ -152,11 +155,7 @@ def read_result(path: Path, trusted: Collection[IdentityPublicKey]) -> AttackDoc
         ConfigError: the file cannot be read, or there is no trusted key.
         RemoteProtocolError: as :func:`opened`.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_BYTES_LIMIT)
-    except OSError as error:
-        raise ConfigError(f"result {path}: {error.strerror}") from None
+    text = read_bounded(path, _BYTES_LIMIT, what="result")
     try:
         envelope = json.loads(text)
     except (ValueError, RecursionError):

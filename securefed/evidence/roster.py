@@ -112,7 +112,7 @@ def read_roster(path: Path) -> Roster:
     Raises:
         ConfigError: the file cannot be read, or is no roster.
     """
-    data = read_bounded(path, _BYTES_LIMIT, what="roster")
+    data = read_bounded(path, _BYTES_LIMIT, what="roster", pipe=True)
     try:
         fields = loads_once(data)
     except (ValueError, RecursionError) as error:

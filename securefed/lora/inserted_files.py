@@ -99,7 +99,10 @@ def load_inserted(model: nn.Module, folder: Path) -> None:
         values = load_file(folder / VALUES_FILE)
         section, task = LoraSection.model_validate(written["lora"]), str(written["task"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"adapter folder {folder}: no inserted modules ({error})") from None
+        first = (str(error).splitlines() or ["unknown reason"])[0]
+        raise ConfigError(
+            f"adapter folder {folder}: its inserted modules cannot be read ({first})"
+        ) from None
     insert(model, section, task=task)
     own = {
         name.removeprefix(_PEFT_PREFIX): parameter
@@ -108,7 +111,10 @@ def load_inserted(model: nn.Module, folder: Path) -> None:
     }
     shapes = {name: tuple(value.shape) for name, value in values.items()}
     if shapes != {name: tuple(parameter.shape) for name, parameter in own.items()}:
-        raise ConfigError(f"adapter folder {folder}: its inserted modules are not of this model")
+        raise ConfigError(
+            f"adapter folder {folder}: its inserted modules have other names or shapes than this "
+            "model's"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(values[name])

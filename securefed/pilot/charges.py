@@ -96,8 +96,8 @@ class PilotLedger:
         training, epsilon = epsilon, epsilon + beside
         if not spent + epsilon <= self._budget:  # an infinite one and NaN too
             raise BudgetExceeded(
-                f"budget.epsilon = {self._budget:g}: {epsilon_text(spent)} is spent, and it may "
-                f"cost {epsilon_text(epsilon)}"
+                f"budget.epsilon = {self._budget:g}: {epsilon_text(spent)} is spent, and {folder} "
+                f"may cost {epsilon_text(epsilon)}; it was not begun"
             )
         if self.opened(folder) is not None:
             raise LedgerTampered(f"{self._ledger.path}: {folder} is opened already")

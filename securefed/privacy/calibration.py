@@ -71,7 +71,7 @@ def least_noise(
         if high >= LARGEST_NOISE:
             raise ConfigError(
                 f"epsilon = {epsilon}: not reached by any noise_multiplier up to "
-                f"{LARGEST_NOISE:g}; allow a larger epsilon or delta, or fewer rounds"
+                f"{LARGEST_NOISE:g}; allow a larger epsilon or delta, or take fewer rounds"
             )
         low, above = high, below
         high = min(2.0 * high, LARGEST_NOISE)

@@ -243,11 +243,13 @@ def plan_round(
     clip_units = min(wanted, room / per_unit)
     std = z * clip_units / root_h
     if clip_units < 1.0 or (noised and std < _SMALLEST_STD):
+        amount = "less" if clip_units < 1.0 else "more"
         raise OverflowBoundError(
             f"{cohort_size} clients of up to {examples} units in a ring of {width} bits leave "
             f"{clip_units:.3g} grid steps for clip_norm and {std:.3g} for the noise of one "
             f"{'server' if central else 'client'}: at least 1 and {_SMALLEST_STD:g} are needed; "
-            "use fewer or smaller clients, more bits (32 at most) or more noise"
+            f"use {amount} noise (noise_multiplier = {policy.noise_multiplier:g}), fewer or "
+            "smaller clients, or more bits (32 at most)"
         )
     honest_std = std * root_h
     layers = removable_stds(honest_std, bounds) if policy.remove_excess_noise else ()

@@ -334,7 +334,7 @@ class CohortBounds:
                 (a sum with one honest client is that client's update to the others).
         """
         if size < 2:
-            raise ConfigError(f"cohort of {size} clients: a sum needs at least 2")
+            raise ConfigError(f"cohort of {size} clients: a sum needs at least 2; add clients")
         corrupt = share_of(policy.corrupt_fraction, size)
         floor = size - share_of(policy.dropout_fraction, size)
         bounds = cls(size=size, corrupt=corrupt, survivor_floor=floor)
@@ -342,6 +342,7 @@ class CohortBounds:
             raise ConfigError(
                 f"cohort of {size} clients with corrupt_fraction = {policy.corrupt_fraction} and "
                 f"dropout_fraction = {policy.dropout_fraction} leaves {bounds.honest_floor} honest "
-                "clients in the sum: at least 2 are needed"
+                "clients in the sum: at least 2 are needed; add clients, or lower one of the "
+                "fractions"
             )
         return bounds

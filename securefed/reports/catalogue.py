@@ -32,7 +32,7 @@ def checked_language(language: str) -> Language:
     for known in LANGUAGES:
         if language == known:
             return known
-    raise ConfigError(f"language = {language!r}: must be one of {LANGUAGES}")
+    raise ConfigError(f"language = {language!r}: must be one of {', '.join(LANGUAGES)}")
 
 
 @functools.cache

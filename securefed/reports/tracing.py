@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from securefed.errors import ConfigError, LedgerTampered
+from securefed.evidence.reading import open_regular
 from securefed.reports.document import Report
 from securefed.reports.material import resolve
 from securefed.reports.values import Figure
@@ -103,9 +104,12 @@ def target(folder: Path, reference: Reference) -> Any:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{reference.path}: is outside the run folder")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError(f"{reference.path}: cannot be read") from None
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"{reference.path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{reference.path}: is not UTF-8 at byte {error.start}") from None
     if reference.line is not None:
         lines = text.split("\n")
         if reference.line > len(lines):

@@ -51,7 +51,8 @@ def _tenseal() -> Any:
         import tenseal
     except ImportError:
         raise ConfigError(
-            "homomorphic aggregation needs TenSEAL: pip install -c constraints.txt -e '.[he]'"
+            "aggregation.kind = 'bfv' or 'ckks' needs TenSEAL, which is not installed: in the "
+            "clone of securefed, pip install -c constraints.txt -e '.[he]'"
         ) from None
     return tenseal
 

@@ -86,9 +86,14 @@ def _of_schema(error: ValidationError) -> Iterator[Fault]:
         value = item["input"]
         # A whole mapping or list would say less than its line does.
         shown = "" if isinstance(value, dict | list) else f" (value: {str(value)[:80]!r})"
-        said = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             said, shown = "no such key is known here", ""
+        elif item["type"] == "missing":
+            said, shown = "is missing; it must be given", ""
+        elif item["type"] == "literal_error":
+            said = f"must be {item['ctx']['expected']}"
+        else:
+            said = item["msg"].removeprefix("Value error, ")
         yield place, f"{named}: {said}{shown}"
 
 

@@ -107,13 +107,15 @@ def tokenize_clients(
         if len(train) < section.min_examples:
             raise DataError(
                 f"client {client}: has {len(train)} training examples of {section.window_tokens} "
-                f"tokens; data.min_examples = {section.min_examples} are needed"
+                f"tokens; data.min_examples = {section.min_examples} are needed: give it more or "
+                "longer texts, lower that, or leave the client out (data.clients)"
             )
         if not len(held_out):
             length = f" of {held_out_tokens} tokens" if labels is None else ""
             raise DataError(
                 f"client {client}: has 0 held-out examples{length} besides its {len(train)} "
-                "training examples; at least 1 is needed"
+                "training examples; at least 1 is needed: give it more documents, or leave the "
+                "client out (data.clients)"
             )
         data[client] = ClientData(
             client, train, _spread(held_out, held_out_windows), parts.documents, parts.lost
@@ -171,7 +173,8 @@ def chosen_clients(corpus: Corpus, section: DataSection) -> list[str]:
             f"{', '.join(sorted(corpus.clients))}"
         )
     if len(set(wanted)) < len(wanted):
-        raise ConfigError("data.clients: a client is named twice; allowed: each once")
+        twice = min(name for name in wanted if list(wanted).count(name) > 1)
+        raise ConfigError(f"data.clients: {twice!r} is named twice; each may be named once")
     return sorted(wanted)
 
 

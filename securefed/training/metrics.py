@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -43,6 +44,14 @@ def load_metric(path: str) -> Metric:
     found = getattr(module, name, None)
     if not callable(found):
         raise ConfigError(f"metric {path!r}: {module_name} has no function {name}")
+    try:
+        inspect.signature(found).bind(None, None, ())
+    except TypeError as error:
+        raise ConfigError(
+            f"metric {path!r}: must take model, tokenizer and documents, in this order ({error})"
+        ) from None
+    except ValueError:  # what is written in C may show no signature
+        pass
     metric: Metric = found
     return metric
 
@@ -62,7 +71,14 @@ def measured(
     Raises:
         ConfigError: it does not give one finite figure a document.
     """
-    figures = np.asarray(metric(found, tokenizer, documents), dtype=np.float64)
+    given = metric(found, tokenizer, documents)
+    try:
+        figures = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"metric {name}: must give one finite figure for each of the {len(documents)} "
+            f"documents; it gave a {type(given).__name__} that is no list of numbers"
+        ) from None
     if figures.shape != (len(documents),) or not all(map(math.isfinite, figures)):
         raise ConfigError(
             f"metric {name}: must give one finite figure for each of the {len(documents)} "

@@ -563,7 +563,7 @@ def test_widths_that_are_no_slices_of_the_ranks_are_refused(widths):
         ),
         (
             {"cohort": {"ranks": [*TWELVE, {"clients": "others", "rank": 2}]}},
-            "two tables are for 'others'",
+            "two tables have clients = 'others'",
         ),
     ],
 )

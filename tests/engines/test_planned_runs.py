@@ -567,7 +567,7 @@ def test_a_plan_depends_on_no_clients_data(tmp_path):
         ({"cohort": {"profiles": []}}, "carry_out without cohort.profiles"),
         ({"aggregation": {"kind": "bfv"}}, "carry_out with aggregation.kind = 'bfv'"),
         ({"schedule": {"carry_out": False, "deadline": 1.0}}, "no round is timed"),
-        ({"schedule": {"enough": 0.5}}, "are about a deadline, and none is given"),
+        ({"schedule": {"enough": 0.5}}, "enough = 0.5 without deadline"),
         ({"schedule": {"deadline": 2.0, "patience": 1.0}}, "patience = 1.0: must be >= deadline"),
         ({"lora": {"sharing": "rolora"}}, "A and B travel in turn"),
         (

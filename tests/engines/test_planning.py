@@ -29,8 +29,8 @@ def test_every_client_has_one_profile():
     [
         ([profile(clients=["site-9"])], "'site-9' is no client of this run"),
         ([profile(clients=["site-1"])], "'site-0' has none"),
-        ([profile(clients=["site-1"]), profile(clients=["site-1"])], "'site-1' has two profiles"),
-        ([profile(), profile()], "2 of them are for 'others'"),
+        ([profile(clients=["site-1"]), profile(clients=["site-1"])], "'site-1' is named twice"),
+        ([profile(), profile()], "2 tables have clients = 'others'"),
     ],
 )
 def test_profiles_that_do_not_fit_the_cohort_are_refused(sections, named):

@@ -116,7 +116,7 @@ def test_a_recorded_noise_stands_in_for_the_search_and_is_checked_against_the_ta
     config = parse_config({"privacy": {"target_epsilon": 2.0}})
     again = Settings(config, sizes=SIZES, dimension=50, noise_multiplier=found)
     assert again.stated.noise_multiplier == found
-    with pytest.raises(ConfigError, match=r"cost epsilon 2\.\d+, privacy.target_epsilon = 2"):
+    with pytest.raises(ConfigError, match=r"privacy.target_epsilon = 2: .* costs epsilon 2\.\d+"):
         Settings(config, sizes=SIZES, dimension=50, noise_multiplier=0.98 * found)
     # A run file that names its noise is not overruled by what a record says.
     named = parse_config({"privacy": {"noise_multiplier": 0.9}})
@@ -139,7 +139,7 @@ def test_with_central_noise_targets_and_rounds_speak_of_the_release():
         ({"target_epsilon": 1.0, "mechanism": "none"}, "no epsilon is reached"),
         ({"noise": "skellam", "mechanism": "central"}, "Skellam noise is for sums"),
         ({"noise_multiplier": 0.0}, "protects nothing"),
-        ({"target_epsilon": 0.0}, "greater than 0"),
+        ({"target_epsilon": 0.0}, "target_epsilon = 0.0: must be a number > 0"),
     ],
 )
 def test_noise_that_makes_no_sense_is_refused(privacy, message):

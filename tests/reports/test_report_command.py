@@ -62,7 +62,7 @@ def test_the_same_run_gives_the_same_report(cli, run_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--lang", "fr"), "language = 'fr': must be one of"),
+        (("--lang", "fr"), "--lang 'fr': must be one of"),
         (("--format", "docx"), "--format 'docx': must be one of html, md, json"),
         (("--roster", "nowhere.json"), "nowhere.json"),
         (("--signer", "nowhere.pem"), "nowhere.pem: cannot be read"),

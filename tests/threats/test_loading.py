@@ -87,7 +87,7 @@ def test_every_fault_is_told_not_only_the_first():
         (
             {"evidence": [{k: v for k, v in ATTACK_EVIDENCE.items() if k != "baseline"}]},
             "attack: span",
-            "baseline: Field required",
+            "baseline: is missing",
         ),
         (
             {"evidence": [ATTACK_EVIDENCE | {"exposure": "plain"}]},
@@ -104,7 +104,7 @@ def test_every_fault_is_told_not_only_the_first():
         (
             {"evidence": [LEDGER_EVIDENCE | {"ledger": "closing.luck"}]},
             "closing.luck",
-            "Input should be",
+            "must be 'closing.",
         ),
         (
             {
@@ -132,7 +132,7 @@ def test_a_claim_that_refers_to_what_is_not_there_is_refused_at_its_line(claim, 
 
 def test_a_baseline_must_have_the_defence_off_and_be_another_cell():
     masked = ATTACK_EVIDENCE | {"baseline": ATTACK_EVIDENCE["baseline"] | {"defence": "masks"}}
-    assert "baseline.defence: Input should be 'off'" in refusal(values(evidence=[masked]))
+    assert "baseline.defence: must be 'off'" in refusal(values(evidence=[masked]))
     content = values(evidence=[ATTACK_EVIDENCE | {"exposure": "plain", "defence": "off"}])
     content["actors"][0]["view"] = ["individual-updates"]
     assert "is the very cell that it should be compared with" in refusal(content)

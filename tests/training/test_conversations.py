@@ -173,7 +173,10 @@ def test_what_is_no_conversation_is_refused_by_its_place(tmp_path, messages):
             },
             "has 3 weights with model.labels = 2",
         ),
-        ({"training": {"class_weights": [1.0, 0.0]}}, "greater than 0"),
+        (
+            {"training": {"class_weights": [1.0, 0.0]}},
+            r"class_weights\[1\] = 0.0: must be a number > 0",
+        ),
     ],
 )
 def test_settings_without_effect_or_sense_are_refused(sections, said):

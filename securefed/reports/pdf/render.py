@@ -70,7 +70,7 @@ def _document() -> Any:
         fpdf = importlib.import_module("fpdf")
     except ModuleNotFoundError:
         raise ConfigError(
-            f"PDF: fpdf2 is not there: in the clone of securefed, "
+            f"a report as PDF needs fpdf2, which is not installed: in the clone of securefed, "
             f"pip install -c constraints.txt -e '.[{EXTRA}]'"
         ) from None
     pdf = fpdf.FPDF(orientation="portrait", unit="mm", format="A4")

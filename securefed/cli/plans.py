@@ -85,8 +85,18 @@ def foreseen(config: RunConfig, forecast: Forecast) -> Table:
     table.add_row(
         "memory, resident (one step rehearsed here)", f"{forecast.memory / 2**30:.2f} GiB"
     )
+    bound = config.training.memory_gib
+    table.add_row("examples at a time", _at_a_time(forecast, bound))
     table.add_row("time of a round", _time(forecast, rounds))
     return table
+
+
+def _at_a_time(forecast: Forecast, bound: float | None) -> str:
+    gib = 2**30
+    needed = f"{forecast.client_memory / gib:.2f} GiB at one client, foreseen from shapes"
+    least = f"{forecast.least_memory / gib:.2f} GiB for one at a time"
+    within = "" if bound is None else f"; training.memory_gib = {bound:g}"
+    return f"{forecast.micro_batch}: {needed} ({least}){within}"
 
 
 def _of(forecast: Forecast) -> str:

@@ -26,12 +26,20 @@ _OWN_ENTRIES = (
     "keeps entries that depend on each client's data: they would have to be named in the clear, "
     "and a secure sum adds like entries only; use 'random', the same for all"
 )
+_NOT_A_BOUND = (
+    "clips by norms found from sums that cancel, which may come out too small in floating point, "
+    "and adds all examples in one product, which rounds one beside the others: an example could "
+    "move the sum by more than the clip norm; and for LoRA it takes more memory and arithmetic "
+    "than one gradient an example (tests/bench/bench_ghost_clipping.py); use 'per_example', and "
+    "memory_gib or a smaller micro_batch where memory is short"
+)
 REFUSED: dict[str, dict[str, str]] = {
     "server_optimizer": dict.fromkeys(("krum", "median", "trimmed_mean"), _COMPARED),
     "client_weights": {"fedadp": _COMPARED, "loss": _BY_LOSS, "qfedavg": _BY_LOSS},
     "sparsify": dict.fromkeys(("top_k", "threshold"), _OWN_ENTRIES),
+    "clipping": {"ghost": _NOT_A_BOUND},
 }
-"""Published ways to combine that single updates or private figures are needed for, and why not."""
+"""Published ways that show single updates or private figures, or bound nothing, and why not."""
 
 
 class TrainingSection(Section):
@@ -42,6 +50,12 @@ class TrainingSection(Section):
     is one step and ``privacy.expected_batch`` says how large it is.  ``examples_per_user`` bounds
     how many of a drawn user's examples a step computes (all of them without it); which ones is
     drawn anew, in secret, for every step.
+
+    ``micro_batch`` is the most examples that are computed at a time.  ``memory_gib``, in GiB of
+    2^30 bytes, is the most memory that a client's process may take on a CPU, or torch on its GPU:
+    fewer at a time are computed where they would not fit, and a model of which not one example
+    fits is refused.  It follows from model, shapes and window length alone
+    (:mod:`securefed.training.memory`), never from what was drawn.
 
     ``server_optimizer`` (2003.00295) steps on the noised sum: ``sgd`` (FedAvg at learning rate 1,
     FedAvgM with ``server_momentum``), ``adam``, ``yogi`` or ``adagrad``.  ``server_betas`` are of
@@ -84,6 +98,8 @@ class TrainingSection(Section):
     proximal_mu: NonNegative = 0.0
     control_weight: Annotated[float, Field(ge=0.01, le=100.0)] | None = None
     micro_batch: Annotated[int, Field(ge=1)] = 16
+    memory_gib: Positive | None = None
+    clipping: Literal["per_example"] = "per_example"
     examples_per_user: Annotated[int, Field(ge=1)] | None = None
     class_weights: Annotated[list[Positive], Field(min_length=2)] | None = None
     server_optimizer: ServerRule = "adam"
@@ -160,6 +176,7 @@ class TrainingSection(Section):
             "local_optimizer": self.local_optimizer != "adamw",
             "proximal_mu": self.proximal_mu > 0.0,
             "control_weight": self.control_weight is not None,
+            "memory_gib": self.memory_gib is not None,
         }
         for field, given in named.items():
             if given and self.trainer is not None:

@@ -37,6 +37,11 @@ class Forecast:
         model_bytes: of the base model on disk.
         memory: resident bytes of this process with model, data and a rehearsed step; training at
             one client takes that less the other clients' data.
+        micro_batch: examples at a time, as ``training.memory_gib`` leaves and the check of real
+            gradients found.
+        client_memory: bytes that a client's own process (its GPU, on CUDA) would take at that,
+            foreseen from shapes; ``least_memory`` at one example at a time.
+        least_memory: see there.
         seconds: of a client in a round by phase, on this machine; none where it cannot be measured.
         server_seconds: of the server in a round, on one core; None where it cannot be predicted.
         signal: noise beside signal; None where no figure is known.
@@ -57,6 +62,9 @@ class Forecast:
     exact: bool
     model_bytes: int
     memory: int
+    micro_batch: int
+    client_memory: int
+    least_memory: int
     seconds: dict[str, float]
     server_seconds: float | None
     signal: Signal | None
@@ -73,7 +81,8 @@ class Forecast:
         """As JSON values."""
         kept = {"clients", "examples", "documents", "lost", "dimension", "noise_multiplier"}
         kept |= {"sampling_probability", "bytes_up", "bytes_down", "exact", "model_bytes"}
-        kept |= {"memory", "seconds", "server_seconds"}
+        kept |= {"memory", "micro_batch", "client_memory", "least_memory"}
+        kept |= {"seconds", "server_seconds"}
         return {
             **{name: getattr(self, name) for name in sorted(kept)},
             "guarantees": [statement.to_record() for statement in self.guarantees.values()],
@@ -101,6 +110,9 @@ def forecast(bench: Workbench, settings: Settings) -> Forecast:
         if pairwise and workload.units is not None:
             server_seconds = predict(_cohort_plan(settings), workload.units).server_seconds
     up, down = _bytes(settings, exact=pairwise)
+    foreseen, micro_batch = bench.step_memory(settings), bench.micro_batch
+    if settings.stated.unit == "client":
+        micro_batch = min(micro_batch, settings.config.training.batch_size)
     hazards = hazards_of(settings)
     if lost:
         hazards.append(_lost(settings, documents, lost))
@@ -119,6 +131,9 @@ def forecast(bench: Workbench, settings: Settings) -> Forecast:
         exact=pairwise and settings.slices is None,
         model_bytes=bench.model_bytes,
         memory=ResidentMemory().peak(),
+        micro_batch=micro_batch,
+        client_memory=foreseen.needed(micro_batch),
+        least_memory=foreseen.needed(1),
         seconds=seconds,
         server_seconds=server_seconds,
         signal=signal_of(settings),

@@ -13,14 +13,27 @@ from securefed.training.evaluate import evaluate
 
 
 def held_out_figures(
-    model: torch.nn.Module, held_out: Examples, config: RunConfig, device: torch.device
+    model: torch.nn.Module,
+    held_out: Examples,
+    config: RunConfig,
+    device: torch.device,
+    *,
+    micro_batch: int | None = None,
 ) -> NDArray[np.float64]:
-    """A model's figures on one client's held-out examples, a bounded float64[3]."""
+    """A model's figures on one client's held-out examples, a bounded float64[3].
+
+    Args:
+        model: on ``device``.
+        held_out: the examples.
+        config: the run file.
+        device: where to compute.
+        micro_batch: examples at a time, >= 1; ``training.micro_batch`` without it.
+    """
     found = evaluate(
         model,
         held_out,
         task=config.model.task,
-        micro_batch=config.training.micro_batch,
+        micro_batch=micro_batch or config.training.micro_batch,
         device=device,
     )
     classifier = config.model.task == "sequence-classification"

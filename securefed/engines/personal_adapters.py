@@ -49,12 +49,20 @@ class PersonalAdapters:
             client's own part while :meth:`make` and :meth:`of` are at work for it.
         config: the run file; ``personal.kind = "adapter"``.
         device: where the model is.
+        micro_batch: examples at a time, >= 1; ``training.micro_batch`` without it.
 
     Attributes:
         mixes: the a that each client uses; it stays where the client is.
     """
 
-    def __init__(self, model: nn.Module, config: RunConfig, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: RunConfig,
+        device: torch.device,
+        *,
+        micro_batch: int | None = None,
+    ) -> None:
         self._trainer = PersonalTrainer(
             model,
             _parameters(model, config),
@@ -62,7 +70,7 @@ class PersonalAdapters:
             task=config.model.task,
             device=device,
             seed=config.lora.seed,
-            micro_batch=config.training.micro_batch,
+            micro_batch=micro_batch or config.training.micro_batch,
         )
         self._used: dict[str, Tensors] = {}
         self.mixes: dict[str, float] = {}

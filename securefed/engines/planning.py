@@ -13,7 +13,6 @@ import numpy as np
 
 from securefed.config import RunConfig
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.metering import ResidentMemory
 from securefed.engines.mixed_ranks import least_contributors
 from securefed.engines.profiles import profiles_of, sections_of
 from securefed.engines.settings import Settings
@@ -27,7 +26,7 @@ from securefed.federation.update_codec import UpdateCodec
 from securefed.lora.sharing import factor_of, is_adapter_parameter
 from securefed.privacy.mechanisms import plan_round
 from securefed.privacy.policy import CohortBounds
-from securefed.training.data import Examples
+from securefed.training.memory import made_up
 from securefed.training.quantised import parameter_count
 
 _TURNS = 3
@@ -225,7 +224,8 @@ def _rings(settings: Settings) -> list[int]:
 
 def _workload(config: RunConfig, bench: Workbench, settings: Settings, rules: Rules) -> Workload:
     tokens = config.data.window_tokens
-    seconds, memory = _measured_training(bench, settings, tokens)
+    seconds = _measured_training(bench, settings, tokens)
+    foreseen = bench.step_memory(settings)
     parameters = dict(bench.model.named_parameters())
     adapter = [p.numel() for name, p in parameters.items() if is_adapter_parameter(name)]
     weights = [*bench.model.parameters(), *bench.model.buffers()]
@@ -239,7 +239,7 @@ def _workload(config: RunConfig, bench: Workbench, settings: Settings, rules: Ru
         travelling=_travelling(bench, rules.ranks),
         rank=config.lora.rank,
         tokens=tokens,
-        token_bytes=memory,
+        token_bytes=foreseen.each / tokens,
         filled=settings.one_step,
         seconds_per_token=config.cohort.schedule.seconds_per_token or seconds,
         seconds_per_value=_measured_encoding(settings),
@@ -268,26 +268,15 @@ def _travelling(bench: Workbench, tiers: Sequence[int]) -> dict[int, int]:
     return {tier: fixed + scaled * tier // lora.rank for tier in tiers}
 
 
-def _measured_training(bench: Workbench, settings: Settings, tokens: int) -> tuple[float, float]:
-    """Seconds and bytes of memory of a token that is trained on.
-
-    Seconds are of the fastest of a few turns.  Memory is the growth of the process in all of them,
-    the first included, which allocates what later ones use again: rather more than is needed.
-    """
+def _measured_training(bench: Workbench, settings: Settings, tokens: int) -> float:
+    """Seconds of a token that is trained on, of the fastest of a few turns."""
     training = bench.config.training
     size = bench.micro_batch if settings.one_step else training.batch_size
-    labels = None if bench.config.model.labels is None else np.zeros(size, dtype=np.int64)
-    ids = np.ones((size, tokens), dtype=np.int64)
-    examples = Examples(ids, np.ones_like(ids), labels)
+    examples = made_up(size, tokens, bench.config.model.labels)
     steps = 1 if settings.one_step else training.local_steps
-    memory = ResidentMemory()
-    memory.begin()
-    before = memory.peak()
     bench.rehearse(settings, examples)
     seconds = _fastest(lambda: bench.rehearse(settings, examples))
-    grown = max(memory.peak() - before, 0)
-    held = min(size, training.micro_batch)
-    return seconds / (steps * size * tokens), grown / (held * tokens)
+    return seconds / (steps * size * tokens)
 
 
 def _measured_encoding(settings: Settings) -> float:

@@ -26,6 +26,7 @@ from securefed.engines.cohort import (
 )
 from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
+from securefed.engines.foreseen import GIB, foreseen_memory
 from securefed.engines.held_out import held_out_figures
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.mixed_ranks import MixedRanks, mixed_ranks
@@ -58,6 +59,7 @@ from securefed.training.data import (
 )
 from securefed.training.dp_sgd import filled_micro_batch
 from securefed.training.local import load_trainer
+from securefed.training.memory import StepMemory
 from securefed.training.models import load_model, resolve_device
 from securefed.training.untouched import Untouched, own_random_state
 
@@ -145,6 +147,8 @@ class Workbench:
         self.parts = AdapterParts(self.model, config.lora.sharing)
         self.ranked = RankedModel(self.model, self.parts, ranks)
         self.personal = PersonalParts(self.parts)
+        self._foreseen: dict[bool, StepMemory] = {}
+        self._most = config.training.micro_batch
         self._made = self.parts.served()
         self.own_adapters = self._own_adapters()
         self.combining = self._combining()
@@ -217,7 +221,7 @@ class Workbench:
     def _own_adapters(self) -> PersonalAdapters | None:
         if self.config.personal.kind == "none":
             return None
-        return PersonalAdapters(self.model, self.config, self.device)
+        return PersonalAdapters(self.model, self.config, self.device, micro_batch=self._most)
 
     def _combining(self) -> Combining:
         return Combining(self.config.training, seed=self.config.lora.seed, dimension=self.dimension)
@@ -317,11 +321,14 @@ class Workbench:
     # -- training --------------------------------------------------------------------------
 
     def check_gradients(self, settings: Settings) -> None:
-        """Before the first round: per-example gradients must exist, be right and be independent.
+        """Before the first round: a step must fit, per-example gradients must be right.
 
         Raises:
-            GradientCheckError: names module and setting.
+            ConfigError: not one example fits ``training.memory_gib``.
+            GradientCheckError: a gradient is missing, wrong or not independent of other examples;
+                names module and setting.
         """
+        self._fit(settings)
         if settings.stated.unit == "client":
             return
         micro_batch = self.public_micro_batch(settings)
@@ -335,15 +342,40 @@ class Workbench:
 
     def public_micro_batch(self, settings: Settings) -> int:
         """Examples at a time by public figures alone, before a check of real ones may lower it."""
+        self._fit(settings)
         if settings.stated.unit == "client":
-            return self.config.training.micro_batch
+            return self._most
         expected = settings.stated.expected_share * sum(self.sizes.values()) / len(self.sizes)
         # How many examples a user has is not public, and shapes follow from public figures alone:
         # without a bound on them the size is that for one example a user, which fits more as well.
         expected *= self.config.training.examples_per_user or 1
-        return filled_micro_batch(
-            self.config.training.micro_batch, expected, self.config.model.task, self.device
+        return filled_micro_batch(self._most, expected, self.config.model.task, self.device)
+
+    def step_memory(self, settings: Settings) -> StepMemory:
+        """What a step takes by examples at a time, foreseen from shapes alone; takes seconds."""
+        per_example = settings.stated.unit != "client"
+        if per_example not in self._foreseen:
+            self._gradients.close()
+            self._foreseen[per_example] = foreseen_memory(
+                self.model, self.parts, self.config, self.device, per_example=per_example
+            )
+        return self._foreseen[per_example]
+
+    def _fit(self, settings: Settings) -> None:
+        """Take no more examples at a time than ``training.memory_gib`` holds."""
+        training = self.config.training
+        if training.memory_gib is None:
+            return
+        most = self.step_memory(settings).most(
+            training.micro_batch, round(training.memory_gib * GIB)
         )
+        if most != self._most:
+            self._most = most
+            self.own_adapters = self._own_adapters()
+            self._observer.message(
+                f"training.memory_gib = {training.memory_gib:g}: {most} examples at a time, "
+                f"instead of {training.micro_batch}"
+            )
 
     def encoder(self, settings: Settings, number: int, client_id: str) -> EncodeFor:
         """How a client makes its contribution to round ``number``."""
@@ -431,7 +463,7 @@ class Workbench:
     @property
     def micro_batch(self) -> int:
         """Examples at a time in the present round, as they are computed."""
-        return self._gradients.micro_batch(self.config.training.micro_batch)
+        return self._gradients.micro_batch(self._most)
 
     def _vector(
         self, name: str, settings: Settings, policy: PrivacyPolicy, examples: Examples, number: int
@@ -511,6 +543,14 @@ class Workbench:
 
     # -- measuring -------------------------------------------------------------------------
 
+    @property
+    def _held_out_at_a_time(self) -> int:
+        """As many tokens at a time as in training, where memory is bounded; no gradient is kept."""
+        training, width = self.config.training, self.config.data.window_tokens
+        if training.memory_gib is None:
+            return training.micro_batch
+        return max(1, self._most * width // (self.config.evaluation.window_tokens or width))
+
     def figures(self, name: str, *, own: bool = False) -> NDArray[np.float64]:
         """One client's held-out figures, a bounded float64[3].
 
@@ -525,5 +565,9 @@ class Workbench:
             nullcontext() if chosen is None else chosen.of(name),
         ):
             return held_out_figures(
-                self.model, self.clients[name].held_out, self.config, self.device
+                self.model,
+                self.clients[name].held_out,
+                self.config,
+                self.device,
+                micro_batch=self._held_out_at_a_time,
             )

@@ -189,9 +189,14 @@ class PerExampleGradients:
     def flat_rows(self, examples: Examples) -> Iterator[NDArray[np.float32]]:
         """The same gradients as float32[m, d], one row an example, as they are: finite or not."""
         for found in self._found(examples):
-            flat = torch.cat([found[name].flatten(1) for name in self._layout.names], dim=1)
-            padded = nn.functional.pad(flat, (0, self._layout.size - self._layout.used))
-            yield padded.float().cpu().numpy()
+            count = len(next(iter(found.values())))
+            rows = np.zeros((count, self._layout.size), dtype=np.float32)
+            start = 0
+            for name in self._layout.names:  # written in place: a second copy may not fit
+                flat = found.pop(name).flatten(1)
+                rows[:, start : start + flat.shape[1]] = flat.float().cpu().numpy()
+                start += flat.shape[1]
+            yield rows
 
     def _found(self, examples: Examples) -> Iterator[dict[str, torch.Tensor]]:
         check_task(self._task, examples)

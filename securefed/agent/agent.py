@@ -308,5 +308,5 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _sample_is_secret(session: RoundSession) -> bool:
-    policy = session.policy
+    policy = session.promised
     return policy.unit != "client" and policy.separation is None and policy.sample_is_secret

@@ -159,7 +159,7 @@ class Spending:
         account = self._accounts.get(name)
         if account is None:
             account = self._opened(name, session)
-        if session.policy.mechanism == "none":
+        if session.promised.mechanism == "none":
             return name, account, None
         epsilon = account.epsilon_with(session.round)
         others = [pair for key, pair in self._latest().items() if key != name]

@@ -28,7 +28,6 @@ def check_deployable(config: RunConfig) -> None:
     """
     refused = {
         "aggregation.kind": config.aggregation.encrypted,
-        "privacy.mechanism = 'local'": config.privacy.mechanism == "local",
         "privacy.sampling = 'cyclic'": config.privacy.sampling == "cyclic",
         "cohort.ranks": bool(config.cohort.ranks),
         "cohort.schedule.carry_out": config.cohort.schedule.carry_out,

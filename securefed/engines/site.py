@@ -120,6 +120,7 @@ class TrainingSite:
             policy=policy,
             aggregation=aggregation,
             model=settings.cohorts.binding(bench.model_hash()),
+            stated=None if invitation.figures else settings.stated_apart,
         )
         return session, self._figures if invitation.figures else self._update(settings, invitation)
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from deployed import DirectCourier, write_deployment
+from deployed import CLOCK, DirectCourier, write_deployment
 from safetensors.numpy import load_file
 
 from securefed import Federation
@@ -51,9 +51,7 @@ def agents_of(world, **sections):
 
 def between_machines(world, courier=None, **sections):
     courier = DirectCourier(agents_of(world, **sections)) if courier is None else courier
-    return federate(
-        world.deployment, courier, observer=Silent(), clock=lambda: "2026-01-01T00:00:00Z"
-    )
+    return federate(world.deployment, courier, observer=Silent(), clock=lambda: CLOCK)
 
 
 def in_one_process(world):
@@ -91,10 +89,12 @@ def test_local_noise_between_machines_gives_the_adapter_of_one_process(tmp_path,
     Counted.made = 0
     check_alike(remote, in_one_process(world))
     verdict = verify_run(remote.folder)
-    assert verdict.finished and verdict.incomplete == []
+    assert verdict.finished
+    assert verdict.incomplete == []
     said = [json.loads(line) for line in world.logs["site-0"].getvalue().splitlines()]
     spent = [line["epsilon_in_all"] for line in said if line["event"] == "charged"]
-    assert len(spent) == 2 and 0 < spent[0] < spent[1] < 1e5
+    assert len(spent) == 2
+    assert 0 < spent[0] < spent[1] < 1e5
     assert spent[1] == pytest.approx(remote.guarantees["server"].epsilon)
 
 

@@ -34,7 +34,11 @@ def example_policy(
     return AgentPolicy(
         client=client,
         server=server,
-        runs=RunsSection(configurations=[digest], models=[model]),
+        runs=RunsSection(
+            configurations=[digest],
+            models=[model],
+            trainers=[] if config.training.trainer is None else [config.training.trainer],
+        ),
         floors=FloorsSection(
             min_clients=config.cohort.min_clients,
             min_threshold=2,

@@ -21,6 +21,7 @@ from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolErro
 from securefed.federation.floors import ClientFloors
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Trainer = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -86,10 +87,16 @@ class BudgetSection(Section):
 
 
 class RunsSection(Section):
-    """What is trained: run files by the SHA-256 of their resolved form, models by fingerprint."""
+    """What is trained: run files by the SHA-256 of their resolved form, models by fingerprint.
+
+    ``trainers``: code of the owner's own (``module:Class``) that a run file may name as
+    ``training.trainer``.  It is imported from this machine, with all that this process may do; what
+    is not listed is not imported.
+    """
 
     configurations: Annotated[list[Digest], Field(min_length=1)]
     models: Annotated[list[Digest], Field(min_length=1)]
+    trainers: list[Trainer] = Field(default=[])
 
 
 class AnswersSection(Section):

@@ -90,6 +90,7 @@ def client(
             observer=Loading(told),
             model=model,
             data=data,
+            trainers=allowed.runs.trainers,
         )
         agent = Agent(
             allowed,

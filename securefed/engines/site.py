@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class TrainingSite:
         cache: where models and corpora are kept.
         offline: fetch nothing.
         observer: told what is being loaded.
+        trainers: what the owner lets a run file name as ``training.trainer``.  It is imported and
+            run here; any other is refused before it is imported.
 
     Raises:
         ConfigError, DataError, FetchError: run file, model or data are not as they must be.
@@ -60,8 +62,15 @@ class TrainingSite:
         observer: Observer,
         model: str | None = None,
         data: str | None = None,
+        trainers: Collection[str] = (),
     ) -> None:
         check_deployable(config)
+        trainer = config.training.trainer
+        if trainer is not None and trainer not in trainers:
+            raise ConfigError(
+                f"training.trainer = {trainer!r}: is not one of runs.trainers in this owner's "
+                f"policy ({', '.join(trainers) or 'none'}), and was not imported"
+            )
         own = local_config(config, model=model, data=data, client=client)
         loaded = Workbench(own, cache=cache, offline=offline, observer=observer, alone=True)
         self._bench = loaded.again(config, observer)

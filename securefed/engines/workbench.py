@@ -98,7 +98,7 @@ class Workbench:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         self.device = resolve_device(config.training.device)
-        if config.training.trainer is not None:
+        if config.training.trainer is not None and sizes is None:  # it runs where the data are
             load_trainer(config.training.trainer, config.training)  # refused now or never
         # The data first: what is wrong with it is found in a second, a model takes longer.
         if corpus is None and sizes is None:

@@ -52,6 +52,14 @@ class RecordedSite:
 
         return session, encode
 
+    keeps = False
+
+    def take(self, kept):
+        self.taken = kept
+
+    def kept(self):
+        return b"state %d" % self.encoded
+
     def priced(self, invitation):
         name = {"round": invitation.round, "session": invitation.session.hex()}
         return {"recorded": True}, {"mechanism": (self.stated or self.policy).mechanism} | name

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import Any, Protocol
 
+from securefed.agent.kept import Kept
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
@@ -86,6 +87,23 @@ class Site(Protocol):
         """How many units (examples, users) this client holds."""
         ...
 
+    @property
+    def keeps(self) -> bool:
+        """Whether this run has clients keep something from round to round."""
+        ...
+
+    def take(self, kept: bytes) -> None:
+        """Go on from what :meth:`kept` gave in an earlier round; empty for the beginning.
+
+        Raises:
+            LedgerTampered: it is not of this run.
+        """
+        ...
+
+    def kept(self) -> bytes:
+        """What is kept if the contribution that was made last is in its sum."""
+        ...
+
     def round(
         self, invitation: Invitation, roster: Mapping[str, IdentityPublicKey]
     ) -> tuple[RoundSession, Encode]:
@@ -125,6 +143,10 @@ class Agent(SecretHolder):
         - No masked input leaves before it is charged durably; a retry is charged again.
         - What a request makes fail unexpectedly ends its round and is refused as ``Failed``.
         - A refusal tells the server its kind; the reason stays in the log.
+        - What a client keeps from round to round is written after the charge and before the masked
+          input leaves, and counts only once the run's ledger has it in that sum.
+        - No round of a run is taken part in whose ledger has this client in a sum that its accounts
+          do not hold: accounts that were restored from an older copy are noticed.
         - Where the sample of a round is secret, answers leave at times that do not depend on it,
           but for whether the work took longer than ``answers.hold_seconds`` in all.
     """
@@ -218,6 +240,7 @@ class Agent(SecretHolder):
                 f"sizes.{client} = {invitation.sizes.get(client)}: this client holds "
                 f"{self._site.size}"
             )
+        base = self._gone_on_from(invitation)
         session, encode = self._site.round(invitation, self._roster.clients)
         hold = None if figures else self._policy.answers.hold_seconds
         if not figures:
@@ -235,7 +258,7 @@ class Agent(SecretHolder):
             client,
             self._identity,
             encode,
-            charge=None if figures else lambda: self._charge(session, invitation),
+            charge=None if figures else lambda: self._charge(session, invitation, base),
             floors=floors,
             random=self._random,
         )
@@ -251,6 +274,29 @@ class Agent(SecretHolder):
             cohort=len(session.cohort),
         )
         return message
+
+    def _gone_on_from(self, invitation: Invitation) -> Kept | None:
+        """Have the site go on from what this client kept; None where the run keeps nothing.
+
+        Raises:
+            LocalProtocolError: the run's ledger has this client in a sum that its accounts do not
+                hold, or goes on from a state that it does not hold.
+        """
+        said, ledger = invitation.summed.get(self._policy.client), invitation.ledger.hex()
+        if said is not None:
+            charge = self._runs.charged(ledger, said)
+            noised = charge is not None and charge.get("mechanism") != "none"
+            if charge is None or (noised and not self._spending.holds(said)):
+                raise LocalProtocolError(
+                    f"summed = {said}: the run's ledger has this client in that sum, and its "
+                    "accounts hold no charge for it: they were lost, or are an older copy; bring "
+                    "back the newest"
+                )
+        if not self._site.keeps:
+            return None
+        base = self._runs.kept.base(ledger, invitation.round, said)
+        self._site.take(base.state)
+        return base
 
     def _prepared(self, half: ClientRound, arrived: float, hold: float) -> None:
         """Make the contribution, and wait for a moment that does not depend on how long it took."""
@@ -272,10 +318,14 @@ class Agent(SecretHolder):
             invitation.ledger.hex(), privacy, cohort=invitation.sizes, size=self._site.size
         )
 
-    def _charge(self, session: RoundSession, invitation: Invitation) -> None:
+    def _charge(self, session: RoundSession, invitation: Invitation, base: Kept | None) -> None:
+        ledger = invitation.ledger.hex()
         self._spending.charge(session)
         _, event = self._site.priced(invitation)
-        self._runs.charge(invitation.ledger.hex(), event)
+        self._runs.charge(ledger, event)
+        if base is not None:  # after the charge: what was not charged must leave nothing behind
+            made = Kept(session.round, session.session.hex(), self._site.kept())
+            self._runs.kept.note(ledger, base, made)
         epsilon, delta = self._spending.spent()
         budget = self._policy.budget
         self._log.write(

@@ -127,6 +127,13 @@ class Spending:
         epsilon = math.inf if self._unnoised else sum(e for e, _ in latest.values())
         return epsilon, sum(d for _, d in latest.values())
 
+    def holds(self, session: str) -> bool:
+        """Whether a charge with noise for this attempt, by its hexadecimal name, is in the sum."""
+        return any(
+            record.kind == SPENDS and record.body.get("session") == session
+            for record in self._total.records
+        )
+
     def check(self, session: RoundSession) -> None:
         """Refuse a round that ``charge`` would refuse for what it costs, before any work on it.
 

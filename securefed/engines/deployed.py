@@ -33,11 +33,8 @@ def check_deployable(config: RunConfig) -> None:
         "cohort.schedule.carry_out": config.cohort.schedule.carry_out,
         "cohort.simulated_dropouts": bool(config.cohort.simulated_dropouts),
         "personal.kind": config.personal.kind != "none",
-        "training.control_weight": config.training.control_weight is not None,
-        "training.error_feedback": config.training.error_feedback,
         "evaluation.figures": config.evaluation.figures != "sum",
         "evaluation.show_clients": config.evaluation.show_clients,
-        "lora.sharing = 'fedsa'": config.lora.sharing == "fedsa",
     }
     found = [name for name, is_so in refused.items() if is_so]
     if found:

@@ -9,7 +9,8 @@ charged itself, and one that never answered counts as charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
@@ -219,6 +220,9 @@ class RemoteRun(Run):
         self._roster, self._server = roster, server
         self._fractions: tuple[float, ...] = ()
 
+    def _save_own(self, path: Path) -> None:
+        """Adapters of clients' own are at the clients."""
+
     def _opening(self) -> Opening:
         opening = RemoteOpening(
             self.config,
@@ -273,9 +277,11 @@ class RemoteRun(Run):
         figures: bool,
     ) -> Exchange:
         """How one round's messages reach the agents."""
+        records = read_ledger(self.folder.ledger)
+        control = self.bench.combining.server_state()
         invitation = Invitation(
             run=self._greeted.run,
-            ledger=bytes.fromhex(read_ledger(self.folder.ledger)[0].hash),
+            ledger=bytes.fromhex(records[0].hash),
             round=session.round,
             session=session.session,
             figures=figures,
@@ -283,6 +289,8 @@ class RemoteRun(Run):
             noise_multiplier=self.settings.stated.noise_multiplier,
             fractions=self._fractions,
             adapter=save(adapter_state(self.bench.model)),
+            summed=_last_sums(records),
+            control=save(control) if control else b"",
         ).encode(self._server)
         return over_agents(
             self._courier,
@@ -304,3 +312,16 @@ def _fractions(ledger: Ledger) -> tuple[float, ...]:
         if record.kind == ROUND_APPLIED and str(record.body["session"]) in summed:
             found.append(summed[str(record.body["session"])])
     return tuple(found)
+
+
+def _last_sums(records: Sequence[Record]) -> dict[str, str]:
+    """For each client the session of the last sum with it that was applied."""
+    survivors: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for record in records:
+        if record.kind == ROUND_SUMMED:
+            survivors[str(record.body["session"])] = list(record.body["survivors"])
+        elif record.kind == ROUND_APPLIED:
+            session = str(record.body["session"])
+            found |= dict.fromkeys(survivors[session], session)
+    return found

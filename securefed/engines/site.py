@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from securefed.config import RunConfig
 from securefed.crypto.identity import IdentityPublicKey
@@ -21,7 +21,7 @@ from securefed.engines.events import Observer
 from securefed.engines.figures import Figures, encode_figures, figures_policy
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 from securefed.federation.client import Encode
 from securefed.federation.invitations import Invitation
 from securefed.federation.session import RoundSession
@@ -95,6 +95,26 @@ class TrainingSite:
         """How many units this client holds."""
         return self._size
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a client of this run keeps something from round to round."""
+        return self._bench.keeps
+
+    def take(self, kept: bytes) -> None:
+        """Go on from what :meth:`kept` gave in an earlier round; empty for the beginning.
+
+        Raises:
+            LedgerTampered: it is not of this run.
+        """
+        try:
+            self._bench.take(self._client, load(kept) if kept else None)
+        except SafetensorError as error:
+            raise LedgerTampered(f"kept state: {error}") from None
+
+    def kept(self) -> bytes:
+        """What is kept if the contribution that was made last is in its sum."""
+        return save(self._bench.noted(self._client))
+
     def round(
         self, invitation: Invitation, roster: Mapping[str, IdentityPublicKey]
     ) -> tuple[RoundSession, Encode]:
@@ -110,7 +130,7 @@ class TrainingSite:
             tuple(sorted(invitation.sizes.items())), invitation.noise_multiplier
         )
         bench.sizes = settings.sizes
-        self._load(invitation.adapter)
+        self._load(invitation)
         cohort = tuple(sorted(invitation.sizes))
         if invitation.figures:
             policy = figures_policy(settings.sum_policy)
@@ -191,8 +211,18 @@ class TrainingSite:
         finally:
             load_adapter_state(bench.model, before)
 
-    def _load(self, adapter: bytes) -> None:
+    def _load(self, invitation: Invitation) -> None:
+        """Put what the server sent in place, not what clients keep for themselves."""
+        bench = self._bench
         try:
-            load_adapter_state(self._bench.model, load(adapter))
+            load_adapter_state(bench.model, load(invitation.adapter))
         except (SafetensorError, ConfigError) as error:
             raise RemoteProtocolError(f"adapter: does not fit the model ({error})") from None
+        bench.personal.put_back()
+        try:
+            control = load(invitation.control) if invitation.control else {}
+            bench.combining.restore(control)
+        except (SafetensorError, ConfigError) as error:
+            raise RemoteProtocolError(f"control: does not fit the run file ({error})") from None
+        if control.keys() != bench.combining.server_state().keys():
+            raise RemoteProtocolError("control: the run file has none")

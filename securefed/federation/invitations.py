@@ -19,8 +19,9 @@ so that it is worth nothing from another node.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import rfc8785
@@ -38,6 +39,7 @@ DIGEST_BYTES = 32
 _LABEL = b"securefed/1/federation/server-to-agent"
 _LABEL_INTRODUCTION = b"securefed/1/federation/introduction"
 _MAX_ID = 255
+_SESSION = re.compile(f"[0-9a-f]{{{2 * SESSION_BYTES}}}")
 _MAX_KIND = 64
 _MAX_DESCRIPTION = 1 << 24
 _MAX_ENVELOPE = _MAX_LINE = 1 << 21
@@ -152,6 +154,9 @@ class Invitation:
         fractions: noised share of units within the clip in each round so far, where the clip
             adapts; each client computes the clip of the round from them.
         adapter: the adapter before the round; the client hashes what it loads.
+        summed: for each client that was in a sum which was applied, the session of the last such
+            sum, hexadecimal: by it a client knows which of its attempts counted.
+        control: what the server sends beside the adapter (SCAFFOLD); empty without it.
     """
 
     run: bytes
@@ -163,6 +168,8 @@ class Invitation:
     noise_multiplier: float
     fractions: tuple[float, ...]
     adapter: bytes
+    summed: Mapping[str, str] = field(default_factory=dict)
+    control: bytes = b""
 
     def encode(self, server: IdentityKey) -> bytes:
         """The signed message."""
@@ -180,9 +187,11 @@ class Invitation:
             "sizes": dict(self.sizes),
             "noise_multiplier": self.noise_multiplier,
             "fractions": list(self.fractions),
+            "summed": dict(self.summed),
         }
         writer.blob(rfc8785.dumps(described), _MAX_DESCRIPTION, field="description")
         writer.blob(self.adapter, MAX_FRAME, field="adapter")
+        writer.blob(self.control, MAX_FRAME, field="control")
         return writer
 
     @classmethod
@@ -214,13 +223,14 @@ class Invitation:
             figures=bool(figures),
             **described,
             adapter=reader.blob(MAX_FRAME, field="adapter"),
+            control=reader.blob(MAX_FRAME, field="control"),
         )
         _verify(reader, found._writer(), server, _LABEL)
         return found
 
 
 def _description(encoded: bytes) -> dict[str, Any]:
-    """Sizes, noise and fractions, each of its type."""
+    """Sizes, noise, fractions and last sums, each of its type."""
     try:
         found = json.loads(encoded)
         again = rfc8785.dumps(found)
@@ -231,20 +241,24 @@ def _description(encoded: bytes) -> dict[str, Any]:
             "sizes": dict(sizes),
             "noise_multiplier": int() | float() as noise,
             "fractions": list(fractions),
-        } if len(found) == 3 and again == encoded:
+            "summed": dict(summed),
+        } if len(found) == 4 and again == encoded:
             pass
         case _:
-            raise WireError("description: must hold sizes, noise_multiplier and fractions")
+            raise WireError("description: must hold sizes, noise_multiplier, fractions, summed")
     if not all(type(size) is int and 1 <= size < 2**32 for size in sizes.values()):
         raise WireError("description: a size must be an integer in 1..2^32 - 1")
     if isinstance(noise, bool) or not 0.0 <= noise < float("inf"):
         raise WireError("description: noise_multiplier must be >= 0 and finite")
     if not all(type(f) in (int, float) for f in fractions):
         raise WireError("description: fractions must be numbers")
+    if not all(isinstance(s, str) and _SESSION.fullmatch(s) for s in summed.values()):
+        raise WireError(f"description: summed must name sessions, {2 * SESSION_BYTES} hex digits")
     return {
         "sizes": sizes,
         "noise_multiplier": float(noise),
         "fractions": tuple(float(fraction) for fraction in fractions),
+        "summed": summed,
     }
 
 

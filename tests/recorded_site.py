@@ -52,13 +52,16 @@ class RecordedSite:
 
         return session, encode
 
-    keeps = False
+    keeps = leaves = False
 
     def take(self, kept):
         self.taken = kept
 
     def kept(self):
         return b"state %d" % self.encoded
+
+    def finish(self, adapter, kept, folder):
+        (folder / "adapter").write_bytes(adapter + kept)
 
     def priced(self, invitation):
         name = {"round": invitation.round, "session": invitation.session.hex()}

@@ -6,6 +6,7 @@ state                 request              what happens
 idle or in a round    ``Hello``            introduces this client; the round, if any, goes on
 idle or in a round    ``Invitation``       checks it against the owner's policy; the round before,
                                            if any, is forgotten with its secrets; sends keys
+idle or in a round    ``Ending``           writes down what the run left to this client
 idle or in a round    ``HeadRequest``      signs where a run's ledger stands, if it extends what was
                                            signed before
 in a round            ``Step`` of it       the protocol's answer; the masked input only after it was
@@ -18,12 +19,14 @@ Whatever is refused changes nothing but that a round with bad content is over fo
 
 from __future__ import annotations
 
+import functools
 import math
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+from securefed.agent.ended import Ended
 from securefed.agent.kept import Kept
 from securefed.agent.log import Log
 from securefed.agent.policy import AgentPolicy
@@ -36,10 +39,12 @@ from securefed.errors import ConfigError, LocalProtocolError, SecureFedError, Wi
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.invitations import (
+    ENDING,
     HEAD,
     HELLO,
     INVITATION,
     STEP,
+    Ending,
     HeadRequest,
     Hello,
     Introduction,
@@ -66,7 +71,13 @@ _UNFORESEEN = (
 
 The round is over then.  Whatever else is raised, memory that ran out for one, ends the process."""
 
-_NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
+_NAMES = {
+    HELLO: "hello",
+    INVITATION: "invitation",
+    STEP: "step",
+    HEAD: "head",
+    ENDING: "ending",
+}
 
 
 class Site(Protocol):
@@ -102,6 +113,19 @@ class Site(Protocol):
 
     def kept(self) -> bytes:
         """What is kept if the contribution that was made last is in its sum."""
+        ...
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this run leaves clients an adapter of their own."""
+        ...
+
+    def finish(self, adapter: bytes, kept: bytes, folder: Path) -> None:
+        """Make the client's own adapter of the shared one and of what it kept, in ``folder``.
+
+        Raises:
+            SecureFedError: they do not fit the run file.
+        """
         ...
 
     def round(
@@ -195,6 +219,8 @@ class Agent(SecretHolder):
                 return encode_answer(self._stepped(request))
             if kind == HEAD:
                 return encode_answer(self._witnessed(request))
+            if kind == ENDING:
+                return encode_answer(self._ended(request))
             raise WireError(f"message type: {kind} found, one of {sorted(_NAMES)} expected")
         except SecureFedError as error:
             name = type(error).__name__
@@ -212,6 +238,25 @@ class Agent(SecretHolder):
                 where=_raised_at(error),
             )
             return encode_refusal(FAILED)
+
+    def finish(self) -> None:
+        """Make this client's own adapters of runs that have ended.
+
+        Run by: the owner's process, while it answers nobody: how long this takes depends on what
+        is found in the data.  What fails is in the log, and is tried again another time.
+        """
+        if not self._site.leaves:
+            return
+        try:
+            for ended in self._runs.ended.due(self._site.config):
+                self._log.write("finishing", ledger=ended.ledger)
+                made = functools.partial(self._site.finish, ended.adapter, ended.kept)
+                place = self._runs.ended.make(ended, made)
+                self._log.write("finished", ledger=ended.ledger, folder=str(place))
+        except SecureFedError as error:
+            self._log.write("unfinished", kind=type(error).__name__, why=str(error))
+        except _UNFORESEEN as error:
+            self._log.write("unfinished", kind=type(error).__name__, where=_raised_at(error))
 
     def _introduced(self, request: bytes) -> bytes:
         hello = Hello.decode(request, self._roster.server)
@@ -240,7 +285,9 @@ class Agent(SecretHolder):
                 f"sizes.{client} = {invitation.sizes.get(client)}: this client holds "
                 f"{self._site.size}"
             )
-        base = self._gone_on_from(invitation)
+        base = self._gone_on_from(invitation.ledger.hex(), invitation.round, invitation.summed)
+        if base is not None:
+            self._site.take(base.state)
         session, encode = self._site.round(invitation, self._roster.clients)
         hold = None if figures else self._policy.answers.hold_seconds
         if not figures:
@@ -275,14 +322,14 @@ class Agent(SecretHolder):
         )
         return message
 
-    def _gone_on_from(self, invitation: Invitation) -> Kept | None:
-        """Have the site go on from what this client kept; None where the run keeps nothing.
+    def _gone_on_from(self, ledger: str, number: int, summed: Mapping[str, str]) -> Kept | None:
+        """What this client goes on from; None where the run has it keep nothing.
 
         Raises:
             LocalProtocolError: the run's ledger has this client in a sum that its accounts do not
                 hold, or goes on from a state that it does not hold.
         """
-        said, ledger = invitation.summed.get(self._policy.client), invitation.ledger.hex()
+        said = summed.get(self._policy.client)
         if said is not None:
             charge = self._runs.charged(ledger, said)
             noised = charge is not None and charge.get("mechanism") != "none"
@@ -294,9 +341,7 @@ class Agent(SecretHolder):
                 )
         if not self._site.keeps:
             return None
-        base = self._runs.kept.base(ledger, invitation.round, said)
-        self._site.take(base.state)
-        return base
+        return self._runs.kept.base(ledger, number, said)
 
     def _prepared(self, half: ClientRound, arrived: float, hold: float) -> None:
         """Make the contribution, and wait for a moment that does not depend on how long it took."""
@@ -344,6 +389,19 @@ class Agent(SecretHolder):
         if self._round is None or self._round[0] != step.session:
             raise LocalProtocolError("step: it is of no round that this agent is in")
         return self._round[1].handle(step.message)
+
+    def _ended(self, request: bytes) -> bytes:
+        ending = Ending.decode(request, self._roster.server)
+        ledger = ending.ledger.hex()
+        if not self._site.leaves:
+            raise LocalProtocolError("ending: this run file leaves clients no adapter of their own")
+        if self._policy.client not in ending.summed:
+            raise LocalProtocolError(f"ending: this client is in no sum of run {ledger}")
+        base = self._gone_on_from(ledger, ending.round + 1, ending.summed)
+        kept = b"" if base is None else base.state
+        self._runs.ended.note(Ended(ledger, self._site.config, ending.adapter, kept))
+        self._log.write("ended", ledger=ledger, round=ending.round)
+        return b""
 
     def _witnessed(self, request: bytes) -> bytes:
         asked = HeadRequest.decode(request)

@@ -115,29 +115,13 @@ class KeptStates:
             writer.u32(kept.round, field="round")
             writer.blob(bytes.fromhex(kept.session or ""), SESSION_BYTES, field="session")
             writer.blob(kept.state, MAX_FRAME, field="state")
-        path = self._path(ledger)
-        partial = path.with_name(f".{path.name}.partial")
-        partial.unlink(missing_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(writer.done())
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_private(self._path(ledger), writer.done())
 
     def _read(self, ledger: str) -> tuple[Kept, ...]:
         """The settled state and, if there is one, that of an attempt."""
         path = self._path(ledger)
-        try:
-            with path.open("rb") as stream:
-                check_private(os.fstat(stream.fileno()), f"kept state {path}", "chmod 600")
-                content = stream.read(_LARGEST_FILE)
-        except FileNotFoundError:
+        content = read_private(path, "kept state", limit=_LARGEST_FILE)
+        if content is None:
             return (Kept(),)
         try:
             reader = Reader(content)
@@ -154,6 +138,41 @@ class KeptStates:
 
     def _path(self, ledger: str) -> Path:
         return self._folder / f"{ledger[:32]}.kept"
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace a file of the owner's as a whole, mode 0600, durably.
+
+    Raises:
+        OSError: it could not be; what was there before is there still.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_private(path: Path, what: str, *, limit: int) -> bytes | None:
+    """What :func:`write_private` wrote, up to ``limit`` bytes; None where nothing is.
+
+    Raises:
+        ConfigError: others than its owner have access to it.
+    """
+    try:
+        with path.open("rb") as stream:
+            check_private(os.fstat(stream.fileno()), f"{what} {path}", "chmod 600")
+            return stream.read(limit)
+    except FileNotFoundError:
+        return None
 
 
 def _kept(reader: Reader) -> Kept:

@@ -29,7 +29,9 @@ class FloorsSection(Section):
     """The least that each round must protect; as of ``ClientFloors``, without its loose defaults.
 
     ``mechanisms`` and ``units``: those that are taken part in.  ``exact_figures``: whether sums of
-    held-out figures, which carry no noise and no guarantee, are taken part in as well.
+    held-out figures, which carry no noise and no guarantee, are taken part in as well; where a
+    client keeps a factor of its own (``lora.sharing = "fedsa"``) they are of that one, and so tell
+    of its training data too.
     """
 
     min_clients: Annotated[int, Field(ge=2)]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from securefed.agent.ended import EndedRuns
 from securefed.agent.kept import KeptStates
 from securefed.agent.private_folder import private_folder
 from securefed.crypto.identity import IdentityKey
@@ -36,6 +37,7 @@ class RunAccounts:
 
     Attributes:
         kept: what the client keeps from round to round of each run.
+        ended: what runs that are over left to the client.
 
     Guarantees:
         - A head that was signed stands in the run's account, on disk, before the signature leaves.
@@ -44,6 +46,7 @@ class RunAccounts:
     def __init__(self, folder: Path, client: str, clock: Callable[[], str]) -> None:
         private_folder(folder, "accounts of runs")
         self.kept = KeptStates(folder / "kept", client)
+        self.ended = EndedRuns(folder / "ended")
         self._folder, self._client, self._clock = folder, client, clock
         self._open: dict[str, Ledger] = {}
 

@@ -103,8 +103,10 @@ def client(
             clock=time.monotonic,
             pause=time.sleep,
         )
+        agent.finish()
         server = SocketServer(socket, agent.handle, told)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         server.serve(lambda: stopped)
+        agent.finish()
         told.write("stopped")

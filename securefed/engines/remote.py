@@ -20,6 +20,7 @@ from securefed.crypto.identity import IdentityKey, IdentityPublicKey
 from securefed.engines.accounts import COPIES
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.couriers import Courier, Greeted, over_agents
+from securefed.engines.deployed import leaves_adapters
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
@@ -30,13 +31,14 @@ from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.remote_witnesses import gather_from
+from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import AnyServer, AnySession
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError, LocalProtocolError, ThresholdNotMet
+from securefed.errors import ConfigError, LocalProtocolError, ProtocolError, ThresholdNotMet
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.chain import Record
 from securefed.evidence.kinds import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
@@ -44,9 +46,7 @@ from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.witness import Witness
 from securefed.federation.client import ClientRound
-from securefed.federation.invitations import (
-    Invitation,
-)
+from securefed.federation.invitations import Ending, Invitation, answered
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.federation.sliced_rounds import SlicedClientRound
@@ -219,6 +219,31 @@ class RemoteRun(Run):
         self._courier, self._greeted = courier, greeted
         self._roster, self._server = roster, server
         self._fractions: tuple[float, ...] = ()
+
+    def go(self, *, resume: bool) -> RunResult:
+        """As of ``Run``; then clients that make adapters of their own are handed the shared one."""
+        result = super().go(resume=resume)
+        if leaves_adapters(self.config):
+            self._hand_out(result.rounds)
+        return result
+
+    def _hand_out(self, last: int) -> None:
+        """Say that the run is over; who does not hear it has no adapter of its own."""
+        records = read_ledger(self.folder.ledger)
+        ending = Ending(
+            ledger=bytes.fromhex(records[0].hash),
+            round=last,
+            summed=_last_sums(records),
+            adapter=save(adapter_state(self.bench.model)),
+        ).encode(self._server)
+        nodes = {name: node for name, node in self._greeted.nodes.items() if name in self.cohort}
+        replies = self._courier.exchange(dict.fromkeys(nodes.values(), ending), what="ending")
+        for name, node in sorted(nodes.items()):
+            try:
+                answered(replies.get(node, b""))
+            except ProtocolError as error:
+                why = error if node in replies else "silent"
+                self.observer.message(f"ending: {name} has not taken the adapter: {why}")
 
     def _save_own(self, path: Path) -> None:
         """Adapters of clients' own are at the clients."""

@@ -16,7 +16,12 @@ from securefed.config import RunConfig
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.arrangement import figures_aggregation
-from securefed.engines.deployed import check_deployable, config_digest, local_config
+from securefed.engines.deployed import (
+    check_deployable,
+    config_digest,
+    leaves_adapters,
+    local_config,
+)
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures, encode_figures, figures_policy
 from securefed.engines.settings import Settings
@@ -114,6 +119,31 @@ class TrainingSite:
     def kept(self) -> bytes:
         """What is kept if the contribution that was made last is in its sum."""
         return save(self._bench.noted(self._client))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this run leaves clients an adapter of their own."""
+        return leaves_adapters(self._config)
+
+    def finish(self, adapter: bytes, kept: bytes, folder: Path) -> None:
+        """Make this client's own adapter in ``folder``, as ``personal/CLIENT`` of a simulation is.
+
+        Args:
+            adapter: the shared one, as the run ended.
+            kept: as of :meth:`take`.
+            folder: is there.
+
+        Raises:
+            RemoteProtocolError, LedgerTampered: they do not fit the run file.
+        """
+        bench = self._bench
+        self._load_adapter(adapter)
+        self.take(kept)
+        if bench.own_adapters is not None:
+            bench.personalise(self._client, folder)
+            return
+        with bench.personal.of(self._client):
+            bench.save_adapter(folder / "adapter")
 
     def round(
         self, invitation: Invitation, roster: Mapping[str, IdentityPublicKey]
@@ -214,11 +244,7 @@ class TrainingSite:
     def _load(self, invitation: Invitation) -> None:
         """Put what the server sent in place, not what clients keep for themselves."""
         bench = self._bench
-        try:
-            load_adapter_state(bench.model, load(invitation.adapter))
-        except (SafetensorError, ConfigError) as error:
-            raise RemoteProtocolError(f"adapter: does not fit the model ({error})") from None
-        bench.personal.put_back()
+        self._load_adapter(invitation.adapter)
         try:
             control = load(invitation.control) if invitation.control else {}
             bench.combining.restore(control)
@@ -226,3 +252,10 @@ class TrainingSite:
             raise RemoteProtocolError(f"control: does not fit the run file ({error})") from None
         if control.keys() != bench.combining.server_state().keys():
             raise RemoteProtocolError("control: the run file has none")
+
+    def _load_adapter(self, adapter: bytes) -> None:
+        try:
+            load_adapter_state(self._bench.model, load(adapter))
+        except (SafetensorError, ConfigError) as error:
+            raise RemoteProtocolError(f"adapter: does not fit the model ({error})") from None
+        self._bench.personal.put_back()

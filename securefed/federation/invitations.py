@@ -7,6 +7,7 @@
     server -> agent   Invitation   a round, and the adapter to train      (signed by the server)
     server -> agent   Step         the server's next message of the round
     server -> agent   HeadRequest  where the run's ledger stands, to be signed
+    server -> agent   Ending       the adapter as the run ended        (signed by the server)
     agent -> server   Answer       the client's message of the round, or its signature
     agent -> server   Refusal      of what kind; why is in the agent's log alone
 
@@ -32,7 +33,7 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
 from securefed.secagg.aggregator import SESSION_BYTES
 
-HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL, HEAD = range(96, 103)
+HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL, HEAD, ENDING = range(96, 104)
 
 RUN_BYTES = 16
 DIGEST_BYTES = 32
@@ -252,8 +253,7 @@ def _description(encoded: bytes) -> dict[str, Any]:
         raise WireError("description: noise_multiplier must be >= 0 and finite")
     if not all(type(f) in (int, float) for f in fractions):
         raise WireError("description: fractions must be numbers")
-    if not all(isinstance(s, str) and _SESSION.fullmatch(s) for s in summed.values()):
-        raise WireError(f"description: summed must name sessions, {2 * SESSION_BYTES} hex digits")
+    _check_summed(summed)
     return {
         "sizes": sizes,
         "noise_multiplier": float(noise),
@@ -343,6 +343,70 @@ class HeadRequest:
         lines = tuple(reader.blob(_MAX_LINE, field="line") for _ in range(count))
         reader.finish()
         return cls(ledger, envelope, first, lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A run is over; this is the shared adapter, for clients that make one of their own of it.
+
+    Attributes:
+        ledger: hash of the first record of the run's ledger.
+        round: the last one.
+        summed: as in the Invitation.
+        adapter: after the last round.
+    """
+
+    ledger: bytes
+    round: int
+    summed: Mapping[str, str]
+    adapter: bytes
+
+    def encode(self, server: IdentityKey) -> bytes:
+        """The signed message."""
+        return _signed(self._writer(), server, _LABEL)
+
+    def _writer(self) -> Writer:
+        writer = Writer()
+        writer.header(ENDING)
+        writer.fixed(self.ledger, DIGEST_BYTES, field="ledger")
+        writer.u32(self.round, field="round")
+        writer.blob(rfc8785.dumps(dict(self.summed)), _MAX_DESCRIPTION, field="summed")
+        writer.blob(self.adapter, MAX_FRAME, field="adapter")
+        return writer
+
+    @classmethod
+    def decode(cls, message: bytes, server: IdentityPublicKey) -> Self:
+        """Read and check.
+
+        Raises:
+            WireError: it is no such message.
+            RemoteProtocolError: the server has not signed it.
+        """
+        reader = Reader(message)
+        reader.header(ENDING)
+        ledger, number = reader.fixed(DIGEST_BYTES, field="ledger"), reader.u32(field="round")
+        encoded = reader.blob(_MAX_DESCRIPTION, field="summed")
+        try:
+            summed = json.loads(encoded)
+            again = rfc8785.dumps(summed)
+        except (ValueError, RecursionError):
+            raise WireError("summed: is not JSON") from None
+        if not isinstance(summed, dict) or again != encoded:
+            raise WireError("summed: must be an object, in canonical form")
+        _check_summed(summed)
+        found = cls(
+            ledger=ledger,
+            round=number,
+            summed=summed,
+            adapter=reader.blob(MAX_FRAME, field="adapter"),
+        )
+        _verify(reader, found._writer(), server, _LABEL)
+        return found
+
+
+def _check_summed(summed: Mapping[str, Any]) -> None:
+    if not all(isinstance(s, str) and _SESSION.fullmatch(s) for s in summed.values()):
+        raise WireError(f"summed: must name sessions, {2 * SESSION_BYTES} hexadecimal digits each")
 
 
 def encode_answer(message: bytes) -> bytes:

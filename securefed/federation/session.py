@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import rfc8785
 
@@ -98,16 +99,15 @@ class RoundSession:
     @cached_property
     def context(self) -> RoundContext:
         """The protocol's view, with a digest over all of the above."""
-        agreed = rfc8785.dumps(
-            {
-                "aggregation": type(self.aggregation).__name__,
-                "dimension": self.dimension,
-                "model": self.model.hex(),
-                "policy": {key: value for key, value in asdict(self.policy).items()},
-                "resolution": self.plan.resolution,
-            }
-            | ({} if self.stated is None else {"stated": asdict(self.stated)})
-        )
+        agreed: dict[str, Any] = {
+            "aggregation": type(self.aggregation).__name__,
+            "dimension": self.dimension,
+            "model": self.model.hex(),
+            "policy": asdict(self.policy),
+            "resolution": self.plan.resolution,
+        }
+        if self.stated is not None:
+            agreed["stated"] = asdict(self.stated)
         return RoundContext(
             session=self.session,
             round=self.round,
@@ -116,7 +116,7 @@ class RoundSession:
             length=self.plan.padded,
             bits=self.plan.bits,
             parameters=self.aggregation.parameters(self._bounds),
-            binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
+            binding=hashlib.sha256(b"securefed/1/session" + rfc8785.dumps(agreed)).digest(),
             noise_layers=self.plan.removable_stds,
             encryption=self.aggregation.encryption(self.plan, self._bounds),
         )

@@ -4,13 +4,14 @@ import os
 import shutil
 
 import pytest
-from owners import DIMENSION, NAMES, ROSTER, Owner, carried, invitation
+from owners import DIMENSION, NAMES, ROSTER, SERVER, Owner, carried, invitation
 from recorded_site import session_of
 
 from securefed import PrivacyPolicy
 from securefed.agent.kept import Kept, KeptStates
+from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError, LedgerTampered, LocalProtocolError, RemoteProtocolError
-from securefed.federation.invitations import Step
+from securefed.federation.invitations import Ending, Step
 from securefed.federation.server import ServerRound
 
 LEDGER = "ab" * 32
@@ -207,3 +208,91 @@ def test_accounts_from_an_older_copy_are_noticed_by_what_the_ledger_has(tmp_path
     restored = Owner(tmp_path, "site-0", policy=NOISED)
     assert "hold no charge" in refused(restored, invited(THIRD, 2, b"s" * 16))
     assert restored.site.encoded == 0
+
+
+# -- how a run ends --------------------------------------------------------------------------
+
+
+def ending(last, adapter=b"shared", key=SERVER, **changed):
+    values = {
+        "ledger": bytes(32),
+        "round": 1,
+        "summed": dict.fromkeys(NAMES, last.hex()),
+        "adapter": adapter,
+    }
+    return Ending(**(values | changed)).encode(key)
+
+
+def after_one_round(folder):
+    owners = {name: keeping(folder, name) for name in NAMES}
+    for owner in owners.values():
+        owner.site.leaves = True
+    one_round(owners, FIRST)
+    return owners["site-0"]
+
+
+def test_a_run_that_ended_leaves_an_adapter_made_while_nobody_is_answered(tmp_path):
+    owner = after_one_round(tmp_path)
+    folder = tmp_path / "site-0" / "runs" / "ended"
+    assert owner.asked(ending(FIRST)) == b""
+    assert [path.suffix for path in folder.iterdir()] == [".ended"]
+    owner.agent.finish()
+    (made,) = (path for path in folder.iterdir() if path.is_dir())
+    assert (made / "adapter").read_bytes() == b"sharedstate 1"
+    assert made.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"key": IdentityKey.generate()}, "does not verify"),
+        ({"ledger": b"l" * 32}, "hold no charge"),  # a run that this client was never in
+        ({"summed": {}}, "in no sum"),
+        ({"summed": {"site-0": "9" * 32}}, "hold no charge"),
+    ],
+)
+def test_an_ending_that_is_not_of_a_run_of_this_clients_is_refused(tmp_path, changed, why):
+    owner = after_one_round(tmp_path)
+    assert why in refused(owner, ending(FIRST, **changed))
+    assert list((tmp_path / "site-0" / "runs" / "ended").iterdir()) == []
+
+
+def test_a_server_has_a_client_make_one_adapter_of_a_run(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.asked(ending(FIRST))
+    assert owner.asked(ending(FIRST)) == b""  # the answer was lost
+    assert "another one before" in refused(owner, ending(FIRST, adapter=b"chosen"))
+    owner.agent.finish()
+    assert "another one before" in refused(owner, ending(FIRST, adapter=b"chosen"))
+
+
+def test_an_ending_does_not_end_the_round_that_a_client_is_in(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.asked(invited(SECOND, 2, FIRST))
+    half = owner.agent._round
+    owner.asked(ending(FIRST))
+    assert owner.agent._round is half
+
+
+def test_a_run_that_leaves_nothing_takes_no_ending(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.site.leaves = False
+    assert "leaves clients no adapter" in refused(owner, ending(FIRST))
+
+
+def test_an_adapter_that_could_not_be_made_is_in_the_log_and_is_tried_again(tmp_path, monkeypatch):
+    owner = after_one_round(tmp_path)
+    owner.asked(ending(FIRST))
+
+    def fails(adapter, kept, folder):
+        (folder / "half").write_bytes(b"")
+        raise RuntimeError("of a record of somebody")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner.site, "finish", fails)
+        owner.agent.finish()
+    assert owner.said[-1]["event"] == "unfinished"
+    assert "somebody" not in owner.log.getvalue()
+    owner.agent.finish()
+    (made,) = (p for p in (tmp_path / "site-0" / "runs" / "ended").iterdir() if p.is_dir())
+    assert [path.name for path in made.iterdir()] == ["adapter"]

@@ -330,3 +330,61 @@ def test_a_factor_of_its_own_under_local_noise_comes_of_charged_steps(tmp_path, 
             if record.kind == "charge"
         }
         assert {settled.session, attempt.session} == charged
+
+
+COUNTED = {"figures": "histogram", "histogram": {"noise_multiplier": 2.0}}
+PERSONAL = {"kind": "adapter", "steps": 4, "batch_size": 4, "measured": False}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [{"lora": {"sharing": "fedsa"}}, {"personal": PERSONAL}],
+    ids=["own factor", "own adapter"],
+)
+def test_an_adapter_of_the_clients_own_is_made_at_its_agent_and_is_that_of_one_process(
+    tmp_path, sections
+):
+    world = write_deployment(tmp_path, clients=3, privacy=QUIET, training=STEPS, **sections)
+    courier = DirectCourier(agents_of(world, **QUIET_OWNERS))
+    remote, own = between_machines(world, courier), in_one_process(world)
+    assert courier.stages[-1] == "ending"
+    assert not any((remote.folder / "personal").glob("**/adapter_model.safetensors"))
+    seen = set()
+    for name, agent in zip(sorted(world.identities), world.started, strict=True):
+        ended = world.folder / "accounts" / name / "runs" / "ended"
+        assert not any(path.is_dir() for path in ended.iterdir())  # nothing waits for it
+        agent.finish()
+        (made,) = (path for path in ended.iterdir() if path.is_dir())
+        agent.finish()  # it is made once
+        here = load_file(made / "adapter" / "adapter_model.safetensors")
+        there = load_file(own.folder / "personal" / name / "adapter" / "adapter_model.safetensors")
+        assert sorted(here) == sorted(there)
+        for key, value in there.items():
+            assert np.allclose(here[key], value, rtol=0, atol=1e-4)
+        size = [hashlib.sha256(value.tobytes()).hexdigest() for value in here.values()]
+        seen.add(tuple(size))
+    assert len(seen) == 3  # each has its own
+    said = [json.loads(line)["event"] for line in world.logs["site-0"].getvalue().splitlines()]
+    assert [event for event in said if "finish" in event] == ["finishing", "finished"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "named"),
+    [
+        ({"aggregation": {"kind": "bfv"}}, r"aggregation\.kind = 'bfv' \(no agent holds the key"),
+        ({"cohort": {"ranks": [{"clients": "others", "rank": 1}]}}, r"cohort\.ranks"),
+        ({"personal": {"kind": "adapter"}}, r"personal\.measured \(.* by delay"),
+        ({"evaluation": COUNTED}, r"evaluation\.figures = 'histogram'"),
+        ({"evaluation": {"show_clients": True}}, r"evaluation\.show_clients"),
+        (
+            {"privacy": {"mechanism": "central", "sampling": "cyclic"}},
+            r"privacy\.sampling = 'cyclic'",
+        ),
+    ],
+)
+def test_what_only_a_simulation_carries_out_is_refused_with_the_reason(tmp_path, sections, named):
+    world = write_deployment(tmp_path, clients=3, **sections)
+    with pytest.raises(ConfigError, match=named):
+        federate(world.deployment, DirectCourier({}))
+    with pytest.raises(ConfigError, match=named):
+        world.site("site-0")

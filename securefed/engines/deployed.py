@@ -48,7 +48,12 @@ def _refused(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
         "sums without noise would be in the memory of one server process, and a run that it loses "
         "could not go on; use 'poisson'",
     )
-    yield "cohort.ranks", bool(cohort.ranks), "agents take part in rounds of one sum, at one rank"
+    yield (
+        "cohort.ranks",
+        bool(cohort.ranks),
+        "the slices follow from the ranks of all who are there, and an agent builds its adapter "
+        "before it hears of them; give one lora.rank",
+    )
     yield (
         "cohort.schedule.carry_out",
         cohort.schedule.carry_out,

@@ -38,7 +38,13 @@ from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError, LocalProtocolError, ProtocolError, ThresholdNotMet
+from securefed.errors import (
+    ConfigError,
+    LedgerTampered,
+    LocalProtocolError,
+    ProtocolError,
+    ThresholdNotMet,
+)
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.chain import Record
 from securefed.evidence.kinds import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
@@ -226,6 +232,22 @@ class RemoteRun(Run):
         if leaves_adapters(self.config):
             self._hand_out(result.rounds)
         return result
+
+    def hand_out_again(self, last: int) -> None:
+        """Hand the shared adapter of a finished run to those who have not taken it yet.
+
+        Args:
+            last: the last round.
+
+        Raises:
+            LedgerTampered: the adapter after it is not in the run folder.
+        """
+        self.bench.load_initial(self.folder.initial)
+        state = self.folder.load_checkpoint(last)
+        if state is None:
+            raise LedgerTampered(f"{self.folder.checkpoints}: no state after round {last}")
+        self.step.restore(state)
+        self._hand_out(last)
 
     def _hand_out(self, last: int) -> None:
         """Say that the run is over; who does not hear it has no adapter of its own."""

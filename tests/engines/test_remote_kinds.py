@@ -388,3 +388,22 @@ def test_what_only_a_simulation_carries_out_is_refused_with_the_reason(tmp_path,
         federate(world.deployment, DirectCourier({}))
     with pytest.raises(ConfigError, match=named):
         world.site("site-0")
+
+
+def test_who_missed_the_end_of_a_run_is_handed_the_adapter_when_it_is_resumed(tmp_path):
+    world = write_deployment(
+        tmp_path, clients=3, privacy=QUIET, training=STEPS, lora={"sharing": "fedsa"}
+    )
+    courier = DirectCourier(agents_of(world, **QUIET_OWNERS))
+    courier.lost = lambda node, what: what == "ending" and node == 102
+    first = between_machines(world, courier)
+    folders = {n: world.folder / "accounts" / n / "runs" / "ended" for n in world.identities}
+    taken = {name: sorted(folder.iterdir()) for name, folder in folders.items()}
+    assert [len(taken[name]) for name in sorted(taken)] == [1, 1, 0]
+    content = taken["site-0"][0].read_bytes()
+    courier.lost = lambda node, what: False
+    world.deployment = world.deployment.model_copy(update={"resume": True})
+    assert between_machines(world, courier).rounds == first.rounds
+    assert [len(list(folders[name].iterdir())) for name in sorted(folders)] == [1, 1, 1]
+    assert taken["site-0"][0].read_bytes() == content
+    assert verify_run(first.folder).finished

@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from deployed import write_deployment
 from safetensors.torch import save
 
+from securefed.agent.example import example_policy
+from securefed.config import load_config
+from securefed.crypto.prg import NoiseGenerator
 from securefed.errors import LedgerTampered, RemoteProtocolError
 from securefed.federation.invitations import Invitation
 from securefed.lora.adapter import adapter_state, state_hash
@@ -112,3 +116,44 @@ def test_gradients_are_never_checked_at_an_adapter_of_the_servers(tmp_path, monk
         site.round(replace(invitation, noise_multiplier=noise), world.roster.clients)
         assert state_hash(adapter_state(bench.model)) == state_hash(chosen)
     assert seen == [state_hash(first)] * 2
+
+
+LOCAL = {"mechanism": "local", "noise_multiplier": 0.8}
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        {},
+        LOCAL,
+        {"unit": "client"},
+        {"unit": "client", "mechanism": "none", "noise_multiplier": None},
+    ],
+    ids=["examples", "local", "clients", "none"],
+)
+def test_an_example_policy_takes_part_in_the_run_that_it_is_written_for(tmp_path, privacy):
+    world = write_deployment(tmp_path, privacy=privacy)
+    site, config = world.site("site-0"), load_config(world.run_file)
+    policy = example_policy(
+        config,
+        client="site-0",
+        server=world.server.public.raw.hex(),
+        digest=site.config,
+        model=site.model,
+    )
+    quiet = config.privacy.mechanism == "none"
+    noise = 0.0 if quiet else config.privacy.noise_multiplier or 0.0
+    session, _ = site.round(asked(world, site, noise_multiplier=noise), world.roster.clients)
+    policy.floors.of(figures=False).check(session)
+
+
+def test_two_attempts_at_a_round_share_neither_noise_nor_sample(tmp_path):
+    world = write_deployment(tmp_path, privacy=LOCAL)
+    site = world.site("site-0")
+    sums = []
+    for name in (b"a" * 16, b"b" * 16):
+        session, encode = site.round(asked(world, site, session=name), world.roster.clients)
+        vector = encode(session.codec, NoiseGenerator())
+        sums.append(session.codec.decode(vector))
+        scale = session.plan.resolution
+    assert np.abs(sums[0] - sums[1]).max() > 1000 * scale  # not the rounding: it is one grid step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class World:
     def run_file(self) -> Path:
         return Path(self.deployment.run_file)
 
-    def site(self, name: str) -> TrainingSite:
+    def site(self, name: str, trainers: Collection[str] = ()) -> TrainingSite:
         config = load_config(self.run_file)
         return TrainingSite(
             config,
@@ -92,10 +92,12 @@ class World:
             observer=Silent(),
             model=str(self.folder / "model"),
             data=str(self.folder / "data"),
+            trainers=trainers,
         )
 
     def agent(self, name: str, site: Any = None, **sections: Any) -> Agent:
-        site = self.site(name) if site is None else site
+        trainers = sections.get("runs", {}).get("trainers", [])
+        site = self.site(name, trainers) if site is None else site
         runs = {"configurations": [site.config], "models": [site.model]}
         values = policy_values(name, self.server.public.raw.hex(), runs=runs)
         for key, section in sections.items():

@@ -101,9 +101,11 @@ def invitation(session=b"s" * 16, key=SERVER, **changed):
     return Invitation(**(values | changed)).encode(key)
 
 
-def carried(owners, session=b"s" * 16, policy=POLICY):
+def carried(owners, session=b"s" * 16, policy=POLICY, stated=None):
     """A whole round between agents and the server's half."""
-    server = ServerRound(session_of(session, NAMES, ROSTER.clients, DIMENSION, policy=policy))
+    server = ServerRound(
+        session_of(session, NAMES, ROSTER.clients, DIMENSION, policy=policy, stated=stated)
+    )
     inbox = dict.fromkeys(NAMES)
     while server.stage is not None:
         for name, message in inbox.items():

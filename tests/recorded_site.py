@@ -13,7 +13,7 @@ CONFIG, MODEL = "11" * 32, "22" * 32
 POLICY = PrivacyPolicy(clip_norm=1.0, mechanism="none", corrupt_fraction=0.1, dropout_fraction=0.25)
 
 
-def session_of(session, cohort, roster, dimension, *, number=1, policy=POLICY):
+def session_of(session, cohort, roster, dimension, *, number=1, policy=POLICY, stated=None):
     return RoundSession(
         session=session,
         round=number,
@@ -23,6 +23,7 @@ def session_of(session, cohort, roster, dimension, *, number=1, policy=POLICY):
         policy=policy,
         aggregation=PairwiseAggregation(),
         model=hashlib.sha256(b"recorded").digest(),
+        stated=stated,
     )
 
 
@@ -31,7 +32,7 @@ class RecordedSite:
 
     def __init__(self, vector, dimension, policy=POLICY, before=lambda: None):
         self.vector, self.dimension, self.policy, self.before = vector, dimension, policy, before
-        self.encoded = 0
+        self.encoded, self.stated = 0, None
 
     def round(self, invitation, roster):
         session = session_of(
@@ -41,6 +42,7 @@ class RecordedSite:
             self.dimension,
             number=invitation.round,
             policy=self.policy,
+            stated=self.stated,
         )
 
         def encode(codec, generator):
@@ -50,6 +52,17 @@ class RecordedSite:
 
         return session, encode
 
+    keeps = leaves = False
+
+    def take(self, kept):
+        self.taken = kept
+
+    def kept(self):
+        return b"state %d" % self.encoded
+
+    def finish(self, adapter, kept, folder):
+        (folder / "adapter").write_bytes(adapter + kept)
+
     def priced(self, invitation):
         name = {"round": invitation.round, "session": invitation.session.hex()}
-        return {"recorded": True}, {"mechanism": self.policy.mechanism} | name
+        return {"recorded": True}, {"mechanism": (self.stated or self.policy).mechanism} | name

@@ -6,6 +6,7 @@ state                 request              what happens
 idle or in a round    ``Hello``            introduces this client; the round, if any, goes on
 idle or in a round    ``Invitation``       checks it against the owner's policy; the round before,
                                            if any, is forgotten with its secrets; sends keys
+idle or in a round    ``Ending``           writes down what the run left to this client
 idle or in a round    ``HeadRequest``      signs where a run's ledger stands, if it extends what was
                                            signed before
 in a round            ``Step`` of it       the protocol's answer; the masked input only after it was
@@ -18,12 +19,15 @@ Whatever is refused changes nothing but that a round with bad content is over fo
 
 from __future__ import annotations
 
+import functools
 import math
 import traceback
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 
+from securefed.agent.ended import Ended
+from securefed.agent.kept import Kept
 from securefed.agent.policy import AgentPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.agent.spending import Spending
@@ -34,10 +38,12 @@ from securefed.errors import ConfigError, LocalProtocolError, SecureFedError, Wi
 from securefed.evidence.roster import Roster
 from securefed.federation.client import ClientRound, Encode
 from securefed.federation.invitations import (
+    ENDING,
     HEAD,
     HELLO,
     INVITATION,
     STEP,
+    Ending,
     HeadRequest,
     Hello,
     Introduction,
@@ -65,7 +71,13 @@ _UNFORESEEN = (
 
 The round is over then.  Whatever else is raised, memory that ran out for one, ends the process."""
 
-_NAMES = {HELLO: "hello", INVITATION: "invitation", STEP: "step", HEAD: "head"}
+_NAMES = {
+    HELLO: "hello",
+    INVITATION: "invitation",
+    STEP: "step",
+    HEAD: "head",
+    ENDING: "ending",
+}
 
 
 class Site(Protocol):
@@ -84,6 +96,36 @@ class Site(Protocol):
     @property
     def size(self) -> int:
         """How many units (examples, users) this client holds."""
+        ...
+
+    @property
+    def keeps(self) -> bool:
+        """Whether this run has clients keep something from round to round."""
+        ...
+
+    def take(self, kept: bytes) -> None:
+        """Go on from what :meth:`kept` gave in an earlier round; empty for the beginning.
+
+        Raises:
+            LedgerTampered: it is not of this run.
+        """
+        ...
+
+    def kept(self) -> bytes:
+        """What is kept if the contribution that was made last is in its sum."""
+        ...
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this run leaves clients an adapter of their own."""
+        ...
+
+    def finish(self, adapter: bytes, kept: bytes, folder: Path) -> None:
+        """Make the client's own adapter of the shared one and of what it kept, in ``folder``.
+
+        Raises:
+            SecureFedError: they do not fit the run file.
+        """
         ...
 
     def round(
@@ -125,6 +167,10 @@ class Agent(SecretHolder):
         - No masked input leaves before it is charged durably; a retry is charged again.
         - What a request makes fail unexpectedly ends its round and is refused as ``Failed``.
         - A refusal tells the server its kind; the reason stays in the log.
+        - What a client keeps from round to round is written after the charge and before the masked
+          input leaves, and counts only once the run's ledger has it in that sum.
+        - No round of a run is taken part in whose ledger has this client in a sum that its accounts
+          do not hold: accounts that were restored from an older copy are noticed.
         - Where the sample of a round is secret, answers leave at times that do not depend on it,
           but for whether the work took longer than ``answers.hold_seconds`` in all.
     """
@@ -189,6 +235,8 @@ class Agent(SecretHolder):
                 return encode_answer(self._stepped(request))
             if kind == HEAD:
                 return encode_answer(self._witnessed(request))
+            if kind == ENDING:
+                return encode_answer(self._ended(request))
             raise WireError(f"message type: {kind} found, one of {sorted(_NAMES)} expected")
         except SecureFedError as error:
             name = type(error).__name__
@@ -206,6 +254,25 @@ class Agent(SecretHolder):
                 where=_raised_at(error),
             )
             return encode_refusal(FAILED)
+
+    def finish(self) -> None:
+        """Make this client's own adapters of runs that have ended.
+
+        Run by: the owner's process, while it answers nobody: how long this takes depends on what
+        is found in the data.  What fails is in the log, and is tried again another time.
+        """
+        if not self._site.leaves:
+            return
+        try:
+            for ended in self._runs.ended.due(self._site.config):
+                self._log.write("finishing", ledger=ended.ledger)
+                made = functools.partial(self._site.finish, ended.adapter, ended.kept)
+                place = self._runs.ended.make(ended, made)
+                self._log.write("finished", ledger=ended.ledger, folder=str(place))
+        except SecureFedError as error:
+            self._log.write("unfinished", kind=type(error).__name__, why=str(error))
+        except _UNFORESEEN as error:
+            self._log.write("unfinished", kind=type(error).__name__, where=_raised_at(error))
 
     def _introduced(self, request: bytes) -> bytes:
         hello = Hello.decode(request, self._roster.server)
@@ -234,6 +301,9 @@ class Agent(SecretHolder):
                 f"sizes.{client} = {invitation.sizes.get(client)}: this client holds "
                 f"{self._site.size}"
             )
+        base = self._gone_on_from(invitation.ledger.hex(), invitation.round, invitation.summed)
+        if base is not None:
+            self._site.take(base.state)
         session, encode = self._site.round(invitation, self._roster.clients)
         hold = None if figures else self._policy.answers.hold_seconds
         if not figures:
@@ -251,7 +321,7 @@ class Agent(SecretHolder):
             client,
             self._identity,
             encode,
-            charge=None if figures else lambda: self._charge(session, invitation),
+            charge=None if figures else lambda: self._charge(session, invitation, base),
             floors=floors,
             random=self._random,
         )
@@ -267,6 +337,27 @@ class Agent(SecretHolder):
             cohort=len(session.cohort),
         )
         return message
+
+    def _gone_on_from(self, ledger: str, number: int, summed: Mapping[str, str]) -> Kept | None:
+        """What this client goes on from; None where the run has it keep nothing.
+
+        Raises:
+            LocalProtocolError: the run's ledger has this client in a sum that its accounts do not
+                hold, or goes on from a state that it does not hold.
+        """
+        said = summed.get(self._policy.client)
+        if said is not None:
+            charge = self._runs.charged(ledger, said)
+            noised = charge is not None and charge.get("mechanism") != "none"
+            if charge is None or (noised and not self._spending.holds(said)):
+                raise LocalProtocolError(
+                    f"summed = {said}: the run's ledger has this client in that sum, and its "
+                    "accounts hold no charge for it: they were lost, or are an older copy; bring "
+                    "back the newest"
+                )
+        if not self._site.keeps:
+            return None
+        return self._runs.kept.base(ledger, number, said)
 
     def _prepared(self, half: ClientRound, arrived: float, hold: float) -> None:
         """Make the contribution, and wait for a moment that does not depend on how long it took."""
@@ -288,10 +379,14 @@ class Agent(SecretHolder):
             invitation.ledger.hex(), privacy, cohort=invitation.sizes, size=self._site.size
         )
 
-    def _charge(self, session: RoundSession, invitation: Invitation) -> None:
+    def _charge(self, session: RoundSession, invitation: Invitation, base: Kept | None) -> None:
+        ledger = invitation.ledger.hex()
         self._spending.charge(session)
         _, event = self._site.priced(invitation)
-        self._runs.charge(invitation.ledger.hex(), event)
+        self._runs.charge(ledger, event)
+        if base is not None:  # after the charge: what was not charged must leave nothing behind
+            made = Kept(session.round, session.session.hex(), self._site.kept())
+            self._runs.kept.note(ledger, base, made)
         self._log.write(
             "charged",
             round=session.round,
@@ -304,6 +399,19 @@ class Agent(SecretHolder):
         if self._round is None or self._round[0] != step.session:
             raise LocalProtocolError("step: it is of no round that this agent is in")
         return self._round[1].handle(step.message)
+
+    def _ended(self, request: bytes) -> bytes:
+        ending = Ending.decode(request, self._roster.server)
+        ledger = ending.ledger.hex()
+        if not self._site.leaves:
+            raise LocalProtocolError("ending: this run file leaves clients no adapter of their own")
+        if self._policy.client not in ending.summed:
+            raise LocalProtocolError(f"ending: this client is in no sum of run {ledger}")
+        base = self._gone_on_from(ledger, ending.round + 1, ending.summed)
+        kept = b"" if base is None else base.state
+        self._runs.ended.note(Ended(ledger, self._site.config, ending.adapter, kept))
+        self._log.write("ended", ledger=ledger, round=ending.round)
+        return b""
 
     def _witnessed(self, request: bytes) -> bytes:
         asked = HeadRequest.decode(request)
@@ -318,5 +426,5 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _sample_is_secret(session: RoundSession) -> bool:
-    policy = session.policy
+    policy = session.promised
     return policy.unit != "client" and policy.separation is None and policy.sample_is_secret

@@ -37,15 +37,24 @@ def example_policy(
     clip = privacy.clip_norm
     if privacy.adaptive_clip is not None:
         clip = privacy.adaptive_clip.max_clip_norm or 1000.0 * clip
+    noise = privacy.noise_multiplier or 0.0
+    if privacy.mechanism == "none":
+        noise = 0.0
+        if privacy.unit == "client":
+            clip = privacy.update_clip_norm  # of whole vectors that are summed without noise
     secret = privacy.unit != "client" and privacy.sample_is_secret
     return AgentPolicy(
         client=client,
         server=server,
-        runs=RunsSection(configurations=[digest], models=[model]),
+        runs=RunsSection(
+            configurations=[digest],
+            models=[model],
+            trainers=[] if config.training.trainer is None else [config.training.trainer],
+        ),
         floors=FloorsSection(
             min_clients=config.cohort.min_clients,
             min_threshold=2,
-            min_noise_multiplier=privacy.noise_multiplier or 0.0,
+            min_noise_multiplier=noise,
             max_clip_norm=clip,
             max_delta=privacy.delta,
             min_corrupt_fraction=privacy.corrupt_fraction,

@@ -23,6 +23,7 @@ from securefed.federation.floors import ClientFloors
 from securefed.federation.private_folder import check_unwritten_by_others
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Trainer = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -30,7 +31,9 @@ class FloorsSection(Section):
     """The least that each round must protect; as of ``ClientFloors``, without its loose defaults.
 
     ``mechanisms`` and ``units``: those that are taken part in.  ``exact_figures``: whether sums of
-    held-out figures, which carry no noise and no guarantee, are taken part in as well.
+    held-out figures, which carry no noise and no guarantee, are taken part in as well; where a
+    client keeps a factor of its own (``lora.sharing = "fedsa"``) they are of that one, and so tell
+    of its training data too.
     """
 
     min_clients: Annotated[int, Field(ge=2)]
@@ -88,10 +91,16 @@ class BudgetSection(Section):
 
 
 class RunsSection(Section):
-    """What is trained: run files by the SHA-256 of their resolved form, models by fingerprint."""
+    """What is trained: run files by the SHA-256 of their resolved form, models by fingerprint.
+
+    ``trainers``: code of the owner's own (``module:Class``) that a run file may name as
+    ``training.trainer``.  It is imported from this machine, with all that this process may do; what
+    is not listed is not imported.
+    """
 
     configurations: Annotated[list[Digest], Field(min_length=1)]
     models: Annotated[list[Digest], Field(min_length=1)]
+    trainers: list[Trainer] = Field(default=[])
 
 
 class AnswersSection(Section):

@@ -12,6 +12,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from securefed.agent.ended import EndedRuns
+from securefed.agent.kept import KeptStates
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.evidence.budget import CHARGE
@@ -33,12 +35,18 @@ class RunAccounts:
         client: whose accounts they are.
         clock: gives RFC 3339 text.
 
+    Attributes:
+        kept: what the client keeps from round to round of each run.
+        ended: what runs that are over left to the client.
+
     Guarantees:
         - A head that was signed stands in the run's account, on disk, before the signature leaves.
     """
 
     def __init__(self, folder: Path, client: str, clock: Callable[[], str]) -> None:
         private_folder(folder, "accounts of runs")
+        self.kept = KeptStates(folder / "kept", client)
+        self.ended = EndedRuns(folder / "ended")
         self._folder, self._client, self._clock = folder, client, clock
         self._open: dict[str, Ledger] = {}
 
@@ -86,6 +94,14 @@ class RunAccounts:
         if account is None:
             raise LocalProtocolError(f"run {ledger}: this client is not in it")
         account.append(CHARGE, dict(event))
+
+    def charged(self, ledger: str, session: str) -> Mapping[str, Any] | None:
+        """The charge for an attempt, by its hexadecimal name, in a run's account; None without."""
+        account = self._account(ledger)
+        for record in () if account is None else reversed(account.records):
+            if record.kind == CHARGE and record.body.get("session") == session:
+                return record.body
+        return None
 
     def sign(self, asked: HeadRequest, identity: IdentityKey, roster: Roster, config: str) -> bytes:
         """Check where a run's ledger stands, and sign it.

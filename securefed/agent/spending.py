@@ -142,6 +142,13 @@ class Spending:
             "delta_budget": budget.delta,
         }
 
+    def holds(self, session: str) -> bool:
+        """Whether a charge with noise for this attempt, by its hexadecimal name, is in the sum."""
+        return any(
+            record.kind == SPENDS and record.body.get("session") == session
+            for record in self._total.records
+        )
+
     def check(self, session: RoundSession) -> None:
         """Refuse a round that ``charge`` would refuse for what it costs, before any work on it.
 
@@ -174,7 +181,7 @@ class Spending:
         account = self._accounts.get(name)
         if account is None:
             account = self._opened(name, session)
-        if session.policy.mechanism == "none":
+        if session.promised.mechanism == "none":
             return name, account, None
         epsilon = account.epsilon_with(session.round)
         others = [pair for key, pair in self._latest().items() if key != name]

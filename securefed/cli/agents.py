@@ -111,6 +111,7 @@ def client(
             observer=Loading(told),
             model=model,
             data=data,
+            trainers=allowed.runs.trainers,
         )
         agent = Agent(
             allowed,
@@ -123,6 +124,7 @@ def client(
             clock=time.monotonic,
             pause=time.sleep,
         )
+        agent.finish()
 
         def handle(request: bytes) -> bytes:
             reply = agent.handle(request)
@@ -158,4 +160,5 @@ def client(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         server.serve(looked)
+        agent.finish()
         told.write("stopped")

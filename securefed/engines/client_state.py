@@ -51,6 +51,33 @@ class ClientState:
         """An attempt begins: what one before it left is not taken over."""
         self._new = {}
 
+    @property
+    def some(self) -> bool:
+        """Whether clients carry anything over."""
+        return bool(self._shapes)
+
+    def noted(self, client: str) -> Vectors:
+        """What the client holds if it is in the sum of the present attempt."""
+        new = self._new.get(client)
+        return {name: self.of(client, name) for name in self._shapes} if new is None else new
+
+    def take(self, client: str, vectors: Vectors | None) -> None:
+        """Have the client hold what :meth:`noted` gave; None for zeros.
+
+        Raises:
+            LedgerTampered: they are other vectors than this run's.
+        """
+        if vectors is None:
+            self._held.pop(client, None)
+            return
+        self._check(vectors, client)
+        self._held[client] = vectors
+
+    def _check(self, found: Vectors, where: object) -> None:
+        expected = {name: (length,) for name, length in self._shapes.items()}
+        if {name: vector.shape for name, vector in found.items()} != expected:
+            raise LedgerTampered(f"{where}: holds other vectors than this run's")
+
     # -- on disk ---------------------------------------------------------------------------
 
     def save(self, folder: Path, clients: Collection[str], number: int) -> None:
@@ -76,10 +103,7 @@ class ClientState:
                 found = {name: tensor.numpy() for name, tensor in load_file(path).items()}
             except (OSError, SafetensorError) as error:
                 raise LedgerTampered(f"{path}: {error}") from None
-            if {name: vector.shape for name, vector in found.items()} != {
-                name: (length,) for name, length in self._shapes.items()
-            }:
-                raise LedgerTampered(f"{path}: holds other vectors than this run's")
+            self._check(found, path)
             self._held[client] = found
 
 

@@ -183,6 +183,8 @@ class Combining:
         if self._lambda is None:
             return
         found = tensors.get(_CONTROL)
-        if found is None or found.shape != (self._dimension,):
-            raise ConfigError(f"checkpoint: it holds no control of {self._dimension} values")
+        if found is None or found.shape != (self._dimension,) or found.dtype != torch.float64:
+            raise ConfigError(f"{_CONTROL}: must be float64[{self._dimension}]")
+        if not bool(torch.isfinite(found).all()):
+            raise ConfigError(f"{_CONTROL}: must be finite")
         self._control = found.numpy().copy()

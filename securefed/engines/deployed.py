@@ -8,6 +8,7 @@ are names, and each party says what they stand for on its machine.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any
 
@@ -24,29 +25,66 @@ def check_deployable(config: RunConfig) -> None:
     """Refuse what only a simulation does so far.
 
     Raises:
-        ConfigError: names each setting.
+        ConfigError: names each setting, and why.
     """
-    refused = {
-        "aggregation.kind": config.aggregation.encrypted,
-        "privacy.mechanism = 'local'": config.privacy.mechanism == "local",
-        "privacy.sampling = 'cyclic'": config.privacy.sampling == "cyclic",
-        "cohort.ranks": bool(config.cohort.ranks),
-        "cohort.schedule.carry_out": config.cohort.schedule.carry_out,
-        "cohort.simulated_dropouts": bool(config.cohort.simulated_dropouts),
-        "personal.kind": config.personal.kind != "none",
-        "training.control_weight": config.training.control_weight is not None,
-        "training.error_feedback": config.training.error_feedback,
-        "evaluation.figures": config.evaluation.figures != "sum",
-        "evaluation.show_clients": config.evaluation.show_clients,
-        "lora.sharing = 'fedsa'": config.lora.sharing == "fedsa",
-    }
-    found = [name for name, is_so in refused.items() if is_so]
+    found = [f"{name} ({why})" for name, is_so, why in _refused(config) if is_so]
     if found:
         raise ConfigError(
-            f"{', '.join(found)}: set in this run file, and carried out in a simulation only; a "
-            "run between machines has one sum of 'pairwise' (or 'plaintext') contributions a "
-            "round, one rank, and clients that keep nothing from round to round"
+            f"{'; '.join(found)}: set in this run file, and carried out in a simulation only"
         )
+
+
+def _refused(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
+    """Setting, whether it is made, and why it is not carried out between machines."""
+    privacy, cohort, evaluation = config.privacy, config.cohort, config.evaluation
+    yield (
+        f"aggregation.kind = {config.aggregation.kind!r}",
+        config.aggregation.encrypted,
+        "no agent holds the key and checks what it opens; use 'pairwise'",
+    )
+    yield (
+        "privacy.sampling = 'cyclic'",
+        privacy.sampling == "cyclic",
+        "sums without noise would be in the memory of one server process, and a run that it loses "
+        "could not go on; use 'poisson'",
+    )
+    yield (
+        "cohort.ranks",
+        bool(cohort.ranks),
+        "the slices follow from the ranks of all who are there, and an agent builds its adapter "
+        "before it hears of them; give one lora.rank",
+    )
+    yield (
+        "cohort.schedule.carry_out",
+        cohort.schedule.carry_out,
+        "a plan times rounds on a virtual clock; real ones end after the app's stage-seconds",
+    )
+    yield (
+        "cohort.simulated_dropouts",
+        bool(cohort.simulated_dropouts),
+        "real clients fall silent by themselves",
+    )
+    yield (
+        "personal.measured",
+        config.personal.told,
+        "figures of adapters that are made without noise, in the time that the server waits, would "
+        "tell of training data by value and by delay; use personal.measured = false",
+    )
+    yield (
+        f"evaluation.figures = {evaluation.figures!r}",
+        evaluation.figures != "sum",
+        "agents hold no account of histograms; use 'sum', which each owner may refuse",
+    )
+    yield (
+        "evaluation.show_clients",
+        evaluation.show_clients,
+        "no server sees single clients' figures",
+    )
+
+
+def leaves_adapters(config: RunConfig) -> bool:
+    """Whether clients have an adapter of their own once a run is over."""
+    return config.lora.sharing == "fedsa" or config.personal.kind != "none"
 
 
 def local_config(

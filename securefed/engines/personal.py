@@ -66,6 +66,26 @@ class PersonalParts:
         """A round begins: what an attempt before it left is not taken over."""
         self._new = {}
 
+    def noted(self, client: str) -> Tensors:
+        """What the client holds if the present attempt counts."""
+        return self._new.get(client) or self._held.get(client, self._first)
+
+    def take(self, client: str, tensors: Tensors | None) -> None:
+        """Have the client hold what :meth:`noted` gave; None for what it begins with.
+
+        Raises:
+            LedgerTampered: it is not of this adapter.
+        """
+        if tensors is None:
+            self._held.pop(client, None)
+            return
+        self._check(tensors, client)
+        self._held[client] = tensors
+
+    def put_back(self) -> None:
+        """The first values in the model, whatever was loaded into it."""
+        self._parts.load_kept(self._first)
+
     def forget(self) -> None:
         """Every client begins anew."""
         self._held, self._new = {}, {}
@@ -98,10 +118,13 @@ class PersonalParts:
                 found = load_file(path)
             except (OSError, SafetensorError) as error:
                 raise LedgerTampered(f"{path}: {error}") from None
-            shapes = {name: value.shape for name, value in found.items()}
-            if shapes != {name: value.shape for name, value in self._first.items()}:
-                raise LedgerTampered(f"{path}: is not a part of this run's adapter")
+            self._check(found, path)
             self._held[client] = found
+
+    def _check(self, found: Tensors, where: object) -> None:
+        shapes = {name: value.shape for name, value in found.items()}
+        if shapes != {name: value.shape for name, value in self._first.items()}:
+            raise LedgerTampered(f"{where}: is not a part of this run's adapter")
 
     def save_adapters(
         self, folder: Path, clients: tuple[str, ...], write: Callable[[Path], None]

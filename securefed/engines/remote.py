@@ -9,7 +9,8 @@ charged itself, and one that never answered counts as charged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from securefed.crypto.identity import IdentityKey, IdentityPublicKey
 from securefed.engines.accounts import COPIES
 from securefed.engines.cohort import SimulatedClient, SimulatedDecryptor
 from securefed.engines.couriers import Courier, Greeted, over_agents
+from securefed.engines.deployed import leaves_adapters
 from securefed.engines.evaluations import Evaluations
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures
@@ -29,13 +31,20 @@ from securefed.engines.metering import Meter
 from securefed.engines.opening import Opening
 from securefed.engines.parties import Parties
 from securefed.engines.remote_witnesses import gather_from
+from securefed.engines.results import RunResult
 from securefed.engines.round_clock import RoundClock
 from securefed.engines.round_halves import AnyServer, AnySession
 from securefed.engines.run import Run
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError, LocalProtocolError, ThresholdNotMet
+from securefed.errors import (
+    ConfigError,
+    LedgerTampered,
+    LocalProtocolError,
+    ProtocolError,
+    ThresholdNotMet,
+)
 from securefed.evidence.budget import ClientBudget
 from securefed.evidence.chain import Record
 from securefed.evidence.kinds import EVALUATION_FAILED, ROUND_APPLIED, ROUND_SUMMED
@@ -43,9 +52,7 @@ from securefed.evidence.ledger import Ledger, read_ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.witness import Witness
 from securefed.federation.client import ClientRound
-from securefed.federation.invitations import (
-    Invitation,
-)
+from securefed.federation.invitations import Ending, Invitation, answered
 from securefed.federation.server import ServerRound
 from securefed.federation.session import RoundSession
 from securefed.federation.sliced_rounds import SlicedClientRound
@@ -219,6 +226,50 @@ class RemoteRun(Run):
         self._roster, self._server = roster, server
         self._fractions: tuple[float, ...] = ()
 
+    def go(self, *, resume: bool) -> RunResult:
+        """As of ``Run``; then clients that make adapters of their own are handed the shared one."""
+        result = super().go(resume=resume)
+        if leaves_adapters(self.config):
+            self._hand_out(result.rounds)
+        return result
+
+    def hand_out_again(self, last: int) -> None:
+        """Hand the shared adapter of a finished run to those who have not taken it yet.
+
+        Args:
+            last: the last round.
+
+        Raises:
+            LedgerTampered: the adapter after it is not in the run folder.
+        """
+        self.bench.load_initial(self.folder.initial)
+        state = self.folder.load_checkpoint(last)
+        if state is None:
+            raise LedgerTampered(f"{self.folder.checkpoints}: no state after round {last}")
+        self.step.restore(state)
+        self._hand_out(last)
+
+    def _hand_out(self, last: int) -> None:
+        """Say that the run is over; who does not hear it has no adapter of its own."""
+        records = read_ledger(self.folder.ledger)
+        ending = Ending(
+            ledger=bytes.fromhex(records[0].hash),
+            round=last,
+            summed=_last_sums(records),
+            adapter=save(adapter_state(self.bench.model)),
+        ).encode(self._server)
+        nodes = {name: node for name, node in self._greeted.nodes.items() if name in self.cohort}
+        replies = self._courier.exchange(dict.fromkeys(nodes.values(), ending), what="ending")
+        for name, node in sorted(nodes.items()):
+            try:
+                answered(replies.get(node, b""))
+            except ProtocolError as error:
+                why = error if node in replies else "silent"
+                self.observer.message(f"ending: {name} has not taken the adapter: {why}")
+
+    def _save_own(self, path: Path) -> None:
+        """Adapters of clients' own are at the clients."""
+
     def _opening(self) -> Opening:
         opening = RemoteOpening(
             self.config,
@@ -273,9 +324,11 @@ class RemoteRun(Run):
         figures: bool,
     ) -> Exchange:
         """How one round's messages reach the agents."""
+        records = read_ledger(self.folder.ledger)
+        control = self.bench.combining.server_state()
         invitation = Invitation(
             run=self._greeted.run,
-            ledger=bytes.fromhex(read_ledger(self.folder.ledger)[0].hash),
+            ledger=bytes.fromhex(records[0].hash),
             round=session.round,
             session=session.session,
             figures=figures,
@@ -283,6 +336,8 @@ class RemoteRun(Run):
             noise_multiplier=self.settings.stated.noise_multiplier,
             fractions=self._fractions,
             adapter=save(adapter_state(self.bench.model)),
+            summed=_last_sums(records),
+            control=save(control) if control else b"",
         ).encode(self._server)
         return over_agents(
             self._courier,
@@ -305,3 +360,16 @@ def _fractions(ledger: Ledger) -> tuple[float, ...]:
         if record.kind == ROUND_APPLIED and str(record.body["session"]) in summed:
             found.append(summed[str(record.body["session"])])
     return tuple(found)
+
+
+def _last_sums(records: Sequence[Record]) -> dict[str, str]:
+    """For each client the session of the last sum with it that was applied."""
+    survivors: dict[str, list[str]] = {}
+    found: dict[str, str] = {}
+    for record in records:
+        if record.kind == ROUND_SUMMED:
+            survivors[str(record.body["session"])] = list(record.body["survivors"])
+        elif record.kind == ROUND_APPLIED:
+            session = str(record.body["session"])
+            found |= dict.fromkeys(survivors[session], session)
+    return found

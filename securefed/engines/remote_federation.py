@@ -11,7 +11,12 @@ from safetensors import SafetensorError
 from securefed.config import RunConfig, first_difference, load_config
 from securefed.crypto.identity import IdentityKey
 from securefed.engines.couriers import Courier, Greeted, greet
-from securefed.engines.deployed import check_deployable, config_digest, local_config
+from securefed.engines.deployed import (
+    check_deployable,
+    config_digest,
+    leaves_adapters,
+    local_config,
+)
 from securefed.engines.deployment import Deployment
 from securefed.engines.events import Lines, Observer
 from securefed.engines.remote import RemoteRun
@@ -66,7 +71,8 @@ def federate(
     finished = _finished(folder, config) if deployment.resume else None
     if not deployment.resume:
         folder.check_new()
-    if finished is not None and unwitnessed(read_ledger(folder.ledger)) is None:
+    leaves = leaves_adapters(config)
+    if finished is not None and not leaves and unwitnessed(read_ledger(folder.ledger)) is None:
         shown.message(f"the run in {folder.path} is finished; nothing is left")
         return finished
     greeted = greet(
@@ -79,7 +85,8 @@ def federate(
     )
     if finished is not None:
         _witness_closing(folder, courier, greeted, roster, server, shown, clock)
-        return finished
+        if not leaves:
+            return finished
     sizes, noise = dict(greeted.sizes), None
     if deployment.resume:
         sizes, noise = _begun(folder, greeted, roster)
@@ -94,7 +101,7 @@ def federate(
     settings = Settings(
         config, sizes=sizes, dimension=bench.combining.length, noise_multiplier=noise
     )
-    return RemoteRun(
+    run = RemoteRun(
         config,
         folder,
         bench,
@@ -105,7 +112,11 @@ def federate(
         greeted=greeted,
         roster=roster,
         server=server,
-    ).go(resume=deployment.resume)
+    )
+    if finished is not None:
+        run.hand_out_again(finished.rounds)
+        return finished
+    return run.go(resume=deployment.resume)
 
 
 def _finished(folder: RunFolder, config: RunConfig) -> RunResult | None:

@@ -123,6 +123,7 @@ class WholeHalves:
             policy=policy,
             aggregation=self._settings.aggregation,
             model=model,
+            stated=self._settings.stated_apart,
         )
 
     def server(self, session: AnySession) -> ServerRound:

@@ -229,6 +229,11 @@ class Settings:
             return stated
         return stated.without_noise(self.config.privacy.update_clip_norm)
 
+    @property
+    def stated_apart(self) -> PrivacyPolicy | None:
+        """``stated`` where sums are under another policy, with local DP-SGD; None elsewhere."""
+        return self.stated if self.stated.mechanism == "local" else None
+
     def _checked_widths(self, widths: Sequence[int] | None) -> tuple[int, ...] | None:
         if (self.ranks is None) != (widths is None):
             raise ConfigError(

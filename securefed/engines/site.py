@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 
 from securefed.config import RunConfig
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.crypto.prg import NoiseGenerator
 from securefed.engines.arrangement import figures_aggregation
-from securefed.engines.deployed import check_deployable, config_digest, local_config
+from securefed.engines.deployed import (
+    check_deployable,
+    config_digest,
+    leaves_adapters,
+    local_config,
+)
 from securefed.engines.events import Observer
 from securefed.engines.figures import Figures, encode_figures, figures_policy
 from securefed.engines.settings import Settings
 from securefed.engines.workbench import Workbench
-from securefed.errors import ConfigError, RemoteProtocolError
+from securefed.errors import ConfigError, LedgerTampered, RemoteProtocolError
 from securefed.federation.client import Encode
 from securefed.federation.invitations import Invitation
 from securefed.federation.session import RoundSession
@@ -45,6 +50,8 @@ class TrainingSite:
         cache: where models and corpora are kept.
         offline: fetch nothing.
         observer: told what is being loaded.
+        trainers: what the owner lets a run file name as ``training.trainer``.  It is imported and
+            run here; any other is refused before it is imported.
 
     Raises:
         ConfigError, DataError, FetchError: run file, model or data are not as they must be.
@@ -60,8 +67,15 @@ class TrainingSite:
         observer: Observer,
         model: str | None = None,
         data: str | None = None,
+        trainers: Collection[str] = (),
     ) -> None:
         check_deployable(config)
+        trainer = config.training.trainer
+        if trainer is not None and trainer not in trainers:
+            raise ConfigError(
+                f"training.trainer = {trainer!r}: is not one of runs.trainers in this owner's "
+                f"policy ({', '.join(trainers) or 'none'}), and was not imported"
+            )
         own = local_config(config, model=model, data=data, client=client)
         loaded = Workbench(own, cache=cache, offline=offline, observer=observer, alone=True)
         self._bench = loaded.again(config, observer)
@@ -86,6 +100,51 @@ class TrainingSite:
         """How many units this client holds."""
         return self._size
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a client of this run keeps something from round to round."""
+        return self._bench.keeps
+
+    def take(self, kept: bytes) -> None:
+        """Go on from what :meth:`kept` gave in an earlier round; empty for the beginning.
+
+        Raises:
+            LedgerTampered: it is not of this run.
+        """
+        try:
+            self._bench.take(self._client, load(kept) if kept else None)
+        except SafetensorError as error:
+            raise LedgerTampered(f"kept state: {error}") from None
+
+    def kept(self) -> bytes:
+        """What is kept if the contribution that was made last is in its sum."""
+        return save(self._bench.noted(self._client))
+
+    @property
+    def leaves(self) -> bool:
+        """Whether this run leaves clients an adapter of their own."""
+        return leaves_adapters(self._config)
+
+    def finish(self, adapter: bytes, kept: bytes, folder: Path) -> None:
+        """Make this client's own adapter in ``folder``, as ``personal/CLIENT`` of a simulation is.
+
+        Args:
+            adapter: the shared one, as the run ended.
+            kept: as of :meth:`take`.
+            folder: is there.
+
+        Raises:
+            RemoteProtocolError, LedgerTampered: they do not fit the run file.
+        """
+        bench = self._bench
+        self._load_adapter(adapter)
+        self.take(kept)
+        if bench.own_adapters is not None:
+            bench.personalise(self._client, folder)
+            return
+        with bench.personal.of(self._client):
+            bench.save_adapter(folder / "adapter")
+
     def round(
         self, invitation: Invitation, roster: Mapping[str, IdentityPublicKey]
     ) -> tuple[RoundSession, Encode]:
@@ -101,7 +160,7 @@ class TrainingSite:
             tuple(sorted(invitation.sizes.items())), invitation.noise_multiplier
         )
         bench.sizes = settings.sizes
-        self._load(invitation.adapter)
+        self._load(invitation)
         cohort = tuple(sorted(invitation.sizes))
         if invitation.figures:
             policy = figures_policy(settings.sum_policy)
@@ -120,6 +179,7 @@ class TrainingSite:
             policy=policy,
             aggregation=aggregation,
             model=settings.cohorts.binding(bench.model_hash()),
+            stated=None if invitation.figures else settings.stated_apart,
         )
         return session, self._figures if invitation.figures else self._update(settings, invitation)
 
@@ -181,8 +241,21 @@ class TrainingSite:
         finally:
             load_adapter_state(bench.model, before)
 
-    def _load(self, adapter: bytes) -> None:
+    def _load(self, invitation: Invitation) -> None:
+        """Put what the server sent in place, not what clients keep for themselves."""
+        bench = self._bench
+        self._load_adapter(invitation.adapter)
+        try:
+            control = load(invitation.control) if invitation.control else {}
+            bench.combining.restore(control)
+        except (SafetensorError, ConfigError) as error:
+            raise RemoteProtocolError(f"control: does not fit the run file ({error})") from None
+        if control.keys() != bench.combining.server_state().keys():
+            raise RemoteProtocolError("control: the run file has none")
+
+    def _load_adapter(self, adapter: bytes) -> None:
         try:
             load_adapter_state(self._bench.model, load(adapter))
         except (SafetensorError, ConfigError) as error:
             raise RemoteProtocolError(f"adapter: does not fit the model ({error})") from None
+        self._bench.personal.put_back()

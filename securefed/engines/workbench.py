@@ -64,6 +64,7 @@ from securefed.training.models import load_model, resolve_device
 from securefed.training.untouched import Untouched, own_random_state
 
 _CHECKED_EXAMPLES = 3
+_PERSONAL, _STATE = "personal/", "state/"
 
 
 class Workbench:
@@ -100,7 +101,7 @@ class Workbench:
         if config.training.threads is not None:
             torch.set_num_threads(config.training.threads)
         self.device = resolve_device(config.training.device)
-        if config.training.trainer is not None:
+        if config.training.trainer is not None and sizes is None:  # it runs where the data are
             load_trainer(config.training.trainer, config.training)  # refused now or never
         # The data first: what is wrong with it is found in a second, a model takes longer.
         if corpus is None and sizes is None:
@@ -256,8 +257,42 @@ class Workbench:
         self.personal.take_over(charged)
         self.combining.state.take_over(survivors)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether a client keeps something from round to round."""
+        return self.personal.some or self.combining.state.some
+
+    def noted(self, client: str) -> dict[str, torch.Tensor]:
+        """What one client keeps if it is in the sum of the attempt that it trained for last."""
+        vectors = self.combining.state.noted(client)
+        return {
+            f"{_PERSONAL}{name}": part for name, part in self.personal.noted(client).items()
+        } | {f"{_STATE}{name}": torch.from_numpy(vector.copy()) for name, vector in vectors.items()}
+
+    def take(self, client: str, tensors: Mapping[str, torch.Tensor] | None) -> None:
+        """Have one client hold what :meth:`noted` gave; None for what it begins with.
+
+        Raises:
+            LedgerTampered: it is not of this run.
+        """
+        of = {
+            prefix: {
+                name.removeprefix(prefix): tensor
+                for name, tensor in (tensors or {}).items()
+                if name.startswith(prefix)
+            }
+            for prefix in (_PERSONAL, _STATE)
+        }
+        if len(of[_PERSONAL]) + len(of[_STATE]) != len(tensors or {}):
+            raise LedgerTampered(f"{client}: holds more than a client of this run keeps")
+        begins = tensors is None
+        self.personal.take(client, None if begins else of[_PERSONAL])
+        vectors = {name: tensor.numpy() for name, tensor in of[_STATE].items()}
+        self.combining.state.take(client, None if begins else vectors)
+
     def save_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:
-        """Keep what clients keep after ``number`` rounds."""
+        """Keep what the clients whose data are here keep after ``number`` rounds."""
+        clients = tuple(name for name in clients if name in self.clients)
         self.personal.save(folder, clients, number)
         self.combining.state.save(folder, clients, number)
 
@@ -267,6 +302,7 @@ class Workbench:
         Raises:
             LedgerTampered: a file is missing, or is not of this run.
         """
+        clients = tuple(name for name in clients if name in self.clients)
         self.personal.load(folder, clients, number)
         self.combining.state.load(folder, clients, number)
 

@@ -24,6 +24,7 @@ class ClientFloors:
         min_threshold: least threshold of secret sharing, >= 2.
         min_noise_multiplier: least noise std of the honest survivors over clip_norm, >= 0; of one
             round's noise: where noise is correlated over rounds, only an account bounds epsilon.
+            With mechanism ``"local"`` the std of this client's own noise in each of its steps.
         max_clip_norm: largest clip of one unit's vector, > 0; with adaptive clipping the largest
             that the rule can lead to in any later round.
         max_delta: largest delta of the statement, > 0.
@@ -94,7 +95,7 @@ class ClientFloors:
         Raises:
             LocalProtocolError: names the field, its value in this round and the floor.
         """
-        policy = session.policy
+        policy = session.promised
         if len(session.cohort) < self.min_clients:
             raise LocalProtocolError(
                 f"cohort of {len(session.cohort)} clients: this client takes part from "

@@ -7,6 +7,7 @@
     server -> agent   Invitation   a round, and the adapter to train      (signed by the server)
     server -> agent   Step         the server's next message of the round
     server -> agent   HeadRequest  where the run's ledger stands, to be signed
+    server -> agent   Ending       the adapter as the run ended        (signed by the server)
     agent -> server   Answer       the client's message of the round, or its signature
     agent -> server   Refusal      of what kind; why is in the agent's log alone
 
@@ -19,8 +20,9 @@ so that it is worth nothing from another node.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import rfc8785
@@ -31,13 +33,14 @@ from securefed.errors import LocalProtocolError, RemoteProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
 from securefed.secagg.aggregator import SESSION_BYTES
 
-HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL, HEAD = range(96, 103)
+HELLO, INTRODUCTION, INVITATION, STEP, ANSWER, REFUSAL, HEAD, ENDING = range(96, 104)
 
 RUN_BYTES = 16
 DIGEST_BYTES = 32
 _LABEL = b"securefed/1/federation/server-to-agent"
 _LABEL_INTRODUCTION = b"securefed/1/federation/introduction"
 _MAX_ID = 255
+_SESSION = re.compile(f"[0-9a-f]{{{2 * SESSION_BYTES}}}")
 _MAX_KIND = 64
 _MAX_DESCRIPTION = 1 << 24
 _MAX_ENVELOPE = _MAX_LINE = 1 << 21
@@ -152,6 +155,9 @@ class Invitation:
         fractions: noised share of units within the clip in each round so far, where the clip
             adapts; each client computes the clip of the round from them.
         adapter: the adapter before the round; the client hashes what it loads.
+        summed: for each client that was in a sum which was applied, the session of the last such
+            sum, hexadecimal: by it a client knows which of its attempts counted.
+        control: what the server sends beside the adapter (SCAFFOLD); empty without it.
     """
 
     run: bytes
@@ -163,6 +169,8 @@ class Invitation:
     noise_multiplier: float
     fractions: tuple[float, ...]
     adapter: bytes
+    summed: Mapping[str, str] = field(default_factory=dict)
+    control: bytes = b""
 
     def encode(self, server: IdentityKey) -> bytes:
         """The signed message."""
@@ -180,9 +188,11 @@ class Invitation:
             "sizes": dict(self.sizes),
             "noise_multiplier": self.noise_multiplier,
             "fractions": list(self.fractions),
+            "summed": dict(self.summed),
         }
         writer.blob(rfc8785.dumps(described), _MAX_DESCRIPTION, field="description")
         writer.blob(self.adapter, MAX_FRAME, field="adapter")
+        writer.blob(self.control, MAX_FRAME, field="control")
         return writer
 
     @classmethod
@@ -214,13 +224,14 @@ class Invitation:
             figures=bool(figures),
             **described,
             adapter=reader.blob(MAX_FRAME, field="adapter"),
+            control=reader.blob(MAX_FRAME, field="control"),
         )
         _verify(reader, found._writer(), server, _LABEL)
         return found
 
 
 def _description(encoded: bytes) -> dict[str, Any]:
-    """Sizes, noise and fractions, each of its type."""
+    """Sizes, noise, fractions and last sums, each of its type."""
     try:
         found = json.loads(encoded)
         again = rfc8785.dumps(found)
@@ -231,20 +242,23 @@ def _description(encoded: bytes) -> dict[str, Any]:
             "sizes": dict(sizes),
             "noise_multiplier": int() | float() as noise,
             "fractions": list(fractions),
-        } if len(found) == 3 and again == encoded:
+            "summed": dict(summed),
+        } if len(found) == 4 and again == encoded:
             pass
         case _:
-            raise WireError("description: must hold sizes, noise_multiplier and fractions")
+            raise WireError("description: must hold sizes, noise_multiplier, fractions, summed")
     if not all(type(size) is int and 1 <= size < 2**32 for size in sizes.values()):
         raise WireError("description: a size must be an integer in 1..2^32 - 1")
     if isinstance(noise, bool) or not 0.0 <= noise < float("inf"):
         raise WireError("description: noise_multiplier must be >= 0 and finite")
     if not all(type(f) in (int, float) for f in fractions):
         raise WireError("description: fractions must be numbers")
+    _check_summed(summed)
     return {
         "sizes": sizes,
         "noise_multiplier": float(noise),
         "fractions": tuple(float(fraction) for fraction in fractions),
+        "summed": summed,
     }
 
 
@@ -329,6 +343,70 @@ class HeadRequest:
         lines = tuple(reader.blob(_MAX_LINE, field="line") for _ in range(count))
         reader.finish()
         return cls(ledger, envelope, first, lines)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """A run is over; this is the shared adapter, for clients that make one of their own of it.
+
+    Attributes:
+        ledger: hash of the first record of the run's ledger.
+        round: the last one.
+        summed: as in the Invitation.
+        adapter: after the last round.
+    """
+
+    ledger: bytes
+    round: int
+    summed: Mapping[str, str]
+    adapter: bytes
+
+    def encode(self, server: IdentityKey) -> bytes:
+        """The signed message."""
+        return _signed(self._writer(), server, _LABEL)
+
+    def _writer(self) -> Writer:
+        writer = Writer()
+        writer.header(ENDING)
+        writer.fixed(self.ledger, DIGEST_BYTES, field="ledger")
+        writer.u32(self.round, field="round")
+        writer.blob(rfc8785.dumps(dict(self.summed)), _MAX_DESCRIPTION, field="summed")
+        writer.blob(self.adapter, MAX_FRAME, field="adapter")
+        return writer
+
+    @classmethod
+    def decode(cls, message: bytes, server: IdentityPublicKey) -> Self:
+        """Read and check.
+
+        Raises:
+            WireError: it is no such message.
+            RemoteProtocolError: the server has not signed it.
+        """
+        reader = Reader(message)
+        reader.header(ENDING)
+        ledger, number = reader.fixed(DIGEST_BYTES, field="ledger"), reader.u32(field="round")
+        encoded = reader.blob(_MAX_DESCRIPTION, field="summed")
+        try:
+            summed = json.loads(encoded)
+            again = rfc8785.dumps(summed)
+        except (ValueError, RecursionError):
+            raise WireError("summed: is not JSON") from None
+        if not isinstance(summed, dict) or again != encoded:
+            raise WireError("summed: must be an object, in canonical form")
+        _check_summed(summed)
+        found = cls(
+            ledger=ledger,
+            round=number,
+            summed=summed,
+            adapter=reader.blob(MAX_FRAME, field="adapter"),
+        )
+        _verify(reader, found._writer(), server, _LABEL)
+        return found
+
+
+def _check_summed(summed: Mapping[str, Any]) -> None:
+    if not all(isinstance(s, str) and _SESSION.fullmatch(s) for s in summed.values()):
+        raise WireError(f"summed: must name sessions, {2 * SESSION_BYTES} hexadecimal digits each")
 
 
 def encode_answer(message: bytes) -> bytes:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import rfc8785
 
@@ -43,6 +44,8 @@ class RoundSession:
         model: SHA-256 (32 bytes) over what is trained, computed by each party for itself: base
             weights, adapter, settings.  A server that hands different models to different clients
             gets masks that do not cancel.
+        stated: the policy that statements are about, where noise is in each client's training and
+            the sum adds none: one with mechanism ``"local"``, beside a ``policy`` with ``"none"``.
 
     Raises:
         ConfigError, OverflowBoundError: the settings do not fit the cohort.
@@ -56,12 +59,21 @@ class RoundSession:
     policy: PrivacyPolicy
     aggregation: Aggregation
     model: bytes
+    stated: PrivacyPolicy | None = None
 
     def __post_init__(self) -> None:
         if self.policy.mechanism == "local":
             raise ConfigError(
                 "mechanism = 'local': noise is added in each client's training, which a round does "
                 "not see and would send without any; sum such updates with mechanism = 'none'"
+            )
+        if self.stated is not None and (self.stated.mechanism, self.policy.mechanism) != (
+            "local",
+            "none",
+        ):
+            raise ConfigError(
+                f"stated = {self.stated.mechanism!r} with mechanism = {self.policy.mechanism!r}: "
+                "another policy than the sum's is stated of local DP-SGD alone, 'local' with 'none'"
             )
         if not 1 <= self.round < 2**32:
             raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
@@ -87,15 +99,15 @@ class RoundSession:
     @cached_property
     def context(self) -> RoundContext:
         """The protocol's view, with a digest over all of the above."""
-        agreed = rfc8785.dumps(
-            {
-                "aggregation": type(self.aggregation).__name__,
-                "dimension": self.dimension,
-                "model": self.model.hex(),
-                "policy": {key: value for key, value in asdict(self.policy).items()},
-                "resolution": self.plan.resolution,
-            }
-        )
+        agreed: dict[str, Any] = {
+            "aggregation": type(self.aggregation).__name__,
+            "dimension": self.dimension,
+            "model": self.model.hex(),
+            "policy": asdict(self.policy),
+            "resolution": self.plan.resolution,
+        }
+        if self.stated is not None:
+            agreed["stated"] = asdict(self.stated)
         return RoundContext(
             session=self.session,
             round=self.round,
@@ -104,7 +116,7 @@ class RoundSession:
             length=self.plan.padded,
             bits=self.plan.bits,
             parameters=self.aggregation.parameters(self._bounds),
-            binding=hashlib.sha256(b"securefed/1/session" + agreed).digest(),
+            binding=hashlib.sha256(b"securefed/1/session" + rfc8785.dumps(agreed)).digest(),
             noise_layers=self.plan.removable_stds,
             encryption=self.aggregation.encryption(self.plan, self._bounds),
         )
@@ -127,7 +139,7 @@ class RoundSession:
     ) -> PrivacyGuarantee:
         """What holds against one adversary over ``rounds`` rounds (default ``policy.rounds``)."""
         return guarantee(
-            self.policy,
+            self.promised,
             self.plan,
             cohort_size=len(self.cohort),
             against=against,
@@ -136,6 +148,11 @@ class RoundSession:
             ring_sigma=self.aggregation.ring_sigma(self._bounds),
             key_holder=self.aggregation.trusted_key_holder,
         )
+
+    @property
+    def promised(self) -> PrivacyPolicy:
+        """What floors and accounts look at: where and how much noise is, and of which unit."""
+        return self.policy if self.stated is None else self.stated
 
     @property
     def _bounds(self) -> CohortBounds:
@@ -147,9 +164,9 @@ class RoundSession:
         ``policy.rounds`` is not one of them: an account counts its own charges.  Nor is
         ``clip_norm`` where it adapts: noise and sensitivity are in proportion to it.
         """
-        figures: dict[str, object] = asdict(self.policy)
+        figures: dict[str, object] = asdict(self.promised)
         del figures["rounds"]
-        if self.policy.adaptive_clip is not None:
+        if self.promised.adaptive_clip is not None:
             del figures["clip_norm"]
         aggregation = self.aggregation
         figures |= {
@@ -168,7 +185,7 @@ class RoundSession:
     def event(self) -> dict[str, object]:
         """What a client charges to its account for this attempt."""
         return self.priced() | {
-            "clip_norm": self.policy.clip_norm,
+            "clip_norm": self.promised.clip_norm,
             "round": self.round,
             "session": self.session.hex(),
         }

@@ -4,9 +4,10 @@ import json
 
 import pytest
 from deployed import CLOCK
-from owners import KEYS, NAMES, ROSTER, SAMPLED, SERVER, Owner, invitation
+from owners import KEYS, NAMES, ROSTER, SAMPLED, SERVER, Owner, carried, invitation
 from recorded_site import CONFIG
 
+from securefed import PrivacyPolicy
 from securefed.agent.runs import RunAccounts
 from securefed.errors import LocalProtocolError, RemoteProtocolError
 from securefed.evidence.chain import line_of
@@ -15,6 +16,7 @@ from securefed.evidence.ledger import Ledger
 from securefed.evidence.roster import Roster
 from securefed.evidence.signing import canonical
 from securefed.federation.invitations import HeadRequest, Hello
+from securefed.privacy.pld import gaussian_epsilon
 
 RUN = bytes(16)
 
@@ -100,3 +102,74 @@ def test_a_secret_sample_is_held_back_also_where_the_work_fails(tmp_path):
         owner.asked(invitation())
     assert owner.time.now == pytest.approx(10.0)
     assert json.loads(owner.log.getvalue().splitlines()[-1])["event"] == "failed"
+
+
+LOCAL = PrivacyPolicy(
+    clip_norm=1.0,
+    noise_multiplier=1.0,
+    unit="example",
+    mechanism="local",
+    sampling_probability=0.1,
+    local_steps=3,
+)
+
+
+def with_local_noise(folder, stated=LOCAL, **sections):
+    """An owner of examples, whose run has noise at each client and none in the sum."""
+    floors = {"mechanisms": ["local"], "units": ["example"]} | sections.pop("floors", {})
+    held = {"hold_seconds": 10.0}
+    budget = {"unit": "example"} | sections.pop("budget", {})
+    owner = Owner(folder, floors=floors, budget=budget, answers=held, **sections)
+    owner.site.stated = stated
+    return owner
+
+
+@pytest.mark.parametrize(
+    ("stated", "floors", "why"),
+    [
+        (LOCAL, {"mechanisms": ["distributed"]}, "mechanism = 'local'"),
+        (LOCAL, {"mechanisms": ["distributed", "none"]}, "mechanism = 'local'"),
+        (LOCAL, {"min_noise_multiplier": 1.1}, "noise_multiplier = 1.0"),
+        (LOCAL, {"max_clip_norm": 0.9}, "clip_norm = 1.0"),
+        (LOCAL, {"max_delta": 1e-6}, "delta = 1e-05"),
+        (None, {}, "mechanism = 'none'"),  # the same sum, and nobody's noise
+    ],
+)
+def test_floors_hold_for_noise_at_the_client(tmp_path, stated, floors, why):
+    owner = with_local_noise(tmp_path, stated, floors=floors)
+    with pytest.raises(RemoteProtocolError, match="refused"):
+        owner.asked(invitation())
+    assert why in owner.said[-1]["why"]
+    assert owner.site.encoded == 0
+    assert owner.spending.spent() == (0.0, 0.0)
+
+
+def test_all_steps_of_noise_at_the_client_are_charged_and_bounded(tmp_path):
+    """One round of three steps fits the budget by the accountant of local DP-SGD; two do not."""
+    one, two = (gaussian_epsilon(1.0, 0.1, rounds * 3, 1e-5) for rounds in (1, 2))
+    owners = {
+        name: with_local_noise(tmp_path, name=name, budget={"epsilon": (one + two) / 2})
+        for name in NAMES
+    }
+    server = carried(owners, stated=LOCAL)
+    assert server.survivors == NAMES
+    owner = owners["site-0"]
+    assert owner.spending.spent() == (pytest.approx(one), 1e-5)
+    with pytest.raises(RemoteProtocolError, match="BudgetExceeded"):
+        owner.asked(invitation(b"t" * 16))
+    assert owner.spending.spent() == (pytest.approx(one), 1e-5)
+
+
+def test_the_sample_of_local_steps_is_as_secret_as_any(tmp_path):
+    owner = with_local_noise(tmp_path)
+    assert owner.asked(invitation())
+    assert owner.time.now == pytest.approx(10.0)
+    other = Owner(
+        tmp_path / "other",
+        floors={"mechanisms": ["local"], "units": ["example"]},
+        budget={"unit": "example"},
+    )
+    other.site.stated = LOCAL
+    with pytest.raises(RemoteProtocolError, match="refused"):
+        other.asked(invitation())
+    assert "hold_seconds" in other.said[-1]["why"]

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError, WireError
 from securefed.federation.invitations import (
+    Ending,
     HeadRequest,
     Hello,
     Introduction,
@@ -30,7 +31,10 @@ INVITATION = Invitation(
     noise_multiplier=0.8,
     fractions=(0.5, 0.25),
     adapter=b"tensors",
+    summed={"sité-1": "0f" * 16},
+    control=b"more tensors",
 )
+ENDING = Ending(ledger=b"l" * 32, round=3, summed={"sité-1": "0f" * 16}, adapter=b"tensors")
 
 
 def decoded(message):
@@ -41,6 +45,7 @@ def decoded(message):
         lambda: Invitation.decode(message, SERVER.public),
         lambda: Step.decode(message),
         lambda: HeadRequest.decode(message),
+        lambda: Ending.decode(message, SERVER.public),
     ]
 
 
@@ -50,6 +55,7 @@ MESSAGES = [
     INVITATION.encode(SERVER),
     Step(b"s" * 16, b"message").encode(),
     HeadRequest(b"l" * 32, b"{}", 3, (b"one", b"two")).encode(),
+    ENDING.encode(SERVER),
 ]
 VALUES = [
     HELLO,
@@ -57,10 +63,11 @@ VALUES = [
     INVITATION,
     Step(b"s" * 16, b"message"),
     HeadRequest(b"l" * 32, b"{}", 3, (b"one", b"two")),
+    ENDING,
 ]
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(6))
 def test_each_comes_back_as_it_went_and_no_other_decoder_takes_it(kind):
     for place, decode in enumerate(decoded(MESSAGES[kind])):
         if place == kind:
@@ -70,7 +77,7 @@ def test_each_comes_back_as_it_went_and_no_other_decoder_takes_it(kind):
                 decode()
 
 
-@pytest.mark.parametrize("kind", range(5))
+@pytest.mark.parametrize("kind", range(6))
 def test_a_cut_message_and_one_with_bytes_to_spare_are_refused(kind):
     message = MESSAGES[kind]
     for wrong in [*(message[:end] for end in range(len(message))), message + b"\0"]:
@@ -78,7 +85,7 @@ def test_a_cut_message_and_one_with_bytes_to_spare_are_refused(kind):
             decoded(wrong)[kind]()
 
 
-@pytest.mark.parametrize("kind", range(3))
+@pytest.mark.parametrize("kind", [0, 1, 2, 5])
 @given(data=st.data())
 def test_a_signed_message_with_any_bit_changed_is_refused(kind, data):
     message = bytearray(MESSAGES[kind])
@@ -103,6 +110,9 @@ def test_another_servers_word_counts_for_nothing():
         {"sizes": {"site-0": True}},
         {"noise_multiplier": -1.0},
         {"fractions": ("a",)},
+        {"summed": {"site-0": "0F" * 16}},
+        {"summed": {"site-0": "0f" * 15}},
+        {"summed": {"site-0": 5}},
         {"round": 0},
     ],
 )
@@ -111,6 +121,14 @@ def test_values_out_of_range_are_refused_even_when_signed(changed):
 
     with pytest.raises(WireError):
         Invitation.decode(replace(INVITATION, **changed).encode(SERVER), SERVER.public)
+
+
+@pytest.mark.parametrize("summed", [{"site-0": "0F" * 16}, {"site-0": "0f" * 15}, {"site-0": 5}])
+def test_an_ending_that_names_no_sessions_is_refused_even_when_signed(summed):
+    from dataclasses import replace
+
+    with pytest.raises(WireError, match="summed"):
+        Ending.decode(replace(ENDING, summed=summed).encode(SERVER), SERVER.public)
 
 
 def test_a_client_that_is_not_in_the_roster_is_refused():

@@ -90,10 +90,33 @@ OTHER_POLICY = {
 
 
 def test_every_field_is_tried():
-    assert set(OTHER) == {field.name for field in fields(RoundSession)}
+    # What is stated of local DP-SGD: beside a sum without noise, tried below.
+    assert set(OTHER) | {"stated"} == {field.name for field in fields(RoundSession)}
     # For another mechanism, and so tried in test_correlated_rounds.py.
     elsewhere = {"separation", "bands"}
     assert set(OTHER_POLICY) | elsewhere == {field.name for field in fields(PrivacyPolicy)}
+
+
+LOCAL = replace(EXAMPLES, mechanism="local", sampling_probability=0.5, local_steps=2)
+
+
+def test_what_is_stated_of_noise_at_clients_is_agreed_priced_and_guaranteed():
+    quiet, local = session_of(policy=QUIET), session_of(policy=QUIET, stated=LOCAL)
+    noisier = session_of(policy=QUIET, stated=replace(LOCAL, noise_multiplier=2.0))
+    assert len({digest(each) for each in (quiet, local, noisier)}) == 3
+    assert local.codec.policy == quiet.codec.policy  # the sum itself is the same
+    assert (local.priced()["mechanism"], local.priced()["local_steps"]) == ("local", 2)
+    assert not quiet.guarantee().protected
+    assert 0.0 < noisier.guarantee().epsilon < local.guarantee().epsilon
+
+
+@pytest.mark.parametrize(
+    ("policy", "stated"),
+    [(POLICY, LOCAL), (QUIET, EXAMPLES), (QUIET, replace(EXAMPLES, mechanism="central"))],
+)
+def test_nothing_but_local_noise_is_stated_apart_from_the_sum(policy, stated):
+    with pytest.raises(ConfigError, match="stated = "):
+        session_of(policy=policy, stated=stated)
 
 
 @pytest.mark.parametrize("field", OTHER)

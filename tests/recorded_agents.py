@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from deployed import CLOCK, FakeTime, policy_values
 from numpy.typing import NDArray
 from recorded_site import CONFIG, MODEL, POLICY, RecordedSite, session_of
 
@@ -31,7 +30,18 @@ from securefed.federation.invitations import Invitation
 from securefed.federation.server import ServerRound
 
 ONE_AT_A_TIME = threading.Lock()  # torch's warnings are caught by a context that is the process's
-FLOORS = {"mechanisms": ["none"], "units": ["client"], "min_noise_multiplier": 0.0}
+CLOCK = "2026-01-01T00:00:00Z"
+FLOORS = {
+    "min_clients": 3,
+    "min_threshold": 2,
+    "min_noise_multiplier": 0.0,
+    "max_clip_norm": 1.0,
+    "max_delta": 1e-5,
+    "min_corrupt_fraction": 0.05,
+    "max_dropout_fraction": 0.25,
+    "mechanisms": ["none"],
+    "units": ["client"],
+}
 
 
 @contextmanager
@@ -63,14 +73,15 @@ def recorded_agent(
     folder: Path, name: str, key: IdentityKey, roster: Roster, site: Any, **floors: Any
 ) -> tuple[Agent, Log]:
     """An agent of an owner who takes part in rounds of recorded vectors."""
-    values = policy_values(
-        name,
-        roster.server.raw.hex(),
-        runs={"configurations": [CONFIG], "models": [MODEL]},
-        floors=FLOORS | floors,
-        budget={"epsilon": 1e6, "delta": 1e-4, "unit": "client"},
+    policy = AgentPolicy.model_validate(
+        {
+            "client": name,
+            "server": roster.server.raw.hex(),
+            "runs": {"configurations": [CONFIG], "models": [MODEL]},
+            "floors": FLOORS | floors,
+            "budget": {"epsilon": 1e6, "delta": 1e-4, "unit": "client"},
+        }
     )
-    policy, time = AgentPolicy.model_validate(values), FakeTime()
     folder.mkdir(parents=True, exist_ok=True)
     log = quiet(folder / f"{name}.log")
     agent = Agent(
@@ -81,8 +92,8 @@ def recorded_agent(
         Spending(folder / name, name, policy.budget, lambda: CLOCK),
         RunAccounts(folder / name / "runs", name, lambda: CLOCK),
         log,
-        clock=time,
-        pause=time.pause,
+        clock=lambda: 0.0,
+        pause=lambda seconds: None,
     )
     return agent, log
 

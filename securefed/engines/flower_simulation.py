@@ -30,6 +30,7 @@ PARTITION = "partition-id"
 """What Flower's simulation engine calls a node's place among all nodes."""
 
 _NODES_WITHIN = 60.0
+_STARTS = 3
 
 _QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -88,15 +89,7 @@ def simulate(
 
     # Its own lines would stand between ours; an error of the run is raised.
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    # Before Flower would: if Ray does not start, no server waits for its nodes.
-    ray.init(
-        num_cpus=workers,
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _temp_dir=str(folder),
-    )
+    _start_ray(folder, workers)
     try:
         run_simulation(
             server_app=app,
@@ -106,6 +99,33 @@ def simulate(
         )
     finally:
         ray.shutdown()
+
+
+def _start_ray(folder: Path, workers: int) -> None:
+    """Start it before Flower would: if it does not start, no server waits for its nodes.
+
+    Raises:
+        ConfigError: it was too slow three times.
+    """
+    import ray
+
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                num_cpus=workers,
+                num_gpus=0,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="ERROR",
+                _temp_dir=str(folder / str(attempt)),
+            )
+        except Exception as error:
+            # Ray says so with a bare Exception after half a minute, which a busy machine may need.
+            if type(error) is not Exception or "timed out during startup" not in str(error):
+                raise
+        else:
+            return
+    raise ConfigError(f"Ray: did not start within its time, {_STARTS} times; is the machine busy?")
 
 
 def _of_partition(sockets: Sequence[str], context: Context) -> Path:

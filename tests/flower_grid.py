@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -56,33 +56,43 @@ class Grid:
         self._state.acknowledge_node_heartbeat(node_id=node, heartbeat_interval=1e9)
         return node
 
-    def _work(self, node: int) -> None:
-        context = Context(
-            run_id=_RUN_ID,
-            node_id=node,
-            node_config={"agent-socket": str(self.sockets[node])},
-            state=RecordDict(),
-            run_config={},
-        )
+    def _work(self, nodes: Sequence[int]) -> None:
+        contexts = {
+            node: Context(
+                run_id=_RUN_ID,
+                node_id=node,
+                node_config={"agent-socket": str(self.sockets[node])},
+                state=RecordDict(),
+                run_config={},
+            )
+            for node in nodes
+        }
         while not self._stopped.wait(0.005):
-            for message in self._state.get_message_ins(node_id=node, limit=1):
-                if self.dropped(node, message):
-                    continue
-                try:
-                    reply = self._app(message, context)
-                except Exception as error:  # as Flower's own loop does
-                    reply = Message(Error(code=0, reason=str(error)), reply_to=message)
-                reply.metadata.__dict__["_message_id"] = str(uuid4())
-                self._state.store_message_res(reply)
+            for node, context in contexts.items():
+                for message in self._state.get_message_ins(node_id=node, limit=1):
+                    if self.dropped(node, message):
+                        continue
+                    try:
+                        reply = self._app(message, context)
+                    except Exception as error:  # as Flower's own loop does
+                        reply = Message(Error(code=0, reason=str(error)), reply_to=message)
+                    reply.metadata.__dict__["_message_id"] = str(uuid4())
+                    self._state.store_message_res(reply)
 
     @contextmanager
-    def running(self) -> Iterator[InMemoryGrid]:
-        threads = [threading.Thread(target=self._work, args=[node]) for node in self.sockets]
-        for thread in threads:
-            thread.start()
+    def running(self, threads: int | None = None) -> Iterator[InMemoryGrid]:
+        """The grid while its nodes work: a thread for each of them, or ``threads`` for all."""
+        nodes = list(self.sockets)
+        count = len(nodes) if threads is None else threads
+        workers = [
+            threading.Thread(target=self._work, args=[nodes[first::count]])
+            for first in range(count)
+        ]
+        for worker in workers:
+            worker.start()
         try:
             yield self.grid
         finally:
             self._stopped.set()
-            for thread in threads:
-                thread.join()
+            for worker in workers:
+                worker.join()

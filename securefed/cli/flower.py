@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 import securefed
+from securefed.cli.flower_simulation import simulate
 from securefed.cli.keys import public_key
 from securefed.cli.watching import quiet_libraries, say
 from securefed.config import RunConfig, load_config
@@ -16,6 +17,9 @@ from securefed.errors import ConfigError
 _UNKNOWN_MODEL = "0" * 64
 
 flower = typer.Typer(no_args_is_help=True, help="Federations between machines, over Flower.")
+
+
+flower.command()(simulate)
 
 
 @flower.callback()

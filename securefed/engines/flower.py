@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, RecordDict
@@ -34,8 +34,8 @@ SOCKET = "agent-socket"
 """What a SuperNode's ``--node-config`` calls the path of its agent's socket."""
 
 _POLL_SECONDS = 1.0
+_SOONEST_LOOK, _LATEST_LOOK = 0.1, 1.0
 
-client_app = ClientApp()
 server_app = ServerApp()
 
 
@@ -51,24 +51,34 @@ def unpacked(content: RecordDict) -> bytes | None:
     return found if isinstance(found, bytes) else None
 
 
-@client_app.train("relay")
-def relay(message: Message, context: Context) -> Message:
-    """Pass one request to the owner's agent, and its reply back.
+def relaying(socket_of: Callable[[Context], Path]) -> ClientApp:
+    """A ClientApp that passes each request to the owner's agent, and its reply back.
 
-    The socket's path is in the SuperNode's own configuration, which the server has no hand in.
-
-    Raises:
-        ConfigError: that configuration names no socket, or the message holds no bytes.
-        RemoteProtocolError: nobody listens there.
+    Args:
+        socket_of: where the agent of a node listens.  It raises ConfigError if it cannot say.
     """
+    app = ClientApp()
+
+    @app.train("relay")
+    def relay(message: Message, context: Context) -> Message:
+        request = unpacked(message.content)
+        if request is None:
+            raise ConfigError(f"message: it holds no bytes in {RECORD}.{FIELD}")
+        reply = ask(socket_of(context), request, timeout=message.metadata.ttl)
+        return Message(packed(reply), reply_to=message)
+
+    return app
+
+
+def _configured(context: Context) -> Path:
+    """The path in the SuperNode's own configuration, which the server has no hand in."""
     path = context.node_config.get(SOCKET)
     if not isinstance(path, str):
         raise ConfigError(f"{SOCKET} = {path!r}: --node-config must give the socket's path")
-    request = unpacked(message.content)
-    if request is None:
-        raise ConfigError(f"message: it holds no bytes in {RECORD}.{FIELD}")
-    reply = ask(Path(path), request, timeout=message.metadata.ttl)
-    return Message(packed(reply), reply_to=message)
+    return Path(path)
+
+
+client_app = relaying(_configured)
 
 
 class GridCourier:
@@ -79,6 +89,7 @@ class GridCourier:
         stage_seconds: how long the replies of a stage are waited for.
         wait_seconds: how long nodes are waited for.
         poll_seconds: how often it is looked for them.
+        stopped: once it says so, nothing more is waited for: who has not answered is silent.
     """
 
     def __init__(
@@ -88,8 +99,9 @@ class GridCourier:
         stage_seconds: float,
         wait_seconds: float,
         poll_seconds: float = _POLL_SECONDS,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._grid = grid
+        self._grid, self._stopped = grid, stopped
         self._stage_seconds, self._wait_seconds = stage_seconds, wait_seconds
         self._poll_seconds = poll_seconds
 
@@ -98,7 +110,7 @@ class GridCourier:
         until = time.monotonic() + self._wait_seconds
         while True:
             found = sorted(self._grid.get_node_ids())
-            if len(found) >= wanted or time.monotonic() >= until:
+            if len(found) >= wanted or time.monotonic() >= until or self._stopped():
                 return found
             time.sleep(self._poll_seconds)
 
@@ -115,12 +127,29 @@ class GridCourier:
             for node, request in requests.items()
         ]
         replies: dict[int, bytes] = {}
-        for reply in self._grid.send_and_receive(messages, timeout=self._stage_seconds):
+        for reply in self._replies(messages):
             node = reply.metadata.src_node_id
             found = None if reply.has_error() else unpacked(reply.content)
             if found is not None and node in requests:
                 replies.setdefault(node, found)
         return replies
+
+    def _replies(self, messages: list[Message]) -> Iterator[Message]:
+        """What comes back in time.
+
+        ``grid.send_and_receive`` looks for replies every three seconds, and so would each stage
+        take that much longer; here it is looked soon at first and then more seldom.
+        """
+        waiting = {each for each in self._grid.push_messages(messages) if each}
+        until, pause = time.monotonic() + self._stage_seconds, _SOONEST_LOOK
+        while waiting:
+            for reply in self._grid.pull_messages(waiting):
+                waiting.discard(reply.metadata.reply_to_message_id)
+                yield reply
+            if not waiting or time.monotonic() >= until or self._stopped():
+                return
+            time.sleep(pause)
+            pause = min(_LATEST_LOOK, 1.5 * pause)
 
 
 @server_app.main()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,11 +16,13 @@ from securefed.training.folder import Document
 from securefed.training.scores import Measured, ratio
 
 Metric = Callable[[nn.Module, Any, Sequence[Document]], Sequence[float]]
-"""``metric(model, tokenizer, documents)``: one finite figure for each document, in their order.
+"""``metric(model, tokenizer, documents) -> figures``: one finite figure for each document, in their order.
 
 It runs where the documents are, for whoever holds them; nothing of it is sent.  The model is in
 evaluation mode; what a metric changes in it is its own fault.
 """
+
+_CALLED = "metric(model, tokenizer, documents)"
 
 
 def load_metric(path: str) -> Metric:
@@ -44,7 +47,25 @@ def load_metric(path: str) -> Metric:
     if not callable(found):
         raise ConfigError(f"metric {path!r}: {module_name} has no function {name}")
     metric: Metric = found
+    check_metric(metric, path)
     return metric
+
+
+def check_metric(metric: Metric, name: str) -> None:
+    """Refuse a metric that cannot be called, before any model is loaded.
+
+    Raises:
+        ConfigError: it does not take three arguments.
+    """
+    try:
+        inspect.signature(metric).bind(None, None, None)
+    except ValueError:  # compiled, and does not say what it takes
+        return
+    except TypeError as error:
+        raise ConfigError(
+            f"metric {name}: is called as {_CALLED} and cannot be ({error}); it is now "
+            f"{getattr(metric, '__name__', type(metric).__name__)}{inspect.signature(metric)}"
+        ) from None
 
 
 def measured(
@@ -62,7 +83,14 @@ def measured(
     Raises:
         ConfigError: it does not give one finite figure a document.
     """
-    figures = np.asarray(metric(found, tokenizer, documents), dtype=np.float64)
+    given = metric(found, tokenizer, documents)
+    try:
+        figures = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"metric {name}: must give one finite figure for each of the {len(documents)} "
+            f"documents; it gave a {type(given).__name__} that is no sequence of numbers"
+        ) from None
     if figures.shape != (len(documents),) or not all(map(math.isfinite, figures)):
         raise ConfigError(
             f"metric {name}: must give one finite figure for each of the {len(documents)} "

@@ -51,8 +51,8 @@ def config_from(sections: Mapping[str, GivenSection], clients: GivenClients | No
             )
         if not isinstance(clients, str | Path | Mapping):
             raise ConfigError(
-                f"Federation(clients=...): is a {type(clients).__name__}; it must be a mapping from "
-                "each client's name to its texts or records (a data set is one client's: "
+                f"Federation(clients=...): is a {type(clients).__name__}; it must be a mapping "
+                "from each client's name to its texts or records (a data set is one client's: "
                 "clients={'a': dataset}), or a folder"
             )
         data["source"] = str(clients) if isinstance(clients, str | Path) else OBJECTS

@@ -66,7 +66,8 @@ class HfTrainer:
     to 0 within the round, gradients clipped to a norm of 1, and dropout, where the model has any.
 
     An example's tokens are those of :class:`Examples`, as they are: nothing is tokenized again.
-    The loss is the mean over all tokens that count in a step, or over examples to classify.
+    The loss is the mean over all tokens that count in a step; to classify, the mean of the means of
+    its micro-batches, which are alike in size where a client has ``batch_size`` examples or more.
 
     What a client sends is clipped to ``privacy.clip_norm`` as a whole afterwards
     (``privacy.unit = "client"``, for which alone the run file takes a trainer of one's own).
@@ -157,7 +158,10 @@ class HfTrainer:
         device = next(iter(trainable(model).values())).device
         with process_as_it_was(), lent(model):
             args = self._settings(device, round)
-            trainer = self.build(model=model, args=args, **self.parts(data))
+            try:
+                trainer = self.build(model=model, args=args, **self.parts(data))
+            except (TypeError, ValueError) as error:  # nothing of the texts is read here
+                raise ConfigError(f"{self._name}.build: {error}") from None
             if not isinstance(trainer, Trainer):
                 raise ConfigError(
                     f"{self._name}.build: gave a {type(trainer).__name__}; it must give a "
@@ -169,6 +173,10 @@ class HfTrainer:
                     "it was given: the run's own adapter must be trained; pass both on as they are"
                 )
             trainer.remove_callback(PrinterCallback)
+            if data.labels is not None and trainer.compute_loss_func is None:
+                # A classifier's own loss is a mean over each micro-batch: transformers takes it for
+                # one over the whole step, which would make steps longer by the number of parts.
+                trainer.loss_is_scaled_for_ga = trainer.loss_is_scaled_for_ga or False
             trainer.train()
 
     @property
@@ -242,7 +250,7 @@ def _at_once(batch_size: int, micro_batch: int) -> int:
 
 
 def row_columns(data: Examples) -> dict[str, list[Any]]:
-    """The rows' columns: ``input_ids``, ``attention_mask`` and ``labels``, as transformers has them.
+    """Columns ``input_ids``, ``attention_mask`` and ``labels`` as transformers reads them.
 
     A language model is given no padding mask, as in :func:`securefed.training.evaluate.predict`;
     padding comes last, and what it predicts does not count.
@@ -270,5 +278,5 @@ class _Rows(Dataset[dict[str, Any]]):
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-    """int64[m, w] each, ``labels`` int64[m] to classify: all of the full width, whatever is padding."""
+    """int64[m, w] each, of the whole width w whatever is padding; labels of classes int64[m]."""
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}

@@ -16,7 +16,7 @@ from securefed.training.folder import Document
 from securefed.training.scores import Measured, ratio
 
 Metric = Callable[[nn.Module, Any, Sequence[Document]], Sequence[float]]
-"""``metric(model, tokenizer, documents) -> figures``: one finite figure for each document, in their order.
+"""``metric(model, tokenizer, documents)``: one finite figure for each document, in their order.
 
 It runs where the documents are, for whoever holds them; nothing of it is sent.  The model is in
 evaluation mode; what a metric changes in it is its own fault.

@@ -62,7 +62,7 @@ class SftTrainer(HfTrainer):
         return SFTTrainer(**given)
 
     def parts(self, data: Examples) -> dict[str, Any]:
-        """As :meth:`HfTrainer.parts`: a ``datasets.Dataset`` in memory, and a tokenizer of one word.
+        """As :meth:`HfTrainer.parts`: a data set in memory, and a tokenizer of one word.
 
         Raises:
             ConfigError: the examples are to be classified.

@@ -2,8 +2,8 @@
 
 import json
 import math
-import sys
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np

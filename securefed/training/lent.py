@@ -8,6 +8,7 @@ state of the process: none of it may wait for the next client
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -100,7 +101,9 @@ def process_as_it_was() -> Iterator[None]:
     logging.set_verbosity_error()
     hub.HF_HUB_DISABLE_TELEMETRY = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about names that trl still uses
+            yield
     finally:
         hub.HF_HUB_DISABLE_TELEMETRY = reports
         logging.set_verbosity(verbosity)

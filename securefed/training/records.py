@@ -124,8 +124,12 @@ def _lacks(row: Mapping[str, object], name: str, setting: str, named: bool) -> s
             f"has no field {name!r}: the first line, which must name the columns, has "
             f"{len(row)} others; add that line, or name the column by data.{setting}"
         )
-    fields = [key for key in row if isinstance(key, str) and _FIELD.fullmatch(key)]
-    there = ", ".join(map(repr, fields[:_SHOWN])) + ", ..." * (len(fields) > _SHOWN)
+    fields = [
+        repr(key) + " (a conversation: data.messages_field)" * (_messages(row[key]) is not None)
+        for key in row
+        if isinstance(key, str) and _FIELD.fullmatch(key)
+    ]
+    there = ", ".join(fields[:_SHOWN]) + ", ..." * (len(fields) > _SHOWN)
     return f"has no field {name!r}; set data.{setting} to the one that is meant" + (
         f": there are {there}" if there else ""
     )

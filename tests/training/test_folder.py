@@ -176,6 +176,12 @@ def test_a_missing_field_of_json_is_answered_with_the_fields_that_are_there(tmp_
     said = refused(tmp_path)
     assert "a.jsonl:1: has no field 'text'; set data.text_field" in said
     assert said.endswith("there are 'body', 'class'")
+    (tmp_path / "b.jsonl").write_text(
+        json.dumps({"talk": [{"role": "user", "content": SECRET}]}) + "\n"
+    )
+    (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl")
+    assert "there are 'talk' (a conversation: data.messages_field)" in refused(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
     said = refused(tmp_path, 2, text_field="body")
     assert "has no field 'label'; set data.label_field" in said
 

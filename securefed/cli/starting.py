@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from securefed.training.folder import Document
 
 _TASKS: dict[str, StarterTask] = {
+    "chat": "causal-lm",
     "causal-lm": "causal-lm",
     "classification": "sequence-classification",
 }
@@ -31,6 +32,7 @@ _MODELS = {
     "sequence-classification": "builtin:minilm-l6-v2",
 }
 _TARGETS = {"builtin:smollm2-135m-instruct": ["v_proj"], "builtin:minilm-l6-v2": ["value"]}
+_CHAT_FIELD = "messages"
 _EPSILON = 8.0
 _MOST_LABELS = 10_000
 _TOKEN_LETTERS = 5
@@ -42,7 +44,9 @@ _WINDOWS = {"causal-lm": (8, 32), "sequence-classification": (16, 128)}
 
 def init(
     out: Annotated[Path, typer.Option(help="The run file to write.")] = Path("run.toml"),
-    task: Annotated[str | None, typer.Option(help="'causal-lm' or 'classification'.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="'chat', 'causal-lm' or 'classification'.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A folder, a hub name or builtin:NAME.")] = None,
     data: Annotated[
         str | None, typer.Option(help="A folder: one file or sub-folder a client; or builtin:NAME.")
@@ -60,7 +64,12 @@ def init(
         str | None, typer.Option(help="Of a record: whose it is, for --unit user.")
     ] = None,
     messages_field: Annotated[
-        str | None, typer.Option(help="Of a JSONL record: a conversation, for chat models.")
+        str | None,
+        typer.Option(help=f"Of a JSONL record: a conversation; --task chat: '{_CHAT_FIELD}'."),
+    ] = None,
+    trainer: Annotated[
+        str | None,
+        typer.Option(help="Local steps of your own, module:Class; for --unit client alone."),
     ] = None,
 ) -> None:
     """Write a commented run file for your own model and data."""
@@ -69,15 +78,26 @@ def init(
     if out.suffix != ".toml":
         raise ConfigError(f"--out {out}: a run file's name ends in .toml")
     name = re.sub(r"[^\w.-]", "-", out.stem, flags=re.ASCII).lstrip("_.-")[:64] or "run"
-    meant = _task(_asked(task, "--task", "task", "causal-lm", "causal-lm or classification"))
+    asked = _asked(task, "--task", "task", "causal-lm", "chat, causal-lm or classification")
+    meant = _task(asked)
+    if asked == "chat":
+        messages_field = messages_field or _CHAT_FIELD
     source = _asked(data, "--data", "folder of the clients' texts", None, "a folder")
     chosen_model = _asked(model, "--model", "model", _MODELS[meant], "", optional=True)
-    protected = _unit(_asked(unit, "--unit", "unit of privacy", "example", "", optional=True))
+    protected: Unit = "client"  # with a trainer of one's own: of its steps the whole is clipped
+    if unit is not None or trainer is None:
+        protected = _unit(_asked(unit, "--unit", "unit of privacy", "example", "", optional=True))
+    if trainer is not None and protected != "client":
+        raise ConfigError(
+            f"--trainer {trainer} with --unit {protected}: steps of a trainer of your own are on "
+            "several examples at once, of which only a client's whole update can be clipped; use "
+            "--unit client, or leave --trainer out"
+        )
     spent = _epsilon(epsilon)
     if user_field is not None and protected != "user":
         raise ConfigError(f"--user-field {user_field}: is for --unit user alone")
     if messages_field is not None and meant != "causal-lm":
-        raise ConfigError(f"--messages-field {messages_field}: is for --task causal-lm alone")
+        raise ConfigError(f"--messages-field {messages_field}: is for --task chat or causal-lm")
     given = {
         "text_field": text_field,
         "label_field": label_field,
@@ -111,12 +131,15 @@ def init(
         labels=seen.labels,
         head=_head(chosen_model) if meant == "sequence-classification" else "",
         fields=fields,
+        trainer=trainer,
     )
     _write(out, starter.text())
     say(f"{out}: written, and it loads")
     if seen.clients is not None:
         count = "" if seen.units is None else f", roughly {seen.units:,} {protected}s to train on"
         say(f"{source}: {seen.clients} clients{count}")
+    if trainer is not None:
+        say(f"{trainer}: its folder goes on PYTHONPATH; plan looks for it")
     say(f"next: securefed plan {out}   (says epsilon, bytes, memory and time; spends nothing)")
 
 

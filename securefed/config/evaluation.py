@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -56,6 +57,17 @@ class EvaluationSection(Section):
     show_clients: bool = False
     figures: Literal["sum", "histogram"] = "sum"
     histogram: HistogramSection | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_metric_of_one_s_own(cls, values: object) -> object:
+        if isinstance(values, Mapping) and {"metric", "metrics"} & set(values):
+            raise ValueError(
+                "metric: a run sums loss and hits alone, whose bounds are known; a metric of your "
+                "own is measured where the documents are, after the run: securefed evaluate RUN "
+                "--data FOLDER --metric module:function"
+            )
+        return values
 
     @model_validator(mode="after")
     def _figures_are_one_way(self) -> Self:

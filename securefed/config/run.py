@@ -319,12 +319,14 @@ class RunConfig(Section):
         unit = self.privacy.unit
         if unit != "client" and self.training.trainer is not None:
             raise ValueError(
-                f"training.trainer cannot be used with privacy.unit = {unit!r}: the guarantee of "
-                f"(distributed) DP-SGD needs each {unit}'s own clipped gradient, which a trainer "
-                "of your own does not show, and a client that keeps state across rounds (optimiser "
-                "moments, error feedback, control variates) would carry what was drawn once into "
-                "rounds for which it was not drawn, which sampling is credited for; use "
-                "privacy.unit = 'client'"
+                f"training.trainer = {self.training.trainer!r} cannot be used with privacy.unit = "
+                f"{unit!r}: DP-SGD (distributed or local) clips each {unit}'s own gradient, and a "
+                "trainer of your own, transformers' Trainer and trl's too, takes steps on several "
+                "at once, of which only the client's whole update can be clipped; and a client "
+                "that keeps state across rounds (optimiser moments, error feedback, control "
+                "variates) would carry what was drawn once into rounds for which it was not drawn, "
+                "which sampling is credited for; use privacy.unit = 'client', or leave "
+                "training.trainer out"
             )
         if unit != "client" and self.cohort.schedule.local_steps:
             raise ValueError(

@@ -37,6 +37,8 @@ class Starter:
         targets: the linear modules that get LoRA layers.
         head: the module that classifies and travels whole; empty for language models.
         fields: by key of ``[data]``, fields of records other than the defaults.
+        trainer: local steps of the user's own, as ``training.trainer`` has it, for
+            ``unit = "client"``; None for the built-in ones.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Starter:
     labels: int | None = None
     head: str = ""
     fields: dict[str, str] = field(default_factory=dict)
+    trainer: str | None = None
 
     @property
     def corrupt(self) -> int:
@@ -159,14 +162,21 @@ class Starter:
                     "local_steps = 4", "costs nothing: a client's whole change is clipped as one"
                 ),
                 "batch_size = 16",
+                _line("micro_batch = 16", "examples at a time: memory, not privacy"),
+                _line("local_learning_rate = 1e-3", "of the local steps"),
+                *([] if self.trainer is None else [f"trainer = {_text(self.trainer)}"]),
+                _line('server_optimizer = "sgd"', "the mean update as it is: FedAvg"),
+                "server_learning_rate = 1.0",
             ]
         else:
-            steps = [_line("micro_batch = 16", "examples at a time: memory, not privacy")]
+            steps = [
+                _line("micro_batch = 16", "examples at a time: memory, not privacy"),
+                "server_learning_rate = 0.02",
+            ]
         return [
             "[training]",
             _line("rounds = 10", "more rounds need more noise in each for the same epsilon"),
             *steps,
-            "server_learning_rate = 0.02",
         ]
 
     def _privacy(self) -> list[str]:

@@ -21,7 +21,7 @@ from securefed.training.assets import Progress, cache_dir
 from securefed.training.corpora import OBJECTS, load_corpus
 from securefed.training.data import Examples, measured_examples, tokenize_clients
 from securefed.training.folder import Document, read_folder
-from securefed.training.metrics import Metric, load_metric, measured
+from securefed.training.metrics import Metric, check_metric, load_metric, measured
 from securefed.training.models import LoadedModel, resolve_device
 from securefed.training.scores import Measured, Scores, accuracy, change, example_scores, perplexity
 
@@ -116,6 +116,7 @@ def evaluate_run(
     if metric is not None:
         own = load_metric(metric) if isinstance(metric, str) else metric
         named = metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+        check_metric(own, named)
         if data is None:
             raise ConfigError(
                 f"--metric {named}: needs --data (data=), a folder of documents to measure on"

@@ -17,7 +17,8 @@ GivenSection = Section | Mapping[str, Any] | str | Path
 """A section of the run file: the model of it, its values, or (``model`` alone) its source."""
 
 Texts = Iterable[str | Mapping[str, object]]
-"""One client's texts or records: a list, or whatever gives records in turn, as a dataset does."""
+"""One client's texts or records: a list, or whatever gives these in turn: a ``datasets.Dataset``
+(or a column of one, or an ``IterableDataset``), in its plain format."""
 
 GivenClients = Mapping[str, Texts] | str | Path
 """Texts by client, or a folder as ``data.source`` takes it."""
@@ -48,6 +49,12 @@ def config_from(sections: Mapping[str, GivenSection], clients: GivenClients | No
                 f"Federation(clients=..., data=...): data.source = {data['source']!r} and clients "
                 "both say whose texts are trained on; leave one of them out"
             )
+        if not isinstance(clients, str | Path | Mapping):
+            raise ConfigError(
+                f"Federation(clients=...): is a {type(clients).__name__}; it must be a mapping "
+                "from each client's name to its texts or records (a data set is one client's: "
+                "clients={'a': dataset}), or a folder"
+            )
         data["source"] = str(clients) if isinstance(clients, str | Path) else OBJECTS
     elif "source" not in data:
         raise ConfigError(
@@ -70,6 +77,21 @@ def _values(name: str, given: GivenSection) -> dict[str, Any]:
     )
 
 
+def _not_in_turn(texts: object) -> str:
+    """Why something gives no records in turn, whatever it gives; empty where it may."""
+    kind = type(texts).__name__
+    if isinstance(texts, Mapping):  # it would give its keys
+        return (
+            f"is a {kind}, not records in turn; give a list of records, or one split of a "
+            "DatasetDict (dataset['train'])"
+        )
+    if type(texts).__module__.partition(".")[0] == "pandas":  # it would give its columns' names
+        return f"is a {kind} of pandas; give frame.to_dict('records')"
+    if not isinstance(texts, Iterable):
+        return f"is a {kind}; give a list of texts or records"
+    return ""
+
+
 def corpus_from(clients: Mapping[str, Texts], section: DataSection, labels: int | None) -> Corpus:
     """Documents from texts by client.
 
@@ -79,6 +101,11 @@ def corpus_from(clients: Mapping[str, Texts], section: DataSection, labels: int 
     Raises:
         DataError: a client has a name that is none or no texts, or a record is not what it must be.
     """
+    if type(clients).__module__.partition(".")[0] == "datasets":
+        raise DataError(
+            f"clients: is a {type(clients).__name__}, whose parts are splits and not clients; give "
+            "clients={'a': dataset['train'], ...}, with one data set for each client"
+        )
     found = {}
     for name, texts in clients.items():
         if not isinstance(name, str) or not CLIENT_ID.fullmatch(name):
@@ -88,12 +115,17 @@ def corpus_from(clients: Mapping[str, Texts], section: DataSection, labels: int 
             )
         if isinstance(texts, str):
             raise DataError(f"clients[{name!r}]: is one text; give a list of texts or records")
+        if why := _not_in_turn(texts):
+            raise DataError(f"clients[{name!r}]: {why}")
         documents = []
         for place, item in enumerate(texts):
             where = f"clients[{name!r}][{place}]"
             row = {section.text_field: item} if isinstance(item, str) else item
             if not isinstance(row, Mapping):
-                raise DataError(f"{where}: must be a text, or a mapping of a record's fields")
+                raise DataError(
+                    f"{where}: is a {type(item).__name__}; it must be a text, or a mapping of a "
+                    "record's fields (of a data set with a format, give .with_format(None))"
+                )
             documents.append(
                 document_of(row, where=where, key=f"{place}", section=section, labels=labels)
             )

@@ -117,7 +117,12 @@ def _documents(
     rows = _jsonl(file, content) if how == "jsonl" else _csv(file, content)
     for line, row in rows:
         yield document_of(
-            row, where=f"{file}:{line}", key=f"{place}:{line}", section=section, labels=labels
+            row,
+            where=f"{file}:{line}",
+            key=f"{place}:{line}",
+            section=section,
+            labels=labels,
+            named=how == "jsonl",
         )
 
 

@@ -28,6 +28,9 @@ from securefed.training.users import sampled_users, user_means
 class LocalTrainer(Protocol):
     """What a client runs on its own data in a round; write your own by having this method.
 
+    For transformers' Trainer and trl's there are :mod:`~securefed.training.hf_trainer` and
+    :mod:`~securefed.training.trl_trainer`.
+
     A trainer named in the run file (``training.trainer = "module:Class"``) is constructed with the
     ``training`` section as its one argument, anew for each client and each round.  Its update is
     clipped to ``privacy.clip_norm`` as a whole afterwards, whatever its steps were.
@@ -276,9 +279,12 @@ def load_trainer(path: str, section: TrainingSection) -> LocalTrainer:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(
-            f"training.trainer = {path!r}: {error} (is the module installed or on PYTHONPATH?)"
-        ) from error
+        what_to_do = (
+            "in the clone of securefed, pip install -c constraints.txt -e '.[trl]'"
+            if (error.name or "").partition(".")[0] in ("trl", "datasets")
+            else "is the module installed or on PYTHONPATH?"
+        )
+        raise ConfigError(f"training.trainer = {path!r}: {error} ({what_to_do})") from error
     factory: Callable[[TrainingSection], object] | None = getattr(module, class_name, None)
     if not isinstance(factory, type):
         raise ConfigError(f"training.trainer = {path!r}: {module_name} has no class {class_name}")

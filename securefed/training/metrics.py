@@ -22,6 +22,8 @@ It runs where the documents are, for whoever holds them; nothing of it is sent. 
 evaluation mode; what a metric changes in it is its own fault.
 """
 
+_CALLED = "metric(model, tokenizer, documents)"
+
 
 def load_metric(path: str) -> Metric:
     """A metric by its name.
@@ -44,16 +46,26 @@ def load_metric(path: str) -> Metric:
     found = getattr(module, name, None)
     if not callable(found):
         raise ConfigError(f"metric {path!r}: {module_name} has no function {name}")
+    metric: Metric = found
+    check_metric(metric, path)
+    return metric
+
+
+def check_metric(metric: Metric, name: str) -> None:
+    """Refuse a metric that cannot be called, before any model is loaded.
+
+    Raises:
+        ConfigError: it does not take three arguments.
+    """
     try:
-        inspect.signature(found).bind(None, None, ())
+        inspect.signature(metric).bind(None, None, None)
+    except ValueError:  # compiled, and does not say what it takes
+        return
     except TypeError as error:
         raise ConfigError(
-            f"metric {path!r}: must take model, tokenizer and documents, in this order ({error})"
+            f"metric {name}: is called as {_CALLED} and cannot be ({error}); it is now "
+            f"{getattr(metric, '__name__', type(metric).__name__)}{inspect.signature(metric)}"
         ) from None
-    except ValueError:  # what is written in C may show no signature
-        pass
-    metric: Metric = found
-    return metric
 
 
 def measured(
@@ -77,7 +89,7 @@ def measured(
     except (TypeError, ValueError):
         raise ConfigError(
             f"metric {name}: must give one finite figure for each of the {len(documents)} "
-            f"documents; it gave a {type(given).__name__} that is no list of numbers"
+            f"documents; it gave a {type(given).__name__} that is no sequence of numbers"
         ) from None
     if figures.shape != (len(documents),) or not all(map(math.isfinite, figures)):
         raise ConfigError(

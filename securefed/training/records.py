@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import NamedTuple
 
 from securefed.config import DataSection
@@ -13,6 +14,9 @@ from securefed.errors import DataError
 
 CLIENT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """A client's name: it is also a folder's."""
+
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}")
+_SHOWN = 10
 
 
 class Message(NamedTuple):
@@ -51,7 +55,13 @@ class Document:
 
 
 def document_of(
-    row: Mapping[str, object], *, where: str, key: str, section: DataSection, labels: int | None
+    row: Mapping[str, object],
+    *,
+    where: str,
+    key: str,
+    section: DataSection,
+    labels: int | None,
+    named: bool = True,
 ) -> Document:
     """Check a record and take from it what the run file asks for.
 
@@ -61,6 +71,8 @@ def document_of(
         key: of the document.
         section: ``text_field``, ``label_field``, ``user_field`` and ``messages_field`` are used.
         labels: the number of classes, >= 2; None reads no labels.
+        named: whether the fields have names of their own, which a message may show; those of a
+            table whose first line was forgotten are somebody's data.
 
     Raises:
         DataError: a field is missing, or is not what it must be.
@@ -71,7 +83,7 @@ def document_of(
         wanted["label_field"] = section.label_field
     for setting, name in wanted.items():
         if name is not None and row.get(name) is None:
-            raise DataError(f"{where}: has no field {name!r} (data.{setting} names another)")
+            raise DataError(f"{where}: {_lacks(row, name, setting, named)}")
     messages = None
     if section.messages_field is not None:
         messages = _messages(row[section.messages_field])
@@ -103,6 +115,26 @@ def document_of(
     return Document(text, label, key, None, user, messages)
 
 
+def _lacks(row: Mapping[str, object], name: str, setting: str, named: bool) -> str:
+    """What to do about a field that is not there; of the record, names like a program's alone."""
+    if name in row:
+        return f"field {name!r} is empty (null); fill it in, or leave the record out"
+    if not named:
+        return (
+            f"has no field {name!r}: the first line, which must name the columns, has "
+            f"{len(row)} others; add that line, or name the column by data.{setting}"
+        )
+    fields = [
+        repr(key) + " (a conversation: data.messages_field)" * (_messages(row[key]) is not None)
+        for key in row
+        if isinstance(key, str) and _FIELD.fullmatch(key)
+    ]
+    there = ", ".join(fields[:_SHOWN]) + ", ..." * (len(fields) > _SHOWN)
+    return f"has no field {name!r}; set data.{setting} to the one that is meant" + (
+        f": there are {there}" if there else ""
+    )
+
+
 def _messages(value: object) -> tuple[Message, ...] | None:
     if not isinstance(value, list | tuple) or not value:
         return None
@@ -121,13 +153,13 @@ def _messages(value: object) -> tuple[Message, ...] | None:
 def _label(value: object, labels: int) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,5}", value.strip()):
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's too
         return None
-    return value if 0 <= value < labels else None
+    return int(value) if 0 <= value < labels else None
 
 
 def _user(value: object) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | Integral):
         return None
     # One person under two keys would have less protection than is stated: what looks alike is one.
     text = unicodedata.normalize("NFKC", str(value)).casefold()

@@ -29,10 +29,11 @@ _PLAIN = (bool, int, float, str, type(None))
 class Untouched:
     """A model's state but for what travels, to be compared with later.
 
-    Kept are: modules, hooks and plain attributes (numbers, texts, lists and dicts of them); modes;
-    which parameters there are and which have ``requires_grad``; and of every frozen parameter and
-    every buffer a checksum, made where the tensor lies, so that no second copy of the weights is
-    needed.  For a model of 135 million float32 values a comparison takes about 0.4 s on one core.
+    Kept are: modules, hooks and plain attributes (numbers, texts, lists and dicts of them, and
+    configurations: objects that have ``to_dict``); modes; which parameters there are and which have
+    ``requires_grad``; and of every frozen parameter and every buffer a checksum, made where the
+    tensor lies, so that no second copy of the weights is needed.  For a model of 135 million
+    float32 values a comparison takes about 0.4 s on one core.
 
     Args:
         model: as every client is to find it; what has ``requires_grad`` travels.
@@ -43,7 +44,7 @@ class Untouched:
           and secret; two different chunks collide with probability at most 2^-33.
 
     What is not seen: what a trainer keeps outside the model (module globals, class attributes,
-    files) or inside other objects that the model refers to (its ``config``, say).
+    files) or inside other objects that the model refers to.
 
     Source: Carter and Wegman 1979, "Universal Classes of Hash Functions" (the inner product form).
     """
@@ -178,6 +179,8 @@ def _plain(value: object) -> object:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type):
+        return type(value), _plain(vars(value))  # a configuration of transformers or PEFT
     return type(value)
 
 

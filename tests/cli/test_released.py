@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -232,6 +233,14 @@ def test_a_set_of_ones_own_and_a_metric_of_ones_own(cli, finished, tmp_path, mon
     assert found.rows[0].metric.value == 80 + 64
     code, _, err = cli(*command, "--metric", "my_metrics:nothing")
     assert (code, "has no function nothing" in err) == (2, True)
+    module.write_text(module.read_text() + "\ndef short(model, documents):\n    return []\n")
+    sys.modules.pop("my_metrics")
+    code, _, err = cli(*command, "--metric", "my_metrics:short")
+    said = " ".join(err.split())
+    assert (code, "called as metric(model, tokenizer, documents)" in said) == (2, True), err
+    assert "it is now short(model, documents)" in said
+    with pytest.raises(ConfigError, match="it gave a dict that is no sequence of numbers"):
+        evaluate_run(finished, data=data, metric=lambda *_: {}, device="cpu", offline=True)
     code, _, err = cli("evaluate", finished, "--metric", "my_metrics:words")
     assert (code, "needs data" in err) == (2, True)
     with pytest.raises(ConfigError, match="one finite figure for each of the 2 documents"):

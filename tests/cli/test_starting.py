@@ -81,6 +81,23 @@ def test_conversations_are_learnt_by_their_answers(cli, tmp_path):
     assert "Protected as one: one conversation" in Path("run.toml").read_text()
 
 
+def test_a_chat_with_a_trainer_of_one_s_own_protects_clients_and_averages(cli, tmp_path):
+    folder = tmp_path / "here" / "talks"
+    folder.mkdir(parents=True)
+    said = [{"role": "user", "content": "w1 w2"}, {"role": "assistant", "content": "w3"}]
+    for client in range(3):
+        lines = [json.dumps({"messages": said})] * 10
+        (folder / f"site-{client}.jsonl").write_text("\n".join(lines))
+    named = "securefed.training.hf_trainer:HfTrainer"
+    code, out, err = cli("init", "--task", "chat", "--data", "talks", "--trainer", named)
+    assert code == 0, err
+    assert "goes on PYTHONPATH" in out
+    config = load_config(Path("run.toml"))
+    assert (config.data.messages_field, config.data.completion_only) == ("messages", True)
+    assert (config.training.trainer, config.privacy.unit) == (named, "client")
+    assert config.training.server_optimizer == "sgd"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -107,6 +124,14 @@ def test_conversations_are_learnt_by_their_answers(cli, tmp_path):
             ["--user-field who", "--unit user"],
         ),
         (["--task", "causal-lm", "--data", "data", "--out", "run.txt"], ["ends in .toml"]),
+        (
+            ["--task", "chat", "--data", "data", "--trainer", "m:T", "--unit", "example"],
+            ["--trainer m:T with --unit example", "whole update", "use --unit client"],
+        ),
+        (
+            ["--task", "causal-lm", "--data", "data", "--trainer", "my_steps"],
+            ["training.trainer", "my_steps"],
+        ),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )

@@ -138,9 +138,16 @@ def test_settings_that_do_not_fit_are_refused(given, said):
     [
         ({"a b": ["w1"]}, "clients['a b']: a client's name is"),
         ({"a": "w1 w2"}, "is one text; give a list"),
-        ({"a": [3]}, "clients['a'][0]: must be a text, or a mapping"),
+        ({"a": [3]}, "clients['a'][0]: is a int; it must be a text, or a mapping"),
         ({"a": ["w1", " "]}, "clients['a'][1]: field 'text' must be text, not blank"),
-        ({"a": [{"body": "w1"}]}, "clients['a'][0]: has no field 'text'"),
+        (
+            {"a": [{"body": "w1", "no name": "w2"}]},
+            "clients['a'][0]: has no field 'text'; set data.text_field to the one that is meant: "
+            "there are 'body'",
+        ),
+        ({"a": [{"text": None}]}, "clients['a'][0]: field 'text' is empty (null)"),
+        ({"a": {"train": ["w1"]}}, "clients['a']: is a dict, not records in turn"),
+        ({"a": 7}, "clients['a']: is a int; give a list"),
         ({"a": []}, "has no texts"),
     ],
 )

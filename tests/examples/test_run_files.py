@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import tomli_w
 from tiny import write_model
+from transformers import AutoTokenizer
 
 from securefed import Federation
 from securefed.config import load_config, load_pilot, run_file_schema
@@ -49,6 +50,8 @@ def test_there_are_run_files_to_check():
         "run.toml",
         "own_trainer.toml",
         "users.toml",
+        "hf.toml",
+        "trl.toml",
     }
 
 
@@ -155,6 +158,80 @@ def test_the_own_trainer_trains(tmp_path, own_trainer_importable):
     result = Federation.from_config(path).run(tmp_path / "out")
     assert result.after.nll < result.before.nll - 0.05
     assert "my_trainer" in sys.modules
+
+
+# -- trainers of other libraries -----------------------------------------------------------
+
+
+CHAT = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} <eos> {% endfor %}"
+
+
+def with_a_trainer(folder: Path, name: str, monkeypatch, **sections) -> Path:
+    """A run file of examples/own_trainer, its folder importable, with a tiny chat model in it."""
+    shutil.copytree(EXAMPLES / "own_trainer", folder)
+    monkeypatch.syspath_prepend(folder)
+    model = write_model(folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    values = tomllib.loads((folder / name).read_text(encoding="utf-8"))
+    values["model"]["source"] = str(model)
+    values["data"]["window_tokens"] = 48
+    values["training"] |= {"device": "cpu", "threads": 1}
+    for section, changes in sections.items():
+        values[section] |= changes
+    path = folder / name
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("hf.toml", "trainer_hf"),
+        pytest.param("trl.toml", "trainer_trl", marks=pytest.mark.slow),
+    ],
+)
+def test_trainers_of_other_libraries_run(tmp_path, monkeypatch, name, module):
+    path = with_a_trainer(tmp_path / "own", name, monkeypatch, training={"rounds": 1})
+    result = Federation.from_config(path).run(tmp_path / "out")
+    assert module in sys.modules
+    sys.modules.pop(module)
+    assert result.guarantees["server"].unit == "one client's whole contribution"
+    assert verify_run(result.folder).finished
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "module"), [("hf.toml", "trainer_hf"), ("trl.toml", "trainer_trl")]
+)
+def test_trainers_of_other_libraries_learn_where_nothing_is_noised(
+    tmp_path, monkeypatch, name, module
+):
+    path = with_a_trainer(
+        tmp_path / "own",
+        name,
+        monkeypatch,
+        privacy={"mechanism": "none"},
+        training={"rounds": 2, "local_steps": 8, "local_learning_rate": 0.05},
+    )
+    result = Federation.from_config(path).run(tmp_path / "out")
+    sys.modules.pop(module)
+    assert result.after.nll < result.before.nll - 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "module"), [("hf.toml", "trainer_hf"), ("trl.toml", "trainer_trl")]
+)
+def test_trainers_of_other_libraries_run_as_they_are_on_the_real_model(
+    tmp_path, monkeypatch, name, module
+):
+    monkeypatch.syspath_prepend(EXAMPLES / "own_trainer")
+    result = Federation.from_config(EXAMPLES / "own_trainer" / name).run(tmp_path / "out")
+    sys.modules.pop(module)
+    assert result.rounds == 2
+    assert verify_run(result.folder).finished
 
 
 # -- mail ----------------------------------------------------------------------------------

@@ -170,6 +170,22 @@ def test_a_label_is_asked_for_only_where_the_task_has_labels(tmp_path: Path) -> 
     assert "has no field 'label'" in refused(tmp_path, 2)
 
 
+def test_a_missing_field_of_json_is_answered_with_the_fields_that_are_there(tmp_path: Path) -> None:
+    record = {"body": SECRET, "class": 1, SECRET: 2}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record) + "\n")
+    said = refused(tmp_path)
+    assert "a.jsonl:1: has no field 'text'; set data.text_field" in said
+    assert said.endswith("there are 'body', 'class'")
+    (tmp_path / "b.jsonl").write_text(
+        json.dumps({"talk": [{"role": "user", "content": SECRET}]}) + "\n"
+    )
+    (tmp_path / "a.jsonl").rename(tmp_path / "c.jsonl")
+    assert "there are 'talk' (a conversation: data.messages_field)" in refused(tmp_path)
+    (tmp_path / "b.jsonl").unlink()
+    said = refused(tmp_path, 2, text_field="body")
+    assert "has no field 'label'; set data.label_field" in said
+
+
 def test_text_files_have_no_labels(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(SECRET)
     assert "has no labels" in refused(tmp_path, 2)
@@ -187,7 +203,7 @@ def test_a_file_that_is_not_utf8_is_refused_by_its_place(tmp_path: Path, name: s
         (f"text,other\nfine,x\n{SECRET}\n", ":3: has 1 columns, the first line has 2"),
         (f"text\n{SECRET},more\n", ":2: has 2 columns"),
         (f'text\n"{SECRET}', "is not CSV"),
-        (f"{SECRET},x\nfirst,row\n", ":2: has no field 'text'"),
+        (f"{SECRET},x\nfirst,row\n", ":2: has no field 'text': the first line, which must name"),
         ("text\n" + "x" * 200_000, "is not CSV"),
     ],
     ids=["too few", "too many", "open quote", "no header", "over the field limit"],

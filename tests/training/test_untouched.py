@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import PretrainedConfig
 
 from securefed.errors import ConfigError
 from securefed.training.untouched import Untouched, own_random_state
@@ -18,6 +19,7 @@ class Small(nn.Module):
         self.norm = nn.BatchNorm1d(3)
         self.last = nn.Linear(3, 2, bias=False)
         self.scaling = {"default": 2.0}
+        self.config = PretrainedConfig(use_cache=True)
         self.used = False
 
     def forward(self, x):
@@ -72,6 +74,7 @@ def negate_two(model):
         stays("last.weight ", lambda m: m.last.weight.register_hook(lambda g: g)),
         stays("used", lambda m: setattr(m, "used", True)),
         stays("scaling", lambda m: m.scaling.update(default=3.0)),
+        stays("config", lambda m: setattr(m.config, "use_cache", False)),
         stays("secret", lambda m: setattr(m, "secret", 17)),
     ],
 )

@@ -48,6 +48,7 @@ from securefed.errors import (
     LedgerTampered,
     RemoteProtocolError,
     SecureFedError,
+    ThresholdNotMet,
 )
 
 if TYPE_CHECKING:
@@ -372,6 +373,12 @@ def _run(
         held = f"what was charged stays charged; {then}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
+    except ThresholdNotMet as error:
+        if not go_on:
+            raise
+        raise ThresholdNotMet(
+            f"{error}; what was charged stays charged; go on with: {go_on}"
+        ) from None
     say(statements(config, result.guarantees) + "\n")
     if result.histogram_guarantees:
         say(statements_of_figures(result) + "\n")

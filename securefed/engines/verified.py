@@ -96,7 +96,10 @@ def verified_run(folder: Path, roster: Path | None = None) -> VerifiedRun:
     ledger = folder / "ledger.jsonl"
     for path in (ledger, folder / "config.toml"):
         if not path.is_file():
-            raise ConfigError(f"{path} is missing; not a run folder")
+            raise ConfigError(
+                f"{path} is missing: {folder} is not a run folder; name the folder that `securefed "
+                "run` printed"
+            )
     trusted = None if roster is None else read_roster(roster)
     records = read_ledger(ledger)
     try:

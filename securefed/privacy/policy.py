@@ -342,6 +342,7 @@ class CohortBounds:
             raise ConfigError(
                 f"cohort of {size} clients with corrupt_fraction = {policy.corrupt_fraction} and "
                 f"dropout_fraction = {policy.dropout_fraction} leaves {bounds.honest_floor} honest "
-                "clients in the sum: at least 2 are needed"
+                "clients in the sum: at least 2 are needed; have more clients, or lower one of the "
+                "fractions to what you fear"
             )
         return bounds

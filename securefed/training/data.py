@@ -107,13 +107,15 @@ def tokenize_clients(
         if len(train) < section.min_examples:
             raise DataError(
                 f"client {client}: has {len(train)} training examples of {section.window_tokens} "
-                f"tokens; data.min_examples = {section.min_examples} are needed"
+                f"tokens; data.min_examples = {section.min_examples} are needed: give it more or "
+                "longer texts, lower data.window_tokens, or leave it out of data.clients"
             )
         if not len(held_out):
             length = f" of {held_out_tokens} tokens" if labels is None else ""
             raise DataError(
                 f"client {client}: has 0 held-out examples{length} besides its {len(train)} "
-                "training examples; at least 1 is needed"
+                "training examples; at least 1 is needed: give it more or longer texts, or lower "
+                "evaluation.window_tokens"
             )
         data[client] = ClientData(
             client, train, _spread(held_out, held_out_windows), parts.documents, parts.lost

@@ -1,0 +1,14 @@
+"""Where the guides lie, and what their headings can be linked by."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+GUIDES = Path(__file__).parents[1] / "examples" / "guides"
+
+
+def anchors(page: str) -> set[str]:
+    """What ``#...`` may name in a page, as the repository's host makes it of headings."""
+    found = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}

@@ -12,3 +12,9 @@ def anchors(page: str) -> set[str]:
     """What ``#...`` may name in a page, as the repository's host makes it of headings."""
     found = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    """Files and anchors that a page links to, without what lies elsewhere."""
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", page)
+    return [(target, anchor) for target, anchor in found if not target.startswith("http")]

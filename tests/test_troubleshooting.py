@@ -23,13 +23,18 @@ PAGE = (ROOT / "examples" / "guides" / "troubleshooting.md").read_text(encoding=
 User = SimpleNamespace
 """Who provokes: ``cli`` runs a command line; ``finished`` copies a finished run into the folder."""
 
-PROVOKED: dict[str, Callable[[User], str]] = {}
+Provoking = Callable[[User], str]
+PROVOKED: dict[str, Provoking] = {}
+SLOW: set[str] = set()
 
 
-def provokes(heading: str) -> Callable[[Callable[[User], str]], Callable[[User], str]]:
-    def kept(function: Callable[[User], str]) -> Callable[[User], str]:
+def provokes(heading: str, *, slow: bool = False) -> Callable[[Provoking], Provoking]:
+    """Marks what provokes an entry's message; ``slow``: a whole run, a plan or a process for it."""
+
+    def kept(function: Provoking) -> Provoking:
         assert heading not in PROVOKED
         PROVOKED[heading] = function
+        SLOW.update({heading} if slow else ())
         return function
 
     return kept
@@ -87,7 +92,7 @@ def refused(user: User, command: str = "plan", **sections) -> str:
 # -- install and fetch ---------------------------------------------------------------------
 
 
-@provokes("A part is not installed")
+@provokes("A part is not installed", slow=True)
 def _(user):
     code = (
         "import sys\n"
@@ -270,19 +275,19 @@ def _(user):
     return refused(user, privacy={"corrupt_fraction": 0.5, "dropout_fraction": 0.4})
 
 
-@provokes("The noise drowns the signal")
+@provokes("The noise drowns the signal", slow=True)
 def _(user):
     path = run_file(privacy={"noise_multiplier": 60.0})
     return printed(user.cli("plan", path), 0)
 
 
-@provokes("Epsilon is large")
+@provokes("Epsilon is large", slow=True)
 def _(user):
     path = run_file(privacy={"noise_multiplier": 0.4})
     return printed(user.cli("plan", path), 0)
 
 
-@provokes("Nobody may fall silent")
+@provokes("Nobody may fall silent", slow=True)
 def _(user):
     path = run_file(privacy={"dropout_fraction": 0.1})
     return printed(user.cli("plan", path), 0)
@@ -312,7 +317,7 @@ def _(user):
     return printed(user.cli("run", changed, "--out", "first", "--resume"), 2)
 
 
-@provokes("Resume: the keys are gone")
+@provokes("Resume: the keys are gone", slow=True)
 def _(user):
     from securefed import Federation
 
@@ -327,7 +332,7 @@ def _(user):
     return printed(user.cli("run", path, "--out", "first", "--resume"), 2)
 
 
-@provokes("Too few clients answered")
+@provokes("Too few clients answered", slow=True)
 def _(user):
     silent = [
         {"round": 1, "client": f"site-{number}", "stage": "masked_input"} for number in range(3)
@@ -361,7 +366,8 @@ def _(user):
 
 @provokes("What runs in a simulation only")
 def _(user):
-    path = run_file(personal={"kind": "adapter"})
+    silent = [{"round": 1, "client": "site-0", "stage": "unmask"}]
+    path = run_file(cohort={"simulated_dropouts": silent})
     return printed(user.cli("flower", "init", path, "app", "--server", "00"), 2)
 
 
@@ -434,7 +440,7 @@ def _(user):
     return printed(user.cli("verify", "first", "--roster", "roster.json"), 1)
 
 
-@provokes("The report was made with keys that are not named now")
+@provokes("The report was made with keys that are not named now", slow=True)
 def _(user):
     user.finished()
     roster = Path("first.keys/roster.json")
@@ -451,7 +457,13 @@ def test_every_entry_is_provoked_and_every_message_provoked_has_an_entry():
 
 
 @pytest.mark.usefixtures("units_are_measured_once")
-@pytest.mark.parametrize("heading", PROVOKED)
+@pytest.mark.parametrize(
+    "heading",
+    [
+        pytest.param(heading, marks=[pytest.mark.slow] if heading in SLOW else [])
+        for heading in PROVOKED
+    ],
+)
 def test_what_the_page_quotes_is_what_is_printed(heading, user):
     found = PROVOKED[heading](user)
     quote = quoted()[heading]

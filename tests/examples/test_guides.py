@@ -5,7 +5,7 @@ import re
 import tomllib
 
 import pytest
-from guides import GUIDES, anchors
+from guides import GUIDES, anchors, links
 
 from securefed.config import parse_config
 from securefed.engines.arrangement import told
@@ -67,6 +67,25 @@ def settings(title: str, **changes) -> Settings:
 
 
 TITLES = [title for title, *_ in ROWS]
+LATER = ("deployment.md", "faults.md", "load.md")
+"""Guides that come with other changes; they are checked as soon as they are there."""
+
+
+@pytest.mark.parametrize("page", sorted(GUIDES.glob("*.md")), ids=lambda page: page.name)
+def test_what_a_guide_links_to_is_there(page):
+    for target, anchor in links(page.read_text(encoding="utf-8")):
+        linked = (page.parent / target).resolve() if target else page
+        if target in LATER and not linked.exists():
+            continue
+        assert linked.exists(), target
+        if anchor and linked.suffix == ".md":
+            assert anchor in anchors(linked.read_text(encoding="utf-8")), (target, anchor)
+
+
+def test_the_index_names_every_guide():
+    index = (GUIDES / "README.md").read_text(encoding="utf-8")
+    named = {target for target, _ in links(index)}
+    assert {page.name for page in GUIDES.glob("*.md")} - {"README.md"} <= named
 
 
 def test_the_table_names_every_section_that_has_settings():

@@ -4,7 +4,8 @@ pip install -c constraints.txt -e '.[train,docs]'
 python examples/api_reference.py build/api
 python examples/api_reference.py build/inside securefed.privacy securefed.secagg
 
-Without names of modules: the public names, the sections of the run file, and the errors.
+Without names of modules: the public names, what they give back, the run file's sections, and
+the errors.
 """
 
 import argparse
@@ -16,7 +17,17 @@ import pdoc.render
 
 import securefed
 
-PUBLIC = ("securefed", "securefed.config", "securefed.errors")
+PUBLIC = (
+    "securefed",
+    "securefed.config",
+    "securefed.errors",
+    # What a federation, evaluate_run and merge_run give back.
+    "securefed.engines.evaluating",
+    "securefed.engines.figures",
+    "securefed.engines.forecast",
+    "securefed.engines.merging",
+    "securefed.engines.results",
+)
 
 
 def build(out: Path, modules: tuple[str, ...] = PUBLIC) -> None:

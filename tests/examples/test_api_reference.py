@@ -53,7 +53,10 @@ def test_the_reference_holds_every_public_name_and_no_raw_markup(tmp_path):
         said = inspect.getdoc(getattr(securefed, name)).splitlines()[0]
         first = re.split(r":\w+:`|`", said)[0].strip()
         assert first in html.unescape(re.sub(r"<[^>]+>", "", section[1])), name
-    for page in ("securefed.html", "securefed/errors.html", "securefed/config.html"):
+    pages = sorted(page.relative_to(out) for page in out.rglob("*.html"))
+    assert Path("securefed/config.html") in pages
+    assert Path("securefed/engines/results.html") in pages
+    for page in pages:
         assert not _RAW.search(shown(out / page)), (page, _RAW.search(shown(out / page)))
     errors = importlib.import_module("securefed.errors")
     for name, value in vars(errors).items():

@@ -1,7 +1,5 @@
 """Every error that securefed raises on purpose.
 
-::
-
     SecureFedError
     ├── ConfigError            a setting, file or argument of yours is wrong
     │   └── DataError          a client's data is missing, empty or malformed

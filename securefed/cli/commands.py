@@ -51,6 +51,7 @@ from securefed.errors import (
     OverflowBoundError,
     RemoteProtocolError,
     SecureFedError,
+    ThresholdNotMet,
 )
 
 if TYPE_CHECKING:
@@ -390,6 +391,12 @@ def _run(
         held = f"what was charged stays charged; {then}"
         errors.print(f"stopped; {held if there else 'nothing was charged'}", markup=False)
         raise typer.Exit(130) from None
+    except ThresholdNotMet as error:
+        if not go_on:
+            raise
+        raise ThresholdNotMet(
+            f"{error}; what was charged stays charged; go on with: {go_on}"
+        ) from None
     say(statements(config, result.guarantees) + "\n")
     if result.histogram_guarantees:
         say(statements_of_figures(result) + "\n")

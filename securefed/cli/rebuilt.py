@@ -73,7 +73,8 @@ def check_rebuilt(
     what = f"{path}: {pointer} is {_shown(one)}, and what was recomputed is {_shown(other)}"
     if _anchors(found) and not _anchors(found) <= _anchors(expected):
         return [
-            f"{what}; the report was made with keys that were not named here (--roster, --signer)"
+            "the report was made with keys that were not named here (name them by --roster and "
+            f"--signer), and differs in that: {what}"
         ]
     if run.records[0].body.get("source_sha256") != source_sha256():
         return [f"{what}; the run was made with other code, and the report perhaps too"]

@@ -134,7 +134,7 @@ class IdentityPublicKey:
         Raises:
             RemoteProtocolError: it is not, or has not :attr:`signature_bytes` bytes.
             ConfigError: ``label`` does not start with
-                :data:`~securefed.crypto.keys.LABEL_PREFIX`.
+                :data:`LABEL_PREFIX`.
         """
         self._verify(signature, labelled(label, message), repr(label))
 
@@ -218,7 +218,7 @@ class IdentityKey(SecretHolder):
         return self._public
 
     def sign(self, message: bytes, *, label: bytes) -> bytes:
-        """The signature on :func:`~securefed.crypto.keys.labelled` of ``label`` and ``message``.
+        """The signature on :func:`labelled` of ``label`` and ``message``.
 
         Returns:
             64 bytes (Ed25519; the same on every call) or 3309 (ML-DSA-65; different on every call,
@@ -226,7 +226,7 @@ class IdentityKey(SecretHolder):
 
         Raises:
             ConfigError: ``label`` does not start with
-                :data:`~securefed.crypto.keys.LABEL_PREFIX`.
+                :data:`LABEL_PREFIX`.
         """
         return self._key.sign(labelled(label, message))
 
@@ -238,7 +238,7 @@ class IdentityKey(SecretHolder):
         """32 bytes that are always the same for a context, and look uniform to all other parties.
 
         Raises:
-            ConfigError: as :func:`~securefed.crypto.keys.derive`.
+            ConfigError: as :func:`derive`.
         """
         return derive(self._key.private_bytes_raw(), label=label, context=context)
 

@@ -56,7 +56,7 @@ class Federation:
     Args:
         config: the validated run file; or, without it, ``sections``.
         clients: texts or records by client, or a folder; in the place of ``data.source``.
-        on_round_end: called with a :class:`~securefed.engines.events.RoundEvent` when a round is
+        on_round_end: called with a :class:`RoundEvent` when a round is
             over, or several such functions.  Nothing in the event is of a single client.
         observer: told of progress.
         cache: where models and corpora are kept; the default is ``cache_dir()``.

@@ -114,7 +114,7 @@ class SlicePlans:
 
     Args:
         tiers, widths, policy, aggregation, least_contributors: as of
-            :class:`~securefed.federation.slices.SlicedSession`.
+            :class:`SlicedSession`.
 
     Raises:
         ConfigError, OverflowBoundError: as there.

@@ -1,7 +1,7 @@
 """The two halves of a sliced round, sans I/O: one message a stage holds every slice's part.
 
-A client runs a :class:`~securefed.federation.client.ClientRound` for each slice that it holds, the
-server a :class:`~securefed.federation.server.ServerRound` for each.  A message is those rounds' own
+A client runs a :class:`ClientRound` for each slice that it holds, the
+server a :class:`ServerRound` for each.  A message is those rounds' own
 messages side by side, each signed and checked as it would be alone::
 
     header | u8 parts | u8 slice | blob | u8 slice | blob | ...      slices 1-based, rising
@@ -129,7 +129,7 @@ class _SharedContribution(SecretHolder):
 class SlicedClientRound(SecretHolder):
     """One client in a sliced round: carry ``start()`` to the server, then each reply back.
 
-    What :class:`~securefed.federation.client.ClientRound` says of ``prepare`` and of time holds.
+    What :class:`ClientRound` says of ``prepare`` and of time holds.
 
     Args:
         session: the round's public description, built by this client.

@@ -2,7 +2,7 @@
 
 Clients are of public tiers.  One of tier k holds slices 1..k of the vector: with nested ranks, the
 columns of B up to its own rank.  Each slice is summed by a round of its own (a
-:class:`~securefed.federation.session.RoundSession`) among exactly the clients of its tier and
+:class:`RoundSession`) among exactly the clients of its tier and
 above: own digest, own pairwise and self masks, own survivors and floors, own noise.
 
 - *Corrupt clients are counted whole.*  ``corrupt_fraction`` is of the cohort, and all of them may

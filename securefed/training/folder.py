@@ -94,14 +94,17 @@ def _documents(
     how: str = section.format
     if how == "auto":
         if file.suffix not in _FORMATS:
-            raise DataError(f"{file}: suffix {file.suffix!r}; allowed: {', '.join(_FORMATS)}")
+            raise DataError(
+                f"{file}: suffix {file.suffix!r}; allowed: {', '.join(_FORMATS)}; take it out of "
+                "the folder, or set data.format if it is one of these under another name"
+            )
         how = _FORMATS[file.suffix]
     try:
         content = file.read_bytes().decode("utf-8-sig")  # spreadsheets write the signature
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 at byte {error.start}") from None
+        raise DataError(f"{file}: is not UTF-8 at byte {error.start}; save it as UTF-8") from None
     place = file.relative_to(root).as_posix()
     if how == "text":
         if labels is not None:
@@ -134,10 +137,11 @@ def _jsonl(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
                 record = json.loads(row, object_pairs_hook=_without_repeats)
             except (ValueError, RecursionError):
                 raise DataError(
-                    f"{file}:{line}: is not one JSON object, or names a field twice"
+                    f"{file}:{line}: is not one JSON object, or names a field twice; JSONL has one "
+                    "object a line"
                 ) from None
             if not isinstance(record, dict):
-                raise DataError(f"{file}:{line}: is not one JSON object")
+                raise DataError(f"{file}:{line}: is not one JSON object; JSONL has one a line")
             yield line, record
 
 
@@ -159,7 +163,7 @@ def _csv(file: Path, content: str) -> Iterator[tuple[int, dict[str, object]]]:
             if len(row) != len(header):
                 raise DataError(
                     f"{file}:{reader.line_num}: has {len(row)} columns, the first line has "
-                    f"{len(header)}"
+                    f"{len(header)}; a text with commas in it must stand in double quotes"
                 )
             yield reader.line_num, dict(zip(header, row, strict=True))
 

@@ -132,7 +132,7 @@ class DpSgdTrainer:
         generator: the secret words of sample and noise.
         unit: ``"example"`` or ``"user"``.
         examples_per_user: most examples of a user in one step, >= 1; all of them without it.
-        proximal_mu: as :class:`~securefed.training.steps.LocalSteps` has it; its gradient is added
+        proximal_mu: as :class:`LocalSteps` has it; its gradient is added
             to the noised one.
 
     Raises:

@@ -8,13 +8,13 @@ import ipaddress
 import json
 import os
 import re
-import signal
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -28,6 +28,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from fault_matrix import check_kept
 from tiny import write_run
 
+from securefed.crypto.identity import IdentityKey
+from securefed.engines.verify import verified_run
+from securefed.evidence.roster import Roster
+from securefed.evidence.signed_roster import SignedRoster, read_signed_roster
 from securefed.training.models import weights_fingerprint
 
 BIN = Path(sys.executable).parent
@@ -89,16 +93,25 @@ class Processes(AbstractContextManager):
         return path.read_text(errors="replace") if path.exists() else ""
 
     def kill(self, name: str) -> None:
-        """As a power cut would: the process and all that it started."""
-        os.killpg(self.started[name].pid, signal.SIGKILL)
-        self.started[name].wait()
+        """As a power cut would: the process and all that it started, sessions of their own too."""
+        process = self.started[name]
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+
+    def descendants(self) -> Iterator[psutil.Process]:
+        """All that was started here and is still there, whoever its parent is by now."""
+        for each in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if each.environ().get("FLWR_HOME") == self.environment["FLWR_HOME"]:
+                    yield each
 
     def __exit__(self, *of: object) -> None:
+        for each in [*self.started.values(), *self.descendants()]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
         for process in self.started.values():
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
             process.wait()
 
 
@@ -258,8 +271,8 @@ class Machines:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def start_agent(self, name: str) -> None:
-        """The owner's agent."""
+    def start_agent(self, name: str, *, under: Sequence[Any] = ()) -> None:
+        """The owner's agent; ``under`` as of ``Processes.start``, besides the host's own."""
         folder = self.folder
         self.processes.start(
             name, "securefed", "client",
@@ -273,13 +286,13 @@ class Machines:
             "--data", folder / "data",
             "--log", self.log(name),
             "--offline",
-            under=self.under.get(name, ()),
+            under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 
     def start_superlink(self, *words: Any) -> None:
         """Listens from when it says so."""
         before = self.said("superlink").count(_RUNNING)
-        trust = self._served() + ("--enable-supernode-auth",) if self.tls else ("--insecure",)
+        trust = (*self._served(), "--enable-supernode-auth") if self.tls else ("--insecure",)
         self.processes.start(
             "superlink", "flower-superlink", "--host", self.server, "--port", self.port,
             "--disable-runtime-dependency-installation", *trust, *words,
@@ -287,7 +300,7 @@ class Machines:
         )  # fmt: skip
         until(lambda: self.said("superlink").count(_RUNNING) > before, "SuperLink", 180)
 
-    def start_node(self, name: str, agent: str | None = None) -> None:
+    def start_node(self, name: str, agent: str | None = None, *, under: Sequence[Any] = ()) -> None:
         """A SuperNode whose agent is the one of this name, or ``agent``.
 
         It listens on its own host's loopback, for its ClientApps.
@@ -304,7 +317,7 @@ class Machines:
             f"{name}-supernode", "flower-supernode", "--superlink", f"{self.server}:{self.port}",
             "--host", "127.0.0.1", "--port", self.ports[name],
             "--node-config", f'agent-socket="{self.socket(agent or name)}"', *trust,
-            under=self.under.get(name, ()),
+            under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 
     def node_key(self, name: str) -> Path:
@@ -326,20 +339,22 @@ class Machines:
 
     def connect(self) -> None:
         """Write where the operator's commands find the SuperLink."""
-        trust = {"root-certificates": str(self.folder / "ca.crt")} if self.tls else {"insecure": True}
+        trust = (
+            {"root-certificates": str(self.folder / "ca.crt")} if self.tls else {"insecure": True}
+        )
         home = Path(self.processes.environment["FLWR_HOME"])
         home.mkdir(exist_ok=True)
         values = {"address": f"{self.server}:{self.port}"} | trust
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": values}}))
 
-    def up(self, *words: Any, registered: Sequence[str] = NAMES) -> None:
-        """Start all of them; ``words`` are the SuperLink's."""
+    def up(self, *words: Any, agents: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> None:
+        """Start all of them; ``words`` are the SuperLink's, ``agents`` what each runs under."""
         for name in NAMES:
-            self.start_agent(name)
+            self.start_agent(name, under=agents.get(name, ()))
         self.start_superlink(*words)
         self.connect()
         if self.tls:
-            self.node_ids = {name: self.register(name) for name in registered}
+            self.node_ids = {name: self.register(name) for name in NAMES}
         until(lambda: all(self.socket(name).exists() for name in NAMES), "agents", 300)
         for name in NAMES:
             self.start_node(name)
@@ -381,19 +396,35 @@ class Machines:
 
     def server_app(self) -> psutil.Process | None:
         """The process of the ServerApp, whoever is its parent by now."""
-        for each in psutil.process_iter():
+        for each in self.processes.descendants():
             with contextlib.suppress(psutil.Error):
-                mine = each.environ().get("FLWR_HOME") == self.processes.environment["FLWR_HOME"]
-                if mine and any(word.endswith("flwr-serverapp") for word in each.cmdline()):
+                if any(word.endswith("flwr-serverapp") for word in each.cmdline()):
                     return each
         return None
 
-    def kept(self, **more: Any) -> str:
+    def revoke(self, name: str) -> None:
+        """Take a client out of the roster; the one before stays as ``first.public.json``."""
+        folder = self.folder
+        shutil.copy(folder / "roster.public.json", folder / "first.public.json")
+        server = IdentityKey.load(folder / "server.pem")
+        before = read_signed_roster(folder / "roster.json", server.public)
+        left = {who: key for who, key in before.roster.clients.items() if who != name}
+        now = SignedRoster(Roster(server.public, left), before.serial + 1)
+        now.save(folder / "roster.json", server)
+
+    def times_up(self, name: str) -> int:
+        """How often an agent has begun to listen."""
+        path = self.log(name)
+        return path.read_text().count('"listening"') if path.exists() else 0
+
+    def survivors(self) -> list[frozenset[str]]:
+        """Who is in each sum of the run."""
+        return list(verified_run(self.run_folder).history.survivors.values())
+
+    def kept(self, names: Sequence[str] = NAMES) -> str:
         """What every fault must leave as it is, looked at; what was seen, in words."""
-        accounts = {name: self.folder / f"{name}-accounts" for name in NAMES}
-        return check_kept(
-            self.run_folder, accounts, roster=self.folder / "roster.public.json", **more
-        )
+        accounts = {name: self.folder / f"{name}-accounts" for name in names}
+        return check_kept(self.run_folder, accounts, roster=self.folder / "roster.public.json")
 
     def _served(self) -> tuple[Any, ...]:
         return (

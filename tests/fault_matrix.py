@@ -1,8 +1,8 @@
 """What every fault must leave as it is, and the table of faults that were tried.
 
 A test that has the fixture ``fault`` puts rows into the table at the end of its session, and
-``--fault-results=FILE`` writes the rows as JSON lines.  ``python tests/fault_matrix.py FILE`` prints
-the table of such a file.
+``--fault-results=FILE`` writes the rows as JSON lines.  ``python tests/fault_matrix.py FILE``
+prints the table of such a file.
 """
 
 from __future__ import annotations
@@ -48,8 +48,9 @@ def rows_of(reports: Iterable[Any]) -> list[dict[str, str]]:
     for report in reports:
         for name, value in getattr(report, "user_properties", ()):
             if name == PROPERTY and report.when == "call":
-                found.append((report.nodeid, value | {"outcome": report.outcome}))
-    return [row for _, row in sorted(found, key=lambda each: each[0])]
+                test = report.nodeid.rpartition("::")[2]
+                found.append(value | {"outcome": report.outcome, "test": test})
+    return sorted(found, key=lambda row: row["test"])
 
 
 def check_kept(
@@ -107,12 +108,12 @@ def check_adapter(run: Path, digest: str) -> None:
 
     state = load_file(run / "adapter" / "adapter_model.safetensors")
     # PEFT leaves the adapter's own name out of the names of its tensors.
-    assert state_hash({n.replace(".weight", ".default.weight"): t for n, t in state.items()}) == digest
+    assert (
+        state_hash({n.replace(".weight", ".default.weight"): t for n, t in state.items()}) == digest
+    )
 
 
-def _check_account(
-    run: Path, name: str, folder: Path, survived: set[str], sent: set[str]
-) -> str:
+def _check_account(run: Path, name: str, folder: Path, survived: set[str], sent: set[str]) -> str:
     """An owner's own account holds all that it sent, once each; the server's copy no less."""
     from securefed.evidence.budget import read_charges
     from securefed.evidence.ledger import read_ledger
@@ -123,9 +124,7 @@ def _check_account(
         if len(path.stem) == 32
         for record in read_charges(path)
     ]
-    in_all = [
-        r.body["session"] for r in read_ledger(folder / "total.jsonl") if r.kind == "spends"
-    ]
+    in_all = [r.body["session"] for r in read_ledger(folder / "total.jsonl") if r.kind == "spends"]
     copy = [r.body["session"] for r in read_charges(run / "clients" / name / "budget.jsonl")]
     for each in (own, in_all, copy):
         assert len(set(each)) == len(each), name

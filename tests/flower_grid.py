@@ -54,7 +54,7 @@ class Grid:
         self.deliver: Callable[[int, Message, Answer], Message | None] = (
             lambda node, message, answer: answer(message)
         )
-        """Brings a message to a node's ClientApp and gives what becomes the reply; None for none."""
+        """Brings a message to a node's ClientApp; gives what becomes the reply, None for none."""
         self._stopped = threading.Event()
 
     def _node(self) -> int:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 SERVER = "server"
+
+_KNOCK = """
+import socket, sys
+try:
+    socket.create_connection((sys.argv[1], 9), timeout=5).close()
+except ConnectionRefusedError:
+    print("refused")
+except OSError as error:
+    print(error)
+"""
 
 
 class Hosts(AbstractContextManager):
@@ -51,9 +62,10 @@ class Hosts(AbstractContextManager):
         self._ip("-n", self.name(SERVER), "link", "set", self._port(client), state)
 
     def reaches(self, host: str, other: str) -> bool:
-        """Whether a packet comes through."""
-        words = [*self.under(host), "ping", "-c", "1", "-W", "2", self.addresses[other]]
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+        """Whether packets come through: a port that nobody listens on is refused then."""
+        words = [*self.under(host), sys.executable, "-c", _KNOCK, self.addresses[other]]
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        return done.stdout.strip() == "refused"
 
     def listeners(self, host: str) -> set[str]:
         """Every address and port that anything on this host listens on, TCP and UDP."""

@@ -1,7 +1,7 @@
 """A SuperLink, three SuperNodes and three agents, each a process of its own."""
 
 import pytest
-from deployment import NAMES, Machines, Processes, listens_on, until
+from deployment import Machines, Processes, listens_on, until
 
 from securefed.engines.verify import verified_run, verify_run
 

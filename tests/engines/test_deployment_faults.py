@@ -3,11 +3,12 @@
 Each test puts rows into the table of faults, see ``tests/fault_matrix.py``.
 """
 
-import signal
 import time
 
 import pytest
-from deployment import NAMES, Machines, Processes, logged, until
+from deployment import NAMES, Machines, Processes, until
+
+from securefed.engines.verify import verify_run
 
 pytestmark = pytest.mark.deployment
 
@@ -43,8 +44,8 @@ def test_a_serverapp_and_then_the_superlink_are_killed_and_the_run_goes_on(machi
     until(lambda: machines.charged("site-1", 1), "round 1", 600)
     process = machines.server_app()
     assert process is not None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    until(lambda: machines.server_app() is None, "the end of the ServerApp")
 
     machines.run("again", stage_seconds=STAGE, resume=True)
     until(lambda: machines.charged("site-1", 2), "round 2", 600)
@@ -57,9 +58,7 @@ def test_a_serverapp_and_then_the_superlink_are_killed_and_the_run_goes_on(machi
     machines.wait_for_the_end()
     assert "resuming after round 1" in machines.said("once more")
     until(lambda: not running(machines), "the end of the old runs", 300)
-    alive = all(
-        machines.processes.started[f"{name}-supernode"].poll() is None for name in NAMES
-    )
+    alive = all(machines.processes.started[f"{name}-supernode"].poll() is None for name in NAMES)
     assert alive
     app.seen = link.seen = machines.kept()
     link.seen += f"; {len(left)} runs were still taken for running after the restart, none later"
@@ -81,7 +80,9 @@ def test_a_superlink_that_crashes_alone_and_is_there_again_at_once(machines, fau
     machines.start_superlink(*database)
     begun = time.monotonic()
     until(
-        lambda: machines.ended() or (machines.server_app() is None and time.monotonic() > begun + 5),
+        lambda: (
+            machines.ended() or (machines.server_app() is None and time.monotonic() > begun + 5)
+        ),
         "the end of the orphaned ServerApp, or of the run",
         600,
     )
@@ -91,6 +92,89 @@ def test_a_superlink_that_crashes_alone_and_is_there_again_at_once(machines, fau
         machines.wait_for_the_end()
     row.seen = machines.kept()
     row.seen += (
-        "; the ServerApp outlived it and ended the run" if survived else "; the ServerApp gave up, "
-        "`resume=true` went on"
+        "; the ServerApp outlived it and ended the run"
+        if survived
+        else "; the ServerApp gave up, `resume=true` went on"
     )
+
+
+def at_another_time(offset):
+    """Words that make a program's clock go ahead (``"+2h"``) or behind (``"-2h"``)."""
+    return ("faketime", "--exclude-monotonic", "-f", offset)
+
+
+def test_clocks_that_are_hours_off(machines, fault):
+    agents = fault(
+        "agents' clocks 26 h ahead and 26 h behind (faketime)", where=WHERE,
+        expected="3 of 3 in both sums: a round asks no clock of day",
+    )  # fmt: skip
+    nodes = {
+        "late": ("+26h", "beyond the certificate's end", "certificate has expired"),
+        "early": ("-2h", "before the certificate's beginning", "certificate is not yet valid"),
+        "ahead": ("+2h", "within the certificate's time", "401"),
+    }
+    rows = {
+        name: fault(
+            f"a registered SuperNode's clock at {offset}, {what}", where=WHERE,
+            expected=f"not taken in: {why}",
+        )
+        for name, (offset, what, why) in nodes.items()
+    }  # fmt: skip
+    skewed = {"site-1": at_another_time("+26h"), "site-2": at_another_time("-26h")}
+    machines.up(agents=skewed)
+    for name, (offset, _, why) in nodes.items():
+        machines.register(name)
+        machines.start_node(name, agent="site-0", under=at_another_time(offset))
+        supernode = f"{name}-supernode"
+        until(
+            lambda node=supernode, why=why: why in machines.said(node),
+            f"refusal of the node that is {name}", 300,
+        )  # fmt: skip
+        assert "Failed to initialize the connection" in machines.said(supernode)
+        code = machines.processes.started[supernode].wait(120)
+        assert code != 0
+        rows[name].seen = f"the SuperNode ended with {code}: {why}"
+    machines.run(stage_seconds=STAGE)
+    machines.wait_for_the_end()
+    agents.seen = machines.kept()
+    years = {name: machines.log(name).read_text()[:40] for name in NAMES}
+    assert len(set(years.values())) == 3
+
+
+def test_a_node_that_is_unregistered_and_a_key_that_is_revoked(machines, fault):
+    node = fault(
+        "`flwr supernode unregister` of one node in round 1", where=WHERE,
+        expected="refused from then on; 2 of 3 in both sums",
+    )  # fmt: skip
+    key = fault(
+        "then its client's key revoked in the roster, the others' agents started with that one",
+        where=WHERE,
+        expected="a new run has two clients; the revoked one, on a node that is registered, is "
+        "not taken in",
+    )
+    machines.up()
+    machines.run(stage_seconds=STAGE)
+    until(lambda: machines.invited("site-2", 1), "round 1", 600)
+    machines.flwr("supernode", "unregister", machines.node_ids["site-2"], "dep")
+    gone = machines.processes.started["site-2-supernode"]
+    until(lambda: gone.poll() is not None, "the end of the unregistered SuperNode", 300)
+    machines.wait_for_the_end()
+    node.seen = machines.kept() + f"; its SuperNode ended with {gone.returncode}"
+    assert all("site-2" not in each for each in machines.survivors())
+
+    machines.revoke("site-2")
+    for name in ("site-0", "site-1"):
+        machines.processes.kill(name)
+        machines.start_agent(name)
+    until(lambda: all(machines.times_up(name) == 2 for name in ("site-0", "site-1")), "agents", 300)
+    machines.node_key("site-2").rename(machines.folder / "old-node-key")  # the node gets a new one
+    machines.register("site-2")
+    machines.start_node("site-2")
+    until(lambda: machines.flwr("supernode", "list", "dep").count("online") == 3, "nodes", 300)
+    first = machines.run_folder.rename(machines.folder / "first")
+    machines.run("second", stage_seconds=STAGE)
+    machines.wait_for_the_end()
+    assert "'site-2'" in machines.said("second")
+    assert [sorted(each) for each in machines.survivors()] == [["site-0", "site-1"]] * 2
+    key.seen = machines.kept(names=["site-0", "site-1"])
+    assert verify_run(first, machines.folder / "first.public.json").anchored

@@ -1,13 +1,13 @@
 """Several hosts, and disks that are full: what needs root.  Run with ``-m namespaces``."""
 
+import contextlib
+import shutil
 import subprocess
 from contextlib import ExitStack, contextmanager
 
 import pytest
 from deployment import NAMES, Machines, Processes, until
 from hosts import SERVER, Hosts
-
-from securefed.engines.verify import verified_run
 
 pytestmark = pytest.mark.namespaces
 
@@ -45,8 +45,7 @@ def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
     assert listening[SERVER] == during == {own}
     for name in NAMES:
         assert listening[name] == {f"127.0.0.1:{machines.ports[name]}"}
-    run = verified_run(machines.run_folder)
-    assert [sorted(each) for each in run.history.survivors.values()] == [NAMES[:2], NAMES]
+    assert [sorted(each) for each in machines.survivors()] == [NAMES[:2], NAMES]
     row.seen = machines.kept()
 
 
@@ -66,9 +65,11 @@ def small_disk(folder, size="256k"):
 def fill(folder):
     """Write into a file until the disk is full; its path."""
     path = folder / "filler"
-    with path.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        while True:
-            file.write(bytes(512))
+    with path.open("ab", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(512))
+    assert shutil.disk_usage(folder).free == 0
     return path
 
 

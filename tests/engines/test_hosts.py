@@ -30,21 +30,19 @@ def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
         )
         assert all(hosts.reaches(name, SERVER) for name in NAMES)
         machines.up()
-        listening = {SERVER: hosts.listeners(SERVER)} | {
-            name: hosts.listeners(name) for name in NAMES
-        }
         machines.run(stage_seconds=STAGE)
         until(lambda: machines.invited("site-2", 1), "round 1", 600)
+        listening = {host: hosts.listeners(host) for host in (SERVER, *NAMES)}
         hosts.set_link("site-2", "down")
         assert not hosts.reaches("site-2", SERVER)
         until(lambda: machines.recorded("round_summed"), "the sum of round 1", 900)
-        during = hosts.listeners(SERVER)
         hosts.set_link("site-2", "up")
         machines.wait_for_the_end()
-    own = f"{machines.server}:{machines.port}"
-    assert listening[SERVER] == during == {own}
-    for name in NAMES:
-        assert listening[name] == {f"127.0.0.1:{machines.ports[name]}"}
+        at_the_end = {host: hosts.listeners(host) for host in (SERVER, *NAMES)}
+    configured = {SERVER: {f"{machines.server}:{machines.port}"}} | {
+        name: {f"127.0.0.1:{machines.ports[name]}"} for name in NAMES
+    }
+    assert listening == at_the_end == configured
     assert [sorted(each) for each in machines.survivors()] == [NAMES[:2], NAMES]
     row.seen = machines.kept()
 

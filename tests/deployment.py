@@ -194,11 +194,11 @@ def listens_on(process: subprocess.Popen) -> set[str]:
     return found
 
 
-def prepared(folder: Path, processes: Processes) -> Path:
+def prepared(folder: Path, processes: Processes, rounds: int) -> Path:
     """Keys, roster, app and policies, by the command line as people would make them."""
     run_file = write_run(
         folder,
-        training={"rounds": 2},
+        training={"rounds": rounds},
         privacy={
             "sample_is_secret": False,
             "noise_multiplier": 0.8,
@@ -223,7 +223,7 @@ def prepared(folder: Path, processes: Processes) -> Path:
         path = app / "policies" / f"{name}.toml"
         policy = tomllib.loads(path.read_text())
         policy["runs"]["models"] = [weights_fingerprint(folder / "model")]
-        policy["budget"]["epsilon"] = 1e4
+        policy["budget"] |= {"epsilon": 1e4, "delta": 1e-4}  # for runs of other cohorts too
         path.write_text(tomli_w.dumps(policy))
         path.chmod(0o600)
     return app
@@ -239,6 +239,7 @@ class Machines:
         server: the address that the SuperLink listens on.
         under: by party (``"server"`` or a client), the words of a command that its processes run
             under.
+        rounds: of a run.
     """
 
     def __init__(
@@ -249,11 +250,12 @@ class Machines:
         tls: bool,
         server: str = "127.0.0.1",
         under: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        rounds: int = 2,
     ) -> None:
         self.folder, self.processes, self.tls = folder, processes, tls
-        self.server, self.under = server, dict(under)
+        self.server, self.under, self.rounds = server, dict(under), rounds
         self.port, self.ports = free_port(), {}
-        self.app = prepared(folder, processes)
+        self.app = prepared(folder, processes, rounds)
         if tls:
             write_certificates(folder, sorted({"127.0.0.1", server}))
 
@@ -424,7 +426,8 @@ class Machines:
     def kept(self, names: Sequence[str] = NAMES) -> str:
         """What every fault must leave as it is, looked at; what was seen, in words."""
         accounts = {name: self.folder / f"{name}-accounts" for name in names}
-        return check_kept(self.run_folder, accounts, roster=self.folder / "roster.public.json")
+        roster = self.folder / "roster.public.json"
+        return check_kept(self.run_folder, accounts, roster=roster, rounds=self.rounds)
 
     def _served(self) -> tuple[Any, ...]:
         return (

@@ -3,7 +3,9 @@
 Each test puts rows into the table of faults, see ``tests/fault_matrix.py``.
 """
 
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from deployment import NAMES, Machines, Processes, until
@@ -98,33 +100,39 @@ def test_a_superlink_that_crashes_alone_and_is_there_again_at_once(machines, fau
     )
 
 
-def at_another_time(offset):
-    """Words that make a program's clock go ahead (``"+2h"``) or behind (``"-2h"``)."""
-    return ("faketime", "--exclude-monotonic", "-f", offset)
+def other_clock(folder):
+    """Makes the words under which a program's clock of day is so many hours off."""
+    source, library = Path(__file__).parents[1] / "other_clock.c", folder / "other_clock.so"
+    words = ["cc", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"]
+    subprocess.run(words, check=True)
+    return lambda hours: (
+        "env", f"LD_PRELOAD={library}", f"CLOCK_OFFSET_SECONDS={3600 * hours}",
+    )  # fmt: skip
 
 
 def test_clocks_that_are_hours_off(machines, fault):
     agents = fault(
-        "agents' clocks 26 h ahead and 26 h behind (faketime)", where=WHERE,
+        "agents' clocks 26 h ahead and 26 h behind", where=WHERE,
         expected="3 of 3 in both sums: a round asks no clock of day",
     )  # fmt: skip
     nodes = {
-        "late": ("+26h", "beyond the certificate's end", "certificate has expired"),
-        "early": ("-2h", "before the certificate's beginning", "certificate is not yet valid"),
-        "ahead": ("+2h", "within the certificate's time", "401"),
+        "late": (26, "beyond the certificate's end", "certificate has expired"),
+        "early": (-2, "before the certificate's beginning", "certificate is not yet valid"),
+        "ahead": (2, "within the certificate's time", "401"),
     }
     rows = {
         name: fault(
-            f"a registered SuperNode's clock at {offset}, {what}", where=WHERE,
+            f"a registered SuperNode's clock {hours:+} h, {what}", where=WHERE,
             expected=f"not taken in: {why}",
         )
-        for name, (offset, what, why) in nodes.items()
+        for name, (hours, what, why) in nodes.items()
     }  # fmt: skip
-    skewed = {"site-1": at_another_time("+26h"), "site-2": at_another_time("-26h")}
+    off_by = other_clock(machines.folder)
+    skewed = {"site-1": off_by(26), "site-2": off_by(-26)}
     machines.up(agents=skewed)
-    for name, (offset, _, why) in nodes.items():
+    for name, (hours, _, why) in nodes.items():
         machines.register(name)
-        machines.start_node(name, agent="site-0", under=at_another_time(offset))
+        machines.start_node(name, agent="site-0", under=off_by(hours))
         supernode = f"{name}-supernode"
         until(
             lambda node=supernode, why=why: why in machines.said(node),

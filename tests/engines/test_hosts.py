@@ -7,6 +7,16 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from deployment import NAMES, Machines, Processes, until
+from fault_runs import (
+    FAULTY,
+    GRID,
+    MOMENTS,
+    Federated,
+    goes_on,
+    in_ledger,
+    run_as_a_process,
+)
+from fault_runs import SERVER as SERVED
 from hosts import SERVER, Hosts
 
 pytestmark = pytest.mark.namespaces
@@ -16,9 +26,10 @@ STAGE = 150.0
 
 def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
     row = fault(
-        "link to one host cut in round 1 (`ip link set down`), mended for round 2",
+        "link to one host cut in round 1 of 3 (`ip link set down`), mended later in it",
         where="four network namespaces, TLS, registered nodes",
-        expected="2 of 3 in the sum, then 3 of 3; nothing listens anywhere but where configured",
+        expected="2 of 3 in the sum; back in the first round that begins after its SuperNode was "
+        "heard again; nothing listens anywhere but where configured",
     )
     with Hosts(NAMES) as hosts, Processes(tmp_path / "processes") as processes:
         machines = Machines(
@@ -27,6 +38,7 @@ def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
             tls=True,
             server=hosts.addresses[SERVER],
             under={host: hosts.under(host) for host in (SERVER, *NAMES)},
+            rounds=3,
         )
         assert all(hosts.reaches(name, SERVER) for name in NAMES)
         machines.up()
@@ -35,7 +47,7 @@ def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
         listening = {host: hosts.listeners(host) for host in (SERVER, *NAMES)}
         hosts.set_link("site-2", "down")
         assert not hosts.reaches("site-2", SERVER)
-        until(lambda: machines.recorded("round_summed"), "the sum of round 1", 900)
+        until(lambda: "round 1: consistency" in machines.said("run"), "the stage after it", 900)
         hosts.set_link("site-2", "up")
         machines.wait_for_the_end()
         at_the_end = {host: hosts.listeners(host) for host in (SERVER, *NAMES)}
@@ -43,7 +55,9 @@ def test_a_link_that_is_cut_in_a_round_and_mended_for_the_next(tmp_path, fault):
         name: {f"127.0.0.1:{machines.ports[name]}"} for name in NAMES
     }
     assert listening == at_the_end == configured
-    assert [sorted(each) for each in machines.survivors()] == [NAMES[:2], NAMES]
+    first, *_, last = machines.survivors()
+    # The round between begins while Flower may still take the node for gone.
+    assert (sorted(first), sorted(last)) == (NAMES[:2], NAMES)
     row.seen = machines.kept()
 
 
@@ -72,8 +86,6 @@ def fill(folder):
 
 
 def test_an_agent_whose_disk_has_no_space_left(tmp_path, fault):
-    from test_fault_matrix import FAULTY, GRID, Federated
-
     row = fault(
         "no space left at the agent (tmpfs), where its accounts lie, in `masked_input`", where=GRID,
         expected="nothing leaves uncharged: 3 of 4 in the sum; then room again, and 4 of 4",
@@ -97,10 +109,8 @@ def test_an_agent_whose_disk_has_no_space_left(tmp_path, fault):
 
 
 def test_a_server_whose_disk_has_no_space_left(tmp_path, fault):
-    from test_fault_matrix import MOMENTS, SERVER, Federated, goes_on, in_ledger, run_as_a_process
-
     row = fault(
-        "no space left at the server (tmpfs) from round 1 on; room; `resume`", where=SERVER,
+        "no space left at the server (tmpfs) from round 1 on; room; `resume`", where=SERVED,
         expected="the run stops by itself with nothing used that is not on record, then goes on",
     )  # fmt: skip
     with ExitStack() as held:

@@ -1,4 +1,5 @@
 import functools
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,37 @@ sys.path.insert(0, str(Path(__file__).parent))
 # How long an example takes to draw is the machine's doing: no test fails for a busy one.
 settings.register_profile("securefed", suppress_health_check=[HealthCheck.too_slow], deadline=None)
 settings.load_profile("securefed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fault-results", type=Path, help="write the table of faults as JSON lines")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of the faults that were tried, if any were."""
+    from fault_matrix import rows_of, table
+
+    rows = rows_of(report for found in terminalreporter.stats.values() for report in found)
+    if not rows:
+        return
+    terminalreporter.section("faults")
+    for line in table(rows):
+        terminalreporter.write_line(line)
+    if (path := config.getoption("fault_results")) is not None:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def fault(request):
+    """Makes a row of the table of faults; its test writes into it what was seen."""
+    from fault_matrix import PROPERTY, Row
+
+    def made(what, *, where, expected):
+        row = Row(what, where, expected)
+        request.node.user_properties.append((PROPERTY, vars(row)))
+        return row
+
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,8 @@ from flwr.superlink.grid import InMemoryGrid
 
 _RUN_ID = 1
 
+Answer = Callable[[Message], Message]
+
 
 class Grid:
     """A grid, and the nodes on it by the socket of their agent."""
@@ -49,6 +51,10 @@ class Grid:
         TaskIdentity.node_id = SUPERLINK_NODE_ID
         self.sockets: Mapping[int, Path] = {self._node(): path for path in sockets}
         self.dropped: Callable[[int, Message], bool] = lambda node, message: False
+        self.deliver: Callable[[int, Message, Answer], Message | None] = (
+            lambda node, message, answer: answer(message)
+        )
+        """Brings a message to a node's ClientApp; gives what becomes the reply, None for none."""
         self._stopped = threading.Event()
 
     def _node(self) -> int:
@@ -70,14 +76,20 @@ class Grid:
         while not self._stopped.wait(0.005):
             for node, context in contexts.items():
                 for message in self._state.get_message_ins(node_id=node, limit=1):
-                    if self.dropped(node, message):
-                        continue
-                    try:
-                        reply = self._app(message, context)
-                    except Exception as error:  # as Flower's own loop does
-                        reply = Message(Error(code=0, reason=str(error)), reply_to=message)
-                    reply.metadata.__dict__["_message_id"] = str(uuid4())
-                    self._state.store_message_res(reply)
+                    if not self.dropped(node, message):
+                        self._answer(node, message, context)
+
+    def _answer(self, node: int, message: Message, context: Context) -> None:
+        def answer(asked: Message) -> Message:
+            try:
+                return self._app(asked, context)
+            except Exception as error:  # as Flower's own loop does
+                return Message(Error(code=0, reason=str(error)), reply_to=asked)
+
+        reply = self.deliver(node, message, answer)
+        if reply is not None:
+            reply.metadata.__dict__["_message_id"] = str(uuid4())
+            self._state.store_message_res(reply)
 
     @contextmanager
     def running(self, threads: int | None = None) -> Iterator[InMemoryGrid]:

@@ -71,6 +71,13 @@ _UNFORESEEN = (
 
 The round is over then.  Whatever else is raised, memory that ran out for one, ends the process."""
 
+_MOST_SEEN = 4096
+"""Sessions that are kept, lest their number be up to the server.
+
+A repeat of an older invitation ends a round, as a new one does; a session that was charged is never
+charged again, by the accounts.
+"""
+
 _NAMES = {
     HELLO: "hello",
     INVITATION: "invitation",
@@ -195,7 +202,7 @@ class Agent(SecretHolder):
         self._site, self._spending, self._log = site, spending, log
         self._runs = runs
         self._clock, self._pause, self._random = clock, pause, random
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, None] = {}  # the last sessions, oldest first
         self._round: tuple[bytes, ClientRound] | None = None
 
     def renew(self, roster: Roster) -> None:
@@ -291,7 +298,9 @@ class Agent(SecretHolder):
         if invitation.session in self._seen:  # a message that comes twice ends no round
             raise LocalProtocolError("session: an attempt needs a new one")
         self._round = None
-        self._seen.add(invitation.session)
+        self._seen[invitation.session] = None
+        if len(self._seen) > _MOST_SEEN:
+            del self._seen[next(iter(self._seen))]
         floors = self._policy.floors.of(figures=figures)
         strangers = sorted(set(invitation.sizes) - set(self._roster.clients))
         if strangers:

@@ -7,8 +7,9 @@ import pytest
 from owners import KEYS, NAMES, ROSTER, SAMPLED, SERVER, Owner, carried, invitation
 from recorded_site import CONFIG
 
+from securefed.agent import agent
 from securefed.crypto.identity import IdentityKey
-from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError
+from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError, ThresholdNotMet
 from securefed.evidence.roster import Roster
 from securefed.federation.invitations import RUN_BYTES, Hello, Introduction, Step, answered
 
@@ -128,6 +129,21 @@ def test_a_session_is_taken_once(tmp_path):
     with pytest.raises(RemoteProtocolError, match="refused"):
         owner.asked(invitation())
     assert "needs a new one" in owner.said[-1]["why"]
+
+
+def test_sessions_are_remembered_up_to_a_bound_and_none_is_charged_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "_MOST_SEEN", 3)
+    owners = {name: Owner(tmp_path, name) for name in NAMES}
+    carried(owners)
+    for owner in owners.values():
+        for number in range(5):
+            owner.asked(invitation(bytes([number]) * 16))
+        assert len(owner.agent._seen) == 3
+        with pytest.raises(RemoteProtocolError, match="refused"):
+            owner.asked(invitation(bytes([4]) * 16))
+    with pytest.raises(ThresholdNotMet):
+        carried(owners)  # forgotten as an invitation, not as a charge
+    assert "charged before" in owners["site-0"].said[-1]["why"]
 
 
 def test_a_new_invitation_ends_the_round_before_and_its_steps_are_refused(tmp_path):

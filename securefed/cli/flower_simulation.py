@@ -104,7 +104,8 @@ def _simulated(
     from securefed.crypto.identity import IdentityKey
     from securefed.engines.deployed import common_config
     from securefed.engines.flower_simulation import simulate as over_flower
-    from securefed.engines.remote_federation import Deployment, federate
+    from securefed.engines.deployment import Deployment
+    from securefed.engines.remote_federation import federate
     from securefed.evidence.roster import Roster
     from securefed.evidence.signed_roster import SignedRoster
     from securefed.federation.private_folder import private_folder

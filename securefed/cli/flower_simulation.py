@@ -210,6 +210,7 @@ def _agent(
         observer=Silent(),
         model=config.model.source,
         data=config.data.source,
+        trainers=[] if common.training.trainer is None else [common.training.trainer],
     )
     policy = example_policy(
         common, client=name, server=roster.server.raw.hex(), digest=site.config, model=site.model
@@ -227,20 +228,19 @@ def _agent(
         take_roster(place / "accounts", SignedRoster(roster, 1), clock=utc_now)
         runs = RunAccounts(place / "accounts" / "runs", name, utc_now)
         held.callback(runs.close)
-        yield (
-            Agent(
-                policy,
-                identity,
-                roster,
-                site,
-                spending,
-                runs,
-                log,
-                clock=lambda: 0.0,
-                pause=lambda seconds: None,
-            ),
+        agent = Agent(
+            policy,
+            identity,
+            roster,
+            site,
+            spending,
+            runs,
             log,
+            clock=lambda: 0.0,
+            pause=lambda seconds: None,
         )
+        yield agent, log
+        agent.finish()
 
 
 @contextmanager

@@ -192,7 +192,8 @@ class PairwiseServer:
         self._stage = None  # stays so unless this stage ends well
         if len(present) < floor:
             raise ThresholdNotMet(
-                f"{stage}: {len(present)} clients answered, at least {floor} are needed"
+                f"{stage}: {len(present)} clients answered, at least {floor} are needed; no sum "
+                "was opened"
             )
         if decryptor in silent:
             raise ThresholdNotMet(f"{stage}: {DECRYPTOR!r} did not answer, and it alone has a key")

@@ -87,7 +87,7 @@ def test_conversations_are_learnt_by_their_answers(cli, tmp_path):
         (["--data", "data"], ["--task is not given", "no terminal", "classification"]),
         (["--task", "causal-lm"], ["--data is not given", "a folder"]),
         (["--task", "poems", "--data", "data"], ["--task 'poems'", "causal-lm, classification"]),
-        (["--task", "causal-lm", "--data", "no"], ["data.source", "no folder", "no"]),
+        (["--task", "causal-lm", "--data", "no"], ["--data no", "no such folder"]),
         (
             ["--task", "causal-lm", "--data", "data", "--clients", "site-9"],
             ["--clients", "'site-9'", "site-0"],

@@ -104,7 +104,7 @@ def test_a_chat_with_a_trainer_of_one_s_own_protects_clients_and_averages(cli, t
         (["--data", "data"], ["--task is not given", "no terminal", "classification"]),
         (["--task", "causal-lm"], ["--data is not given", "a folder"]),
         (["--task", "poems", "--data", "data"], ["--task 'poems'", "causal-lm, classification"]),
-        (["--task", "causal-lm", "--data", "no"], ["data.source", "no folder", "no"]),
+        (["--task", "causal-lm", "--data", "no"], ["--data no", "no such folder"]),
         (
             ["--task", "causal-lm", "--data", "data", "--clients", "site-9"],
             ["--clients", "'site-9'", "site-0"],

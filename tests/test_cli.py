@@ -63,6 +63,7 @@ EARLY = {"noise_multiplyer", "noise_multiplier", "data", "cohort", "trainer"}
         ("cohort", {"min_clients": 7}, ["cohort.min_clients = 7", "at least 7", "gives 6"]),
         ("lora", {"target_modules": ["k_prj"]}, ["lora.target_modules", "k_prj", "k_proj"]),
         ("training", {"trainer": "a:B"}, ["training.trainer", "privacy.unit = 'client'"]),
+        ("evaluation", {"metric": "a:b"}, ["evaluation", "securefed evaluate RUN", "--metric"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )

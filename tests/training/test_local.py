@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -451,3 +452,10 @@ def test_the_pull_of_local_dp_sgd_is_of_released_values_alone():
 def test_a_pull_out_of_range_is_refused(mu):
     with pytest.raises(ConfigError, match="proximal_mu"):
         adamw(proximal_mu=mu)
+
+
+def test_a_trainer_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "securefed.training.trl_trainer", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install -c constraints\.txt -e '\.\[trl\]'"):
+        load_trainer("securefed.training.trl_trainer:SftTrainer", TrainingSection())

@@ -11,10 +11,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from securefed import Federation
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.events import Told
+from securefed.engines.events import Silent
 
 GIB = 2**30
 NAMES = [f"site-{n}" for n in range(6)]
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
 
 
 def write(folder, device, dtype, **training):
@@ -39,9 +47,9 @@ def write(folder, device, dtype, **training):
 
 
 def prepared(path):
-    said = []
-    federation = Federation.from_config(path, observer=Told(said.append))
-    return federation, *federation.prepare(), said
+    heard = Heard()
+    federation = Federation.from_config(path, observer=heard)
+    return federation, *federation.prepare(), heard.said
 
 
 def sums(bench, settings):

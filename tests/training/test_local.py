@@ -15,7 +15,7 @@ from securefed.lora.adapter import build_adapter
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.training.data import Examples
-from securefed.training.evaluate import HeldOut, evaluate
+from securefed.training.evaluate import HeldOut, batches, evaluate, predict
 from securefed.training.local import DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.steps import AdamWTrainer, SgdTrainer
 
@@ -203,6 +203,28 @@ def test_steps_on_low_precision_weights_train_them():
     dp_sgd(layout_of(model), local_steps=3).train(model, windows(8), 1)
     assert np.count_nonzero(flat(model) != before) > 0.5 * len(before)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_local_steps_too_small_for_low_precision_weights_add_up():
+    """Forty steps of at most an eighth of a unit in the last place below 1; in bfloat16, none."""
+    model, data = low_precision(), windows(6)
+    (head,) = [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+    with torch.no_grad():
+        head.fill_(1.0)
+    loss = predict(model.eval(), next(batches(data, 6, CPU)), "causal-lm").losses().mean()
+    largest = float(torch.autograd.grad(loss, head)[0].abs().max())
+    found = []
+    for micro_batch in (6, 2):
+        with torch.no_grad():
+            head.fill_(1.0)
+        SgdTrainer(
+            local_steps=40, batch_size=6, learning_rate=2.0**-11 / largest, task="causal-lm",
+            device=CPU, seed=1, micro_batch=micro_batch,
+        ).train(model, data, 1)  # fmt: skip
+        found.append(head.detach().float() - 1.0)
+        assert head.grad is None
+    assert float(found[0].abs().max()) >= 2.0**-7
+    assert float((found[0] - found[1]).norm()) <= 0.15 * float(found[0].norm())
 
 
 def test_dp_sgd_leaves_no_hook_and_no_gradient_behind():

@@ -14,7 +14,8 @@ the signing of the ledger's head.
 ``memory``: Flower's in-memory grid, all clients in this process, models loaded once on both sides:
 what the protocol costs.  ``deployment``: a SuperLink and SuperNodes as processes on loopback; each
 message starts a process, which on the plain side loads the model anew, while securefed's agents
-keep theirs: what a round takes in practice.  Bytes are those of the messages' contents.
+keep theirs: what a round takes in practice.  CPU seconds are of the server's process, with all
+clients in it over ``memory``.  Bytes are those of the messages' contents.
 
 The model is tiny, so that training hides nothing of what carries it.
 """
@@ -95,7 +96,7 @@ def agents(world: World, settings: dict[str, Any]) -> Iterator[list[Path]]:
                 name,
                 site,
                 floors={"units": ["client"], "max_dropout_fraction": 0.34,
-                        "min_corrupt_fraction": 0.0, "max_clip_norm": 10.0},
+                        "min_corrupt_fraction": 0.0, "max_clip_norm": 10.0, "exact_figures": False},
                 budget={"epsilon": 1e9, "delta": 1e-4, "unit": "client"},
             )  # fmt: skip
             path = Path(held.enter_context(tempfile.TemporaryDirectory())) / "s" / "agent.sock"
@@ -135,8 +136,11 @@ def write_app(folder: Path, side: str) -> Path:
     package = place / f"{side}_app"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    (package / "server.py").write_text(f"from overhead_apps import {side}_server as app\n")
-    (package / "client.py").write_text(f"from {client} import {name} as app\n")
+    for module, source in (
+        ("server", f"from overhead_apps import {side}_server as app"),
+        ("client", f"from {client} import {name} as app"),
+    ):
+        (package / f"{module}.py").write_text(f'{source}\n\n__all__ = ["app"]\n')
     values = json.loads(json.dumps(APP))
     values["project"]["name"] = f"bench-{side}"
     values["tool"]["flwr"]["app"]["components"] = {
@@ -231,13 +235,18 @@ def measured(over: str, clients: int, rounds: int, turns: int) -> dict[str, Any]
 def shown(found: dict[str, Any]) -> str:
     """Ratios first."""
     plain, secure = found["plain"], found["secure"]
-    ratio = {key: secure[key] / plain[key] for key in ("seconds", "up", "down")}
+    ratios = ", ".join(
+        f"{secure[key] / plain[key]:.1f} times the {what} ({secure[key]:.2f} / {plain[key]:.2f})"
+        for key, what in (
+            ("seconds", "seconds"),
+            ("cpu", "CPU seconds"),
+            ("up", "bytes up"),
+            ("down", "bytes down"),
+        )
+    )
     return (
         f"{found['over']:<10} {found['model']}, {found['clients']} clients, {found['values']} "
-        f"values: {ratio['seconds']:.1f} times the seconds ({secure['seconds']:.2f} / "
-        f"{plain['seconds']:.2f}), {ratio['up']:.1f} times the bytes up ({secure['up']:.0f} / "
-        f"{plain['up']:.0f}), {ratio['down']:.1f} down ({secure['down']:.0f} / "
-        f"{plain['down']:.0f}); {plain['rounds']} and {secure['rounds']} rounds"
+        f"values: {ratios}; {plain['rounds']} and {secure['rounds']} rounds"
     )
 
 

@@ -62,12 +62,21 @@ def bytes_of(message: Message) -> int:
     return sum(len(each.deflate()) for each in get_all_nested_objects(message).values())
 
 
-def write_rounds(path: str, watched: Watched, rounds: list[tuple[float, float]]) -> None:
+Moment = tuple[float, float]
+
+
+def moment() -> Moment:
+    """Wall seconds, and CPU seconds of this process."""
+    return time.time(), time.process_time()
+
+
+def write_rounds(path: str, watched: Watched, rounds: list[tuple[Moment, Moment]]) -> None:
     """A line a round: seconds and bytes."""
     with Path(path).open("a", encoding="utf-8") as lines:
-        for began, ended in rounds:
+        for (began, cpu_before), (ended, cpu_after) in rounds:
             found = {
                 "seconds": ended - began,
+                "cpu": cpu_after - cpu_before,
                 "up": watched.within(began, ended, "up"),
                 "down": watched.within(began, ended, "down"),
             }
@@ -79,16 +88,16 @@ class Timed(FedAvg):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.rounds: list[tuple[float, float]] = []
-        self._began = 0.0
+        self.rounds: list[tuple[Moment, Moment]] = []
+        self._began = moment()
 
     def configure_train(self, *args: Any, **options: Any) -> Any:
-        self._began = time.time()
+        self._began = moment()
         return super().configure_train(*args, **options)
 
     def aggregate_train(self, *args: Any, **options: Any) -> Any:
         found = super().aggregate_train(*args, **options)
-        self.rounds.append((self._began, time.time()))
+        self.rounds.append((self._began, moment()))
         return found
 
 
@@ -97,19 +106,19 @@ class TimedCourier:
 
     def __init__(self, courier: GridCourier) -> None:
         self._courier = courier
-        self._spans: list[tuple[str, float, float]] = []
+        self._spans: list[tuple[str, Moment, Moment]] = []
 
     def nodes(self, wanted: int) -> list[int]:
         return self._courier.nodes(wanted)
 
     def exchange(self, requests: Mapping[int, bytes], *, what: str) -> Mapping[int, bytes]:
-        began = time.time()
+        began = moment()
         replies = self._courier.exchange(requests, what=what)
-        self._spans.append((what, began, time.time()))
+        self._spans.append((what, began, moment()))
         return replies
 
     @property
-    def rounds(self) -> list[tuple[float, float]]:
+    def rounds(self) -> list[tuple[Moment, Moment]]:
         """Those whose stages follow each other, the signing of the head the last."""
         names = [what for what, _, _ in self._spans]
         starts = [i for i in range(len(names)) if tuple(names[i : i + len(ROUND)]) == ROUND]

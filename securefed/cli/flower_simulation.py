@@ -103,8 +103,8 @@ def _simulated(
     from securefed.config import dump_config
     from securefed.crypto.identity import IdentityKey
     from securefed.engines.deployed import common_config
-    from securefed.engines.flower_simulation import simulate as over_flower
     from securefed.engines.deployment import Deployment
+    from securefed.engines.flower_simulation import simulate as over_flower
     from securefed.engines.remote_federation import federate
     from securefed.evidence.roster import Roster
     from securefed.evidence.signed_roster import SignedRoster

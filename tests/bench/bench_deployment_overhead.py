@@ -42,8 +42,8 @@ from deployed import World, write_deployment
 from deployment import Processes, free_port, until
 from flower_grid import Grid
 from recorded_agents import listening, quiet
-
 from securefed.agent.log import Log
+
 from securefed.engines.flower import client_app
 
 HERE = Path(__file__).resolve()

@@ -37,6 +37,7 @@ BIN = Path(sys.executable).parent
 NAMES = ["site-0", "site-1", "site-2"]
 
 _RUNNING = "running on"
+_MARK = "SECUREFED_STARTED_BY"  # tells the processes of one test from others, whatever they become
 
 
 def free_port() -> int:
@@ -53,6 +54,7 @@ class Processes(AbstractContextManager):
         self.folder, self.started = folder, {}
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
+            _MARK: str(folder),
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -103,7 +105,7 @@ class Processes(AbstractContextManager):
         """All that was started here and is still there, whoever its parent is by now."""
         for each in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if each.environ().get("FLWR_HOME") == self.environment["FLWR_HOME"]:
+                if each.environ().get(_MARK) == self.environment[_MARK]:
                     yield each
 
     def __exit__(self, *of: object) -> None:
@@ -272,8 +274,8 @@ class Machines:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def start_agent(self, name: str, *, under: Sequence[Any] = ()) -> None:
-        """The owner's agent; ``under`` as of ``Processes.start``, besides the host's own."""
+    def start_agent(self, name: str, *words: Any, under: Sequence[Any] = ()) -> None:
+        """The owner's agent, with more ``words`` if any; ``under`` as of ``Processes.start``, besides the host's own."""
         folder = self.folder
         self.processes.start(
             name, "securefed", "client",
@@ -287,6 +289,7 @@ class Machines:
             "--data", folder / "data",
             "--log", self.log(name),
             "--offline",
+            *words,
             under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 

@@ -275,7 +275,10 @@ class Machines:
         return self.folder / f"{name}.log"
 
     def start_agent(self, name: str, *words: Any, under: Sequence[Any] = ()) -> None:
-        """The owner's agent, with more ``words`` if any; ``under`` as of ``Processes.start``, besides the host's own."""
+        """The owner's agent; ``words`` are more of its own.
+
+        ``under``: as of ``Processes.start``, besides the host's own.
+        """
         folder = self.folder
         self.processes.start(
             name, "securefed", "client",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pwd
+import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -108,3 +110,43 @@ def _obey(uid: int, gid: int, commands: Connection) -> None:
         except (OSError, RemoteProtocolError) as error:
             found = error
         commands.send(found)
+
+
+_OPENED = """
+set -e
+shut=$1; shift
+kept=$(mktemp -d)
+n=0
+for each in $1; do n=$((n + 1)); mkdir "$kept/$n"; mount --bind "$each" "$kept/$n"; done
+mount -t tmpfs -o mode=755 tmpfs "$shut"
+n=0
+for each in $1; do n=$((n + 1)); mkdir -p "$each"; mount --move "$kept/$n" "$each"; done
+rmdir "$kept"/* "$kept"
+shift
+exec "$@"
+"""
+
+
+def as_user(user: pwd.struct_passwd, *groups: int, **environment: object) -> tuple[str, ...]:
+    """The words that make a command run as another user, whom the interpreter is opened to.
+
+    Where the interpreter lies behind a folder that is closed to others, the command has its own
+    view of that folder (a mount namespace), in which nothing else is left.
+    """
+    folders = {Path(each).resolve() for each in (sys.prefix, sys.base_prefix)}
+    shut = {each for each in map(_closed, folders) if each is not None}
+    assert len(shut) < 2, f"the interpreter lies behind {shut}"
+    opened: tuple[str, ...] = ()
+    for first in shut:
+        behind = [str(each) for each in folders if first in each.parents]
+        opened = ("unshare", "-m", "sh", "-c", _OPENED, "sh", str(first), " ".join(behind))
+    ids = ("setpriv", "--reuid", user.pw_uid, "--regid", user.pw_gid)
+    more = ("--groups", ",".join(map(str, groups))) if groups else ("--clear-groups",)
+    values = (f"{name}={value}" for name, value in environment.items())
+    return (*opened, *map(str, ids), *more, "env", *values)
+
+
+def _closed(path: Path) -> Path | None:
+    """The first folder above a path that is closed to others."""
+    above = reversed(path.parents)
+    return next((each for each in above if not each.stat().st_mode & stat.S_IXOTH), None)

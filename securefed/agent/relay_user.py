@@ -81,7 +81,7 @@ def check_passable(folder: Path, user: RelayUser) -> None:
             raise ConfigError(
                 f"socket folder {folder}: user {user.name} cannot pass {each} (mode "
                 f"{stat.S_IMODE(each.stat().st_mode):04o}); put the socket elsewhere, in "
-                f"/run/securefed/ say, or let it pass (chmod o+x {each}) and nothing more"
+                f"/var/lib/securefed say, or let it pass and no more (chmod o+x {each})"
             )
 
 

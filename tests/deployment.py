@@ -307,7 +307,9 @@ class Machines:
         )  # fmt: skip
         until(lambda: self.said("superlink").count(_RUNNING) > before, "SuperLink", 180)
 
-    def start_node(self, name: str, agent: str | None = None, *, under: Sequence[Any] = ()) -> None:
+    def start_node(
+        self, name: str, agent: str | None = None, *words: Any, under: Sequence[Any] = ()
+    ) -> None:
         """A SuperNode whose agent is the one of this name, or ``agent``.
 
         It listens on its own host's loopback, for its ClientApps.
@@ -323,7 +325,7 @@ class Machines:
         self.processes.start(
             f"{name}-supernode", "flower-supernode", "--superlink", f"{self.server}:{self.port}",
             "--host", "127.0.0.1", "--port", self.ports[name],
-            "--node-config", f'agent-socket="{self.socket(agent or name)}"', *trust,
+            "--node-config", f'agent-socket="{self.socket(agent or name)}"', *trust, *words,
             under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 
@@ -354,8 +356,16 @@ class Machines:
         values = {"address": f"{self.server}:{self.port}"} | trust
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": values}}))
 
-    def up(self, *words: Any, agents: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> None:
-        """Start all of them; ``words`` are the SuperLink's, ``agents`` what each runs under."""
+    def up(
+        self,
+        *words: Any,
+        agents: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        nodes: Sequence[Any] = (),
+    ) -> None:
+        """Start all of them.
+
+        ``words`` are the SuperLink's, ``nodes`` each SuperNode's, ``agents`` what each runs under.
+        """
         for name in NAMES:
             self.start_agent(name, under=agents.get(name, ()))
         self.start_superlink(*words)
@@ -364,7 +374,7 @@ class Machines:
             self.node_ids = {name: self.register(name) for name in NAMES}
         until(lambda: all(self.socket(name).exists() for name in NAMES), "agents", 300)
         for name in NAMES:
-            self.start_node(name)
+            self.start_node(name, None, *nodes)
 
     def run(self, name: str = "run", **settings: Any) -> None:
         """Start a run; ``settings`` override the app's configuration, dashes as underscores."""

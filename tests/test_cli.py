@@ -63,6 +63,7 @@ EARLY = {"noise_multiplyer", "noise_multiplier", "data", "cohort", "trainer"}
         ("cohort", {"min_clients": 7}, ["cohort.min_clients = 7", "at least 7", "gives 6"]),
         ("lora", {"target_modules": ["k_prj"]}, ["lora.target_modules", "k_prj", "k_proj"]),
         ("training", {"trainer": "a:B"}, ["training.trainer", "privacy.unit = 'client'"]),
+        ("evaluation", {"metric": "a:b"}, ["evaluation", "securefed evaluate RUN", "--metric"]),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -175,7 +176,7 @@ def test_a_mount_from_the_same_disk_is_named_when_the_folder_cannot_take_its_pla
 def test_an_unknown_set_of_demo_clients_is_refused(cli):
     code, out, err = cli("demo", "--clients", "some")
     assert code == 2
-    assert is_one_clear_line(err, "--clients 'some'", "'all'", "'default'"), err
+    assert is_one_clear_line(err, "--clients 'some'", "default, all"), err
     assert out == ""
     assert os.listdir() == []
 
@@ -183,7 +184,7 @@ def test_an_unknown_set_of_demo_clients_is_refused(cli):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--aggregation", "rsa"], ["aggregation.kind", "'bfv'", "'rsa'"]),
+        (["--aggregation", "rsa"], ["--aggregation 'rsa'", "bfv"]),
         (["--masked"], ["masked = True with kind = 'pairwise'"]),
         (["--aggregation", "ckks", "--masked"], ["masks are modulo t"]),
     ],

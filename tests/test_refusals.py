@@ -16,7 +16,8 @@ from securefed.config.allowed import allowed_at
 from securefed.config.run import RunConfig
 from securefed.engines.released import with_adapter
 from securefed.engines.run_files import check_config
-from securefed.errors import ConfigError, LedgerError, LedgerTampered
+from securefed.engines.settings import Settings
+from securefed.errors import ConfigError, LedgerError, LedgerTampered, OverflowBoundError
 from securefed.evidence.anchoring import known_signers
 from securefed.evidence.chain import head_path
 from securefed.evidence.ledger import Ledger, read_ledger
@@ -138,6 +139,44 @@ def test_a_long_value_is_cut_short():
     with pytest.raises(ConfigError) as refusal:
         parse_config({"privacy": {"mechanism": "x" * 10_000}})
     assert len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"privacy": {"clip_norm": 1e-300}}, "privacy: clip_norm = 1e-300: must be in"),
+        (
+            {
+                "privacy": {
+                    "mechanism": "central",
+                    "sampling": "cyclic",
+                    "noise_bands": 99,
+                    "expected_batch": 100,
+                }
+            },
+            "privacy.noise_bands = 99: must be in 1..6, the number of batches",
+        ),
+        ({"privacy": {"expected_batch": 1e6}}, "so it must be <= 600"),
+        ({"cohort": {"min_clients": 7}}, "cohort.min_clients = 7: the run needs at least 7"),
+        ({"privacy": {"dropout_fraction": 0.9}}, "add clients, or lower one of the fractions"),
+        (
+            {"privacy": {"noise_multiplier": 1e9, "expected_batch": 60}},
+            "use less noise (noise_multiplier = 1e+09)",
+        ),
+        (
+            {"privacy": {"noise_multiplier": 1e-6}, "aggregation": {"bits": 20}},
+            "use more noise (noise_multiplier = 1e-06)",
+        ),
+        (
+            {"cohort": {"simulated_dropouts": [{"round": 1, "client": "z", "stage": "share"}]}},
+            "'z' is no client of this run; there are c0, c1, c2, c3, c4, c5",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_cohort_is_told_by_the_run_files_own_key(sections, words):
+    with pytest.raises((ConfigError, OverflowBoundError)) as refusal:
+        Settings(parse_config(sections), sizes={f"c{i}": 100 for i in range(6)}, dimension=50)
+    assert words in str(refusal.value)
 
 
 def test_every_field_of_a_run_file_can_be_told_what_it_may_hold():
@@ -264,10 +303,13 @@ def test_a_key_file_that_is_none_is_told_so(cli, things, content, password, word
 # -- what a machine lacks ----------------------------------------------------------------------
 
 _BLOCKED = """
-import io, json, sys
+import importlib.abc, io, json, sys
 from contextlib import redirect_stderr, redirect_stdout
-for name in ("torch", "transformers", "peft", "opacus", "safetensors", "gguf", "matplotlib"):
-    sys.modules[name] = None
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "transformers", "peft", "opacus", "safetensors"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
 from securefed.cli import main
 found = {}
 for command in sys.stdin.read().splitlines():

@@ -8,13 +8,12 @@ depends on what the client finds in its data.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from securefed.agent.kept import read_private, write_private
+from securefed.agent.kept import read_private, sync, write_private
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import LedgerTampered, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
@@ -110,7 +109,11 @@ class EndedRuns:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         write(partial)
-        os.replace(partial, place)
+        for path in sorted(partial.rglob("*"), reverse=True):
+            sync(path)
+        sync(partial)
+        partial.rename(place)
+        sync(self._folder)
         return place
 
     @staticmethod

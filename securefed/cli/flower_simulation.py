@@ -103,8 +103,8 @@ def _simulated(
     from securefed.config import dump_config
     from securefed.crypto.identity import IdentityKey
     from securefed.engines.deployed import common_config
-    from securefed.engines.flower_simulation import simulate as over_flower
     from securefed.engines.deployment import Deployment
+    from securefed.engines.flower_simulation import simulate as over_flower
     from securefed.engines.remote_federation import federate
     from securefed.evidence.roster import Roster
     from securefed.evidence.signed_roster import SignedRoster
@@ -210,6 +210,7 @@ def _agent(
         observer=Silent(),
         model=config.model.source,
         data=config.data.source,
+        trainers=[] if common.training.trainer is None else [common.training.trainer],
     )
     policy = example_policy(
         common, client=name, server=roster.server.raw.hex(), digest=site.config, model=site.model
@@ -227,20 +228,19 @@ def _agent(
         take_roster(place / "accounts", SignedRoster(roster, 1), clock=utc_now)
         runs = RunAccounts(place / "accounts" / "runs", name, utc_now)
         held.callback(runs.close)
-        yield (
-            Agent(
-                policy,
-                identity,
-                roster,
-                site,
-                spending,
-                runs,
-                log,
-                clock=lambda: 0.0,
-                pause=lambda seconds: None,
-            ),
+        agent = Agent(
+            policy,
+            identity,
+            roster,
+            site,
+            spending,
+            runs,
             log,
+            clock=lambda: 0.0,
+            pause=lambda seconds: None,
         )
+        yield agent, log
+        agent.finish()
 
 
 @contextmanager

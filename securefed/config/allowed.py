@@ -114,7 +114,7 @@ def _number(value: float) -> str:
 
 def _list(node: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     least, most = node.get("minItems"), node.get("maxItems")
-    items = node.get("items") or next(iter(node.get("prefixItems", [])), {})
+    items: Mapping[str, Any] = node.get("items") or next(iter(node.get("prefixItems", [])), {})
     each = _words(items, schema)
     count = ""
     if least is not None and least == most:

@@ -26,12 +26,13 @@ _OWN_ENTRIES = (
     "keeps entries that depend on each client's data: they would have to be named in the clear, "
     "and a secure sum adds like entries only; use 'random', the same for all"
 )
+# A step of SmolLM2-135M on windows of 128 takes 198 MiB an example; its gradient takes 0.7 MiB
+# at rank 8 on q_proj and v_proj, and 5.6 MiB at rank 64.
 _NOT_A_BOUND = (
-    "clips by norms found from sums that cancel, which may come out too small in floating point, "
-    "and adds all examples in one product, which rounds one beside the others: an example could "
-    "move the sum by more than the clip norm; and for LoRA it takes more memory and arithmetic "
-    "than one gradient an example (tests/bench/bench_ghost_clipping.py); use 'per_example', and "
-    "memory_gib or a smaller micro_batch where memory is short"
+    "clips by norms found from sums that cancel, which float32 may give as zero where they are 30 "
+    "clip norms, and adds all examples in one product, which rounds one beside the others; and "
+    "gradients of LoRA, which it saves, are 0.4 % of a step's memory at rank 8 and 3 % at rank 64; "
+    "use 'per_example', with memory_gib where memory is short"
 )
 REFUSED: dict[str, dict[str, str]] = {
     "server_optimizer": dict.fromkeys(("krum", "median", "trimmed_mean"), _COMPARED),

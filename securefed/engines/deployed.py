@@ -73,7 +73,8 @@ def _refused(config: RunConfig) -> Iterator[tuple[str, bool, str]]:
     yield (
         f"evaluation.figures = {evaluation.figures!r}",
         evaluation.figures != "sum",
-        "agents hold no account of histograms; use 'sum', which each owner may refuse",
+        "their noise is for whole clients and has an account of its own, and an owner's budget is "
+        "of one unit; use 'sum', which each owner may refuse",
     )
     yield (
         "evaluation.show_clients",

@@ -78,12 +78,13 @@ class Released:
             ConfigError: there is none.
         """
         if name not in self.personal:
-            kept = ", ".join(self.personal) or "none: personal.kind = 'none' and a sharing mode "
-            raise ConfigError(
-                f"{self.folder}: client {name!r} has no adapter of its own; those that have one: "
-                + kept
-                + "without a part that clients keep" * (not self.personal)
+            others = (
+                f"those that have one: {', '.join(self.personal)}"
+                if self.personal
+                else "no client of this run has one (personal.kind = 'none', and lora.sharing = "
+                f"{self.config.lora.sharing!r} leaves them no part)"
             )
+            raise ConfigError(f"{self.folder}: client {name!r} has no adapter of its own; {others}")
         return self.personal[name]
 
     def at_rank(self, rank: int) -> Path:

@@ -146,31 +146,39 @@ class Settings:
         if privacy.sampling == "cyclic":
             q, separation = 1.0, math.ceil(total / privacy.expected_batch)
             room = largest_batch(max(sizes.values()), separation)
+            if (privacy.noise_bands or 1) > separation:
+                raise ConfigError(
+                    f"privacy.noise_bands = {privacy.noise_bands}: must be in 1..{separation}, the "
+                    "number of batches (by privacy.expected_batch)"
+                )
             bands = privacy.noise_bands or best_bands(separation, config.training.rounds)
         targeted = privacy.target_epsilon is not None
         chosen = noise_multiplier if targeted else privacy.noise_multiplier
         if privacy.mechanism == "none":
             chosen = 0.0
-        self.stated = PrivacyPolicy(
-            clip_norm=privacy.clip_norm,
-            noise_multiplier=1.0 if chosen is None else chosen,
-            unit=privacy.unit,
-            mechanism=privacy.mechanism,
-            noise=privacy.noise,
-            rounding=privacy.rounding,
-            sampling_probability=q,
-            separation=separation,
-            bands=bands,
-            sample_is_secret=privacy.sample_is_secret,
-            remove_excess_noise=privacy.remove_excess_noise,
-            max_examples=room,
-            local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
-            delta=privacy.delta,
-            rounds=config.training.rounds,
-            corrupt_fraction=privacy.corrupt_fraction,
-            dropout_fraction=privacy.dropout_fraction,
-            adaptive_clip=_adaptive_clip(config),
-        )
+        try:
+            self.stated = PrivacyPolicy(
+                clip_norm=privacy.clip_norm,
+                noise_multiplier=1.0 if chosen is None else chosen,
+                unit=privacy.unit,
+                mechanism=privacy.mechanism,
+                noise=privacy.noise,
+                rounding=privacy.rounding,
+                sampling_probability=q,
+                separation=separation,
+                bands=bands,
+                sample_is_secret=privacy.sample_is_secret,
+                remove_excess_noise=privacy.remove_excess_noise,
+                max_examples=room,
+                local_steps=config.training.local_steps if privacy.mechanism == "local" else 1,
+                delta=privacy.delta,
+                rounds=config.training.rounds,
+                corrupt_fraction=privacy.corrupt_fraction,
+                dropout_fraction=privacy.dropout_fraction,
+                adaptive_clip=_adaptive_clip(config),
+            )
+        except ConfigError as error:  # a policy's fields are named as the section's keys are
+            raise ConfigError(f"privacy: {error}") from None
         at = replace(self.stated, noise_multiplier=1.0) if targeted else self.stated
         self.aggregation: Aggregation = aggregation_of(
             config.aggregation,

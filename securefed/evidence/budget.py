@@ -130,8 +130,8 @@ class ClientBudget:
         if self._limit is not None and (after := self._after(number)) > self._limit:
             shown = epsilon_text(after) if math.isfinite(after) else "unbounded"
             raise BudgetExceeded(
-                f"limit = {self._limit:g}: the next round would raise epsilon to {shown}; nothing "
-                "was sent"
+                f"limit = {self._limit:g}: the next round would raise this client's epsilon to "
+                f"{shown}; nothing was charged, nothing was sent"
             )
         self._ledger.append(CHARGE, dict(event))
 

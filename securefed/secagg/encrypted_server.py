@@ -188,7 +188,9 @@ class EncryptedServer:
 
     def _check_floor(self, stage: Stage, found: int, floor: int) -> None:
         if found < floor:
-            raise ThresholdNotMet(f"{stage}: {found} clients answered, at least {floor} are needed")
+            raise ThresholdNotMet(
+                f"{stage}: {found} clients answered, at least {floor} are needed; no sum was opened"
+            )
 
     def _ask_for_keys(self, clients: list[int]) -> tuple[Stage, dict[str, bytes]]:
         context = self._context

@@ -193,7 +193,7 @@ class PairwiseServer:
         if len(present) < floor:
             raise ThresholdNotMet(
                 f"{stage}: {len(present)} clients answered, at least {floor} are needed "
-                "(dropout_fraction says how many may fall silent)"
+                "(dropout_fraction says how many may fall silent); no sum was opened"
             )
         if decryptor in silent:
             raise ThresholdNotMet(f"{stage}: {DECRYPTOR!r} did not answer, and it alone has a key")

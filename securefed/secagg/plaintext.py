@@ -99,7 +99,8 @@ class PlaintextServer:
         floor = self._context.parameters.survivor_floor
         if len(self._seen) < floor:
             raise ThresholdNotMet(
-                f"masked_input: {len(self._seen)} clients answered, at least {floor} are needed"
+                f"masked_input: {len(self._seen)} clients answered, at least {floor} are needed; "
+                "no sum was formed"
             )
         self._total &= np.uint32((1 << self._context.bits) - 1)
         survivors = tuple(self._context.cohort[index] for index in sorted(self._seen))

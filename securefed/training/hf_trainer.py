@@ -101,7 +101,6 @@ class HfTrainer:
             "average_tokens_across_devices",
             "bf16",
             "data_seed",
-            "dataloader_drop_last",
             "label_smoothing_factor",
             "lr_scheduler_kwargs",
             "lr_scheduler_type",

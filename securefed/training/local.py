@@ -20,7 +20,13 @@ from securefed.privacy.samplers import poisson_sample
 from securefed.training.data import Examples
 from securefed.training.dp_sgd import PerExampleGradients
 from securefed.training.evaluate import check_task
-from securefed.training.steps import check_count, check_positive, proximal_pull, trainable
+from securefed.training.steps import (
+    check_count,
+    check_positive,
+    of_float32,
+    proximal_pull,
+    trainable,
+)
 from securefed.training.users import sampled_users, user_means
 
 
@@ -85,18 +91,6 @@ class _SecretNoiseOptimizer(DPOptimizer):  # type: ignore[misc]
         """As Opacus', and the proximal term: of released values alone, so it needs no noise."""
         super().scale_grad()
         self._pull()
-
-
-def _of_float32(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter itself, or a float32 copy of one of fewer bits, for an optimiser to step on.
-
-    Opacus clips, adds up and noises in the parameter's own type.  With the 8 bits of bfloat16 the
-    sum of 64 clipped gradients is rounded, before its noise, by up to a quarter of a clip norm in
-    each coordinate, and one example would move it by that much more.
-    """
-    if parameter.dtype in (torch.float32, torch.float64):
-        return parameter
-    return nn.Parameter(parameter.detach().float())
 
 
 def _gaussian(count: int, generator: NoiseGenerator) -> NDArray[np.float64]:
@@ -205,7 +199,7 @@ class DpSgdTrainer:
         )
         try:
             named = dict(model.named_parameters())
-            parameters = {name: _of_float32(named[name]) for name in self.layout.names}
+            parameters = {name: of_float32(named[name]) for name in self.layout.names}
             optimizer = _SecretNoiseOptimizer(
                 torch.optim.Adam(parameters.values(), lr=self.learning_rate),
                 noise_multiplier=self.noise_multiplier,

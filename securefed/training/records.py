@@ -155,7 +155,8 @@ def _label(value: object, labels: int) -> int | None:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, Integral):  # NumPy's too
         return None
-    return int(value) if 0 <= value < labels else None
+    found = int(value)
+    return found if 0 <= found < labels else None
 
 
 def _user(value: object) -> str | None:

@@ -21,7 +21,8 @@ class LocalSteps(ABC):
 
     The loss is the mean over a batch of each example's own mean, and with a ``proximal_mu``
     (mu / 2) |w - w_0|^2 besides, w_0 being the round's adapter.  Dropout is off.  Whatever an
-    optimiser keeps starts anew in every round.
+    optimiser keeps starts anew in every round.  Gradients add up and steps are taken in float32 at
+    least, whatever the type of what trains.
 
     Args:
         local_steps: K steps a round, >= 1.
@@ -83,7 +84,8 @@ class LocalSteps(ABC):
         check_task(self.task, data)
         if len(data) == 0:
             raise DataError("training data: no example; a local step needs at least one")
-        parameters = trainable(model)
+        named = trainable(model)
+        parameters = {name: of_float32(parameter) for name, parameter in named.items()}
         optimizer = self._optimizer(list(parameters.values()))
         pull = proximal_pull(parameters.values(), self.proximal_mu)
         model.eval()
@@ -92,12 +94,18 @@ class LocalSteps(ABC):
             for batch in batches(data.take(chosen), self.micro_batch, self.device):
                 loss = predict(model, batch, self.task).losses().sum() / len(chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
+                for name, parameter in parameters.items():
+                    _take_gradient(named[name], parameter)
             pull()
             for name, added in (self.correction or {}).items():
                 parameter = parameters[name]
                 term = added.to(parameter.device, parameter.dtype)
                 parameter.grad = term.clone() if parameter.grad is None else parameter.grad + term
             optimizer.step()
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    if parameter is not named[name]:
+                        named[name].copy_(parameter)
         optimizer.zero_grad(set_to_none=True)
 
     @abstractmethod
@@ -157,6 +165,28 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     if not found:
         raise ConfigError("model: no parameter has requires_grad; nothing would train")
     return found
+
+
+def _take_gradient(given: nn.Parameter, parameter: nn.Parameter) -> None:
+    """Add a gradient of few bits to that of the float32 copy; one of many is there already."""
+    if parameter is given or given.grad is None:
+        return
+    gradient = given.grad.float()
+    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    given.grad = None
+
+
+def of_float32(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter itself, or a float32 copy of one of fewer bits, for an optimiser to step on.
+
+    bfloat16 has 8 bits: a step below half a unit in the last place would be lost, however many of
+    them are taken, and gradients of micro-batches would be rounded as they add up.  So would
+    clipped gradients: the sum of 64 would be off, before its noise, by up to a quarter of a clip
+    norm in each coordinate, and one example would move it by that much more.
+    """
+    if parameter.dtype in (torch.float32, torch.float64):
+        return parameter
+    return nn.Parameter(parameter.detach().float())
 
 
 def check_count(name: str, value: int) -> None:

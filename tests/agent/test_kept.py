@@ -174,6 +174,19 @@ def test_a_state_that_cannot_be_written_lets_nothing_leave(tmp_path, monkeypatch
     assert owners["site-2"].said[-1]["event"] in ("failed", "refused")
 
 
+@pytest.mark.parametrize("account", ["spending", "runs"])
+def test_a_charge_that_fails_leaves_no_state(tmp_path, monkeypatch, account):
+    owners = {name: keeping(tmp_path, name) for name in NAMES}
+
+    def full(*arguments):
+        raise LocalProtocolError("the disk is full")
+
+    monkeypatch.setattr(getattr(owners["site-2"], account), "charge", full)
+    assert carried(owners).survivors == ("site-0", "site-1", "site-3")
+    states = {name: list((tmp_path / name / "runs" / "kept").iterdir()) for name in NAMES}
+    assert [len(states[name]) for name in NAMES] == [1, 1, 0, 1]
+
+
 def test_a_state_that_is_not_of_the_run_is_a_refusal_and_the_agent_goes_on(tmp_path):
     owners = {name: keeping(tmp_path, name) for name in NAMES}
     one_round(owners, FIRST)

@@ -242,7 +242,7 @@ def test_a_set_of_ones_own_and_a_metric_of_ones_own(cli, finished, tmp_path, mon
     with pytest.raises(ConfigError, match="it gave a dict that is no sequence of numbers"):
         evaluate_run(finished, data=data, metric=lambda *_: {}, device="cpu", offline=True)
     code, _, err = cli("evaluate", finished, "--metric", "my_metrics:words")
-    assert (code, "needs data" in err) == (2, True)
+    assert (code, "needs --data" in err) == (2, True)
     with pytest.raises(ConfigError, match="one finite figure for each of the 2 documents"):
         evaluate_run(finished, data=data, metric=lambda *_: [1.0], device="cpu", offline=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tiny import write_bert, write_clients, write_model, write_run
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from securefed.config import load_config, parse_config, starter
 from securefed.config.starter import Starter
@@ -28,6 +29,48 @@ def test_flags_make_a_run_file_that_trains(cli, tmp_path):
     code, out, err = cli("run", "run.toml", "--out", "out")
     assert code == 0, err
     assert cli("verify", "out")[0] == 0
+
+
+@pytest.mark.slow
+def test_from_a_folder_of_chats_to_a_merged_model_with_a_trainer_of_one_s_own(
+    cli, tmp_path, monkeypatch
+):
+    here = tmp_path / "here"
+    tokenizer = AutoTokenizer.from_pretrained(write_model(here / "model"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.save_pretrained(here / "model")
+    (here / "talks").mkdir()
+    for client in range(4):
+        said = [
+            [{"role": "user", "content": f"w{n} w2"}, {"role": "assistant", "content": "w3 w4"}]
+            for n in range(12)
+        ]
+        lines = [json.dumps({"messages": talk}) for talk in said]
+        (here / "talks" / f"site-{client}.jsonl").write_text("\n".join(lines))
+    (here / "mine.py").write_text(
+        "from securefed.training.hf_trainer import HfTrainer\n\n\n"
+        "class Steps(HfTrainer):\n"
+        "    def arguments(self):\n        return {'weight_decay': 0.1}\n\n\n"
+        "def spoken(model, tokenizer, documents):\n"
+        "    return [float(len(d.messages)) for d in documents]\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    words = ["--task", "chat", "--model", "model", "--data", "talks", "--trainer", "mine:Steps"]
+    for command in (
+        ["init", *words],
+        ["plan", "run.toml", "--offline"],
+        ["run", "run.toml", "--out", "out", "--offline"],
+        ["verify", "out"],
+        ["evaluate", "out", "--data", "talks", "--metric", "mine:spoken", "--offline"],
+        ["merge", "out", "merged", "--offline"],
+    ):
+        code, out, err = cli(*command)
+        assert code == 0, (command, out, err)
+        if command[0] == "init":
+            file = Path("run.toml")
+            file.write_text(file.read_text().replace("rounds = 10 ", "rounds = 1 "))
+    sys.modules.pop("mine")
+    assert AutoModelForCausalLM.from_pretrained("merged").config.vocab_size == 62
 
 
 def test_every_setting_that_costs_privacy_says_so(cli, tmp_path):
@@ -104,7 +147,7 @@ def test_a_chat_with_a_trainer_of_one_s_own_protects_clients_and_averages(cli, t
         (["--data", "data"], ["--task is not given", "no terminal", "classification"]),
         (["--task", "causal-lm"], ["--data is not given", "a folder"]),
         (["--task", "poems", "--data", "data"], ["--task 'poems'", "causal-lm, classification"]),
-        (["--task", "causal-lm", "--data", "no"], ["data.source", "no folder", "no"]),
+        (["--task", "causal-lm", "--data", "no"], ["--data no", "no such folder"]),
         (
             ["--task", "causal-lm", "--data", "data", "--clients", "site-9"],
             ["--clients", "'site-9'", "site-0"],

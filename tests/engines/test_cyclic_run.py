@@ -56,7 +56,7 @@ def test_a_target_is_met_over_all_rounds():
         ({"noise_bands": 9, "expected_batch": 100}, r"bands = 9: must be in 1\.\.8"),
         ({"noise_bands": 0}, "noise_bands"),
         ({"sampling": "shuffled"}, "sampling"),
-        ({"expected_batch": 801}, "must not exceed"),
+        ({"expected_batch": 801}, "so it must be <= 800"),
     ],
 )
 def test_run_files_that_it_is_not_there_for_are_refused(privacy, named):

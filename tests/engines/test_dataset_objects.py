@@ -1,6 +1,8 @@
 """Data sets of the library `datasets` as clients: what is read of them, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from securefed.engines.from_objects import corpus_from
 from securefed.errors import ConfigError, DataError
 from securefed.training.folder import read_folder
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [f"w{n} w{n + 1} w{n + 2}" for n in range(6)]
 TALK = [[{"role": "user", "content": t}, {"role": "assistant", "content": "w1"}] for t in TEXTS]
 
@@ -121,3 +124,17 @@ def test_a_federation_of_data_sets_trains_and_is_measured(task, tmp_path):
     other = evaluate_run(result.folder, data=clients(), offline=True, device="cpu")
     assert own.rows[0].figure.n > 0
     assert other.rows[0].figure.n > own.rows[0].figure.n
+
+
+def test_the_data_sets_of_the_readme_are_clients(tmp_path, monkeypatch):
+    """As printed, from the repository; `load_dataset` keeps a copy, as is said there."""
+    page = (ROOT / "examples" / "own_trainer" / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```py\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "kept")
+    monkeypatch.chdir(ROOT)
+    names: dict[str, object] = {}
+    exec(block, names)
+    corpus = names["federation"]._corpus
+    assert [len(corpus.clients[name]) for name in ("north", "south")] == [4, 4]
+    assert corpus.clients["north"][0].messages[0].role == "user"
+    assert list((tmp_path / "kept").rglob("*.arrow"))

@@ -203,7 +203,7 @@ def test_a_prompt_before_a_classifiers_text_is_refused():
     [
         ({"kind": []}, "kind"),
         ({"kind": "adapter"}, "bottleneck"),
-        ({"kind": ["lora", "lora"]}, "named twice"),
+        ({"kind": ["lora", "lora"]}, "may be named once"),
         ({"kind": "ia3", "sharing": "rolora"}, "without 'lora'"),
         ({"kind": "ia3", "modules_to_save": ["head"]}, "without 'lora'"),
         ({"prompt_tokens": 4}, "'prompt' alone"),

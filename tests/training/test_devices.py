@@ -1,6 +1,6 @@
 """A round of distributed DP-SGD in bfloat16 and in micro-batches under a limit, on any device.
 
-On a GPU: ``pytest -m cuda tests/training/test_devices.py``.  The quick suite runs the same on a CPU.
+On a GPU: ``pytest -m cuda tests/training/test_devices.py``.  The quick suite does it on a CPU.
 """
 
 import numpy as np
@@ -11,10 +11,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from securefed import Federation
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.events import Told
+from securefed.engines.events import Silent
 
 GIB = 2**30
 NAMES = [f"site-{n}" for n in range(6)]
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
 
 
 def write(folder, device, dtype, **training):
@@ -39,9 +47,9 @@ def write(folder, device, dtype, **training):
 
 
 def prepared(path):
-    said = []
-    federation = Federation.from_config(path, observer=Told(said.append))
-    return federation, *federation.prepare(), said
+    heard = Heard()
+    federation = Federation.from_config(path, observer=heard)
+    return federation, *federation.prepare(), heard.said
 
 
 def sums(bench, settings):
@@ -107,7 +115,7 @@ def test_a_round_on_a_gpu_keeps_to_its_memory_and_is_that_of_the_cpu_but_for_rou
 
 def test_one_example_moves_a_sum_from_a_bfloat16_model_by_one_clip_norm(tmp_path):
     """Clipping and adding are in float64, whatever the model computes in."""
-    _, bench, settings, _ = prepared(write(tmp_path, "cpu", "bfloat16"))
+    _, bench, _, _ = prepared(write(tmp_path, "cpu", "bfloat16"))
     bench.begin_round(1)
     gradients = bench._gradients.now()
     examples = bench.clients["site-0"].train

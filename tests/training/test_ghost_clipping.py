@@ -1,4 +1,4 @@
-"""Why ghost clipping is refused: its norms are not bounds, and its sum is not of independent parts."""
+"""Why ghost clipping is refused: its norms are no bounds, its sum not one of independent parts."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from securefed.privacy.clipping import L2Clip
 
 
 def cancelling(tokens=64, width=32, apart=1e-5):
-    """An example whose tokens' gradients cancel but for a little: activations and what came back."""
+    """Activations and backward signals of an example whose tokens nearly cancel."""
     torch.manual_seed(0)
     layer = torch.nn.Linear(width, width, bias=False)
     direction = torch.randn(width) * 100.0
@@ -31,7 +31,7 @@ def test_a_ghost_norm_may_be_far_below_the_gradients_own_and_then_nothing_is_cli
         found = compute_linear_norm_sample(layer, [activations * scale], backprops)
         worst = min(worst, float(found[layer.weight][0]) / (norm * float(scale)))
     clip = 1.0
-    assert norm > 100.0 * clip
+    assert norm > 10.0 * clip
     assert worst < 0.5  # clipped by this norm, the example weighs more than 2 C
     kept = L2Clip(clip).clip(gradient.flatten().numpy())
     assert float(torch.from_numpy(kept).norm()) <= clip  # one gradient an example is

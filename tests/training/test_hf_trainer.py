@@ -122,6 +122,20 @@ def test_dropout_is_on_and_follows_the_seed(classifier):
     assert not np.allclose(first, without)
 
 
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_the_number_of_steps_is_the_run_file_s_whatever_a_client_holds(adapted, count):
+    built = []
+
+    class Counted(HfTrainer):
+        def build(self, **given):
+            built.append(super().build(**given))
+            return built[-1]
+
+    trainer = Counted(section(local_steps=3, batch_size=4, micro_batch=2))
+    assert np.abs(adapted.change(trainer, windows(count=count))).max() > 0.0
+    assert built[0].state.global_step == 3
+
+
 @pytest.mark.parametrize("kind", [HfTrainer, Everything])
 def test_one_client_s_training_leaves_no_trace_in_another_s(adapted, kind):
     """What the first one holds, and how it is trained, decides no bit of the second one's."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from securefed.lora.adapter import build_adapter
 from securefed.lora.layout import AdapterLayout
 from securefed.lora.sharing import travelling_parameters
 from securefed.training.data import Examples
-from securefed.training.evaluate import HeldOut, evaluate
+from securefed.training.evaluate import HeldOut, batches, evaluate, predict
 from securefed.training.local import DpSgdTrainer, LocalTrainer, load_trainer
 from securefed.training.steps import AdamWTrainer, SgdTrainer
 
@@ -202,6 +203,28 @@ def test_steps_on_low_precision_weights_train_them():
     dp_sgd(layout_of(model), local_steps=3).train(model, windows(8), 1)
     assert np.count_nonzero(flat(model) != before) > 0.5 * len(before)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_local_steps_too_small_for_low_precision_weights_add_up():
+    """Forty steps of at most an eighth of a unit in the last place below 1; in bfloat16, none."""
+    model, data = low_precision(), windows(6)
+    (head,) = [p for p in model.parameters() if p.requires_grad and p.dtype == torch.bfloat16]
+    with torch.no_grad():
+        head.fill_(1.0)
+    loss = predict(model.eval(), next(batches(data, 6, CPU)), "causal-lm").losses().mean()
+    largest = float(torch.autograd.grad(loss, head)[0].abs().max())
+    found = []
+    for micro_batch in (6, 2):
+        with torch.no_grad():
+            head.fill_(1.0)
+        SgdTrainer(
+            local_steps=40, batch_size=6, learning_rate=2.0**-11 / largest, task="causal-lm",
+            device=CPU, seed=1, micro_batch=micro_batch,
+        ).train(model, data, 1)  # fmt: skip
+        found.append(head.detach().float() - 1.0)
+        assert head.grad is None
+    assert float(found[0].abs().max()) >= 2.0**-7
+    assert float((found[0] - found[1]).norm()) <= 0.15 * float(found[0].norm())
 
 
 def test_dp_sgd_leaves_no_hook_and_no_gradient_behind():
@@ -451,3 +474,10 @@ def test_the_pull_of_local_dp_sgd_is_of_released_values_alone():
 def test_a_pull_out_of_range_is_refused(mu):
     with pytest.raises(ConfigError, match="proximal_mu"):
         adamw(proximal_mu=mu)
+
+
+def test_a_trainer_of_a_library_that_is_missing_says_how_to_get_it(monkeypatch):
+    monkeypatch.delitem(sys.modules, "securefed.training.trl_trainer", raising=False)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install -c constraints\.txt -e '\.\[trl\]'"):
+        load_trainer("securefed.training.trl_trainer:SftTrainer", TrainingSection())

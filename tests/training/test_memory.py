@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from securefed import Federation
 from securefed.config import parse_config
 from securefed.crypto.prg import NoiseGenerator
-from securefed.engines.events import Told
+from securefed.engines.events import Silent
 from securefed.errors import ConfigError
 from securefed.federation.update_codec import UpdateCodec
 from securefed.training.dp_sgd import PerExampleGradients
@@ -65,6 +65,14 @@ def test_the_bytes_of_a_step_are_counted_to_the_last_one_and_nothing_is_computed
     assert memory.first == memory.each == 2 * 4000 + kept
     assert memory.filler == 0
     assert memory.held == 4 * 10_010 + 750 * 2**20 + 10 * 8 * 2
+
+
+class Heard(Silent):
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(text)
 
 
 def adapted(folder, **sections):
@@ -126,17 +134,16 @@ def encoded(bench, settings, number=1):
 
 
 def test_under_a_limit_fewer_at_a_time_are_computed_and_the_same_integers_are_masked(tmp_path):
-    sections = {"privacy": {"expected_batch": 480, "noise_multiplier": 8.0}}
+    sections = {"privacy": {"expected_batch": 450, "noise_multiplier": 8.0}}
     _, free, settings = adapted(tmp_path, **sections)
-    assert free.micro_batch == 9  # 80 expected examples a client, filled up to one size
+    assert free.micro_batch == 9  # 75 expected examples a client, filled up to one size
     whole = encoded(free, settings)
     memory = free.step_memory(settings)
     limit = memory.needed(2) / GIB
     assert memory.needed(3) / GIB > limit
-    said = []
-    path = write_run(tmp_path, training={"memory_gib": limit}, **sections)
-    federation = Federation.from_config(path, observer=Told(said.append))
-    bench, settings = federation.prepare()
+    path, heard = write_run(tmp_path, training={"memory_gib": limit}, **sections), Heard()
+    bench, settings = Federation.from_config(path, observer=heard).prepare()
+    assert any("2 examples at a time, instead of 16" in line for line in heard.said)
     assert bench.micro_batch == 2
     assert bench.public_micro_batch(settings) == 2
     assert bench.step_memory(settings) == memory  # of shapes alone: what was drawn changes nothing

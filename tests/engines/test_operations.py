@@ -1,6 +1,6 @@
 """What an operator does to a running agent: scrape it, give it a roster, revoke it."""
 
-import os
+import contextlib
 import re
 import shutil
 import signal
@@ -191,18 +191,19 @@ AS_ROOT = "daemon off; user root;"
 """A worker of another user could not come to pytest's folders."""
 
 
-def sign(machines: Machines, url: str) -> None:
-    """Sign the app as the guide does, and write what owners get."""
-    folder = machines.folder
+def bundled(machines: Machines, app: Path) -> Path:
+    """An app as `flwr build` makes it, which leaves it where it is called."""
+    before = set(machines.folder.glob("*.fab"))
+    with contextlib.chdir(machines.folder):
+        machines.flwr("build", "--app", app)
+    (bundle,) = set(machines.folder.glob("*.fab")) - before
+    return bundle
+
+
+def sign(folder: Path, bundle: Path, url: str) -> None:
+    """Sign a bundle as the guide does, and write what owners get."""
     key = folder / "signing"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    before = Path.cwd()
-    os.chdir(folder)  # where `flwr build` leaves its bundle
-    try:
-        machines.flwr("build", "--app", machines.app)
-    finally:
-        os.chdir(before)
-    (bundle,) = folder.glob("securefed.*.fab")
     words = ("--key", key, "--name", "reader", "--url", url, "--folder", folder / "signed")
     subprocess.run([sys.executable, SIGN, bundle, *words], check=True)
     public = key.with_name("signing.pub").read_text().strip()
@@ -213,21 +214,31 @@ def test_supernodes_that_trust_a_key_run_the_app_that_it_signed_and_no_other(tmp
     door = free_port()
     with Processes(tmp_path / "processes") as processes:
         machines = Machines(tmp_path, processes, tls=True, rounds=1)
-        sign(machines, f"http://127.0.0.1:{door}")
+        sign(tmp_path, bundled(machines, machines.app), f"http://127.0.0.1:{door}")
         text = NGINX[: NGINX.index("    server {")] + REGISTRY.replace("9480", str(door)) + "}"
         (tmp_path / "nginx.conf").write_text(text)
         processes.start("nginx", nginx(), "-p", tmp_path, "-c", "nginx.conf", "-g", AS_ROOT)
         processes.environment["FLWR_SUPERGRID_API_URL"] = f"http://127.0.0.1:{door}"
         machines.up(nodes=("--trusted-entities", tmp_path / "trusted.yaml"))
-        app, out = machines.app, tmp_path / "stolen.json"
-        machines.app = hostile(app, [tmp_path / f"{name}.pem" for name in NAMES], out)
-        machines.run("hostile")
-        until(lambda: out.exists() and out.read_text().endswith("]"), "hostile app", 600)
-        assert out.read_text() == "[]"
-        for name in NAMES:
-            assert "The FAB could not be verified" in machines.said(f"{name}-supernode")
-        project = tomllib.loads((app / "pyproject.toml").read_text())
-        machines.app = f"@securefed/{project['project']['name']}"
+        project = tomllib.loads((machines.app / "pyproject.toml").read_text())["project"]
+        registered = f"@securefed/{project['name']}=={project['version']}"
+        out, served = tmp_path / "stolen.json", tmp_path / "signed" / "app.fab"
+        theirs = hostile(machines.app, [tmp_path / f"{name}.pem" for name in NAMES], out)
+
+        def refused(app: object, why: str) -> None:
+            out.unlink(missing_ok=True)
+            machines.app = app
+            machines.run("hostile")
+            until(lambda: out.exists() and out.read_text().endswith("]"), "hostile app", 600)
+            assert out.read_text() == "[]"
+            assert all(why in machines.said(f"{name}-supernode") for name in NAMES)
+
+        refused(theirs, "The FAB could not be verified")  # without a signature
+        signed = served.read_bytes()
+        served.write_bytes(bundled(machines, theirs).read_bytes())
+        refused(registered, "FAB verification failed")  # with the signature of another bundle
+        served.write_bytes(signed)
+        machines.app = registered
         machines.run()
         machines.wait_for_the_end()
         assert [sorted(each) for each in machines.survivors()] == [NAMES]

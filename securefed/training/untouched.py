@@ -29,9 +29,10 @@ _PLAIN = (bool, int, float, str, type(None))
 class Untouched:
     """A model's state but for what travels, to be compared with later.
 
-    Kept are: modules, hooks and plain attributes (numbers, texts, lists and dicts of them, and
-    configurations: objects that have ``to_dict``); modes; which parameters there are and which have
-    ``requires_grad``; and of every frozen parameter and every buffer a checksum, made where the
+    Kept are: modules, hooks and plain attributes, of parameters too (numbers, texts, tensors, lists,
+    sets and dicts of them, and configurations: objects that have ``to_dict``); modes; which
+    parameters there are, their type and device, and which have ``requires_grad``; and of every
+    frozen parameter, every buffer and every tensor of an attribute a checksum, made where the
     tensor lies, so that no second copy of the weights is needed.  For a model of 135 million
     float32 values a comparison takes about 0.4 s on one core.
 
@@ -148,11 +149,30 @@ class Untouched:
             found[f"{where}: hooks"] = [list(getattr(module, hooks)) for hooks in _HOOKS]
             for attribute, value in vars(module).items():
                 if attribute not in _OWN_STATE:
-                    found[f"{where}: attribute {attribute}"] = _plain(value)
+                    found[f"{where}: attribute {attribute}"] = self._plain(value)
         for name, parameter in self._parameters.items():
+            found[f"parameter {name}: type"] = (str(parameter.dtype), str(parameter.device))
+            for attribute, value in vars(parameter).items():
+                found[f"parameter {name}: attribute {attribute}"] = self._plain(value)
             hooks = [list(getattr(parameter, kind, None) or ()) for kind in _TENSOR_HOOKS]
             found[f"parameter {name}: hooks"] = hooks
         return found
+
+    def _plain(self, value: object) -> object:
+        """A value that can be compared, or its type where it cannot be."""
+        if isinstance(value, _PLAIN):
+            return repr(value)
+        if isinstance(value, torch.Tensor):
+            return self._checksum(value)
+        if isinstance(value, dict):
+            return {str(key): self._plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._plain(item) for item in value]
+        if isinstance(value, set | frozenset):
+            return sorted(str(self._plain(item)) for item in value)
+        if hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type):
+            return type(value), self._plain(vars(value))  # a configuration of transformers or PEFT
+        return type(value)
 
     def _checksum(self, tensor: torch.Tensor) -> tuple[object, ...]:
         with torch.no_grad():
@@ -169,19 +189,6 @@ class Untouched:
 
 def _module(name: str) -> str:
     return f"module {name}" if name else "the model itself"
-
-
-def _plain(value: object) -> object:
-    """A value that can be compared, or its type where it cannot be."""
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if hasattr(value, "to_dict") and hasattr(value, "__dict__") and not isinstance(value, type):
-        return type(value), _plain(vars(value))  # a configuration of transformers or PEFT
-    return type(value)
 
 
 @contextmanager

@@ -21,6 +21,8 @@ class Small(nn.Module):
         self.scaling = {"default": 2.0}
         self.config = PretrainedConfig(use_cache=True)
         self.used = False
+        self.memory = torch.zeros(3)
+        self.seen = {"a"}
 
     def forward(self, x):
         return self.last(self.norm(self.first(x)))
@@ -76,6 +78,10 @@ def negate_two(model):
         stays("scaling", lambda m: m.scaling.update(default=3.0)),
         stays("config", lambda m: setattr(m.config, "use_cache", False)),
         stays("secret", lambda m: setattr(m, "secret", 17)),
+        stays("memory", lambda m: m.memory.add_(1.0)),
+        stays("seen", lambda m: m.seen.add("b")),
+        stays("last.weight: attribute memory", lambda m: setattr(m.last.weight, "memory", 17)),
+        stays("last.weight: type", lambda m: m.last.double()),
     ],
 )
 def test_everything_else_is_refused_by_name(model, change, named):

@@ -185,6 +185,7 @@ def test_local_steps_keep_to_the_limit_too_and_move_as_far(tmp_path):
     np.testing.assert_allclose(parts, whole, atol=1e-4 * np.linalg.norm(whole))
 
 
+@pytest.mark.slow
 def test_held_out_windows_are_bounded_by_tokens(tmp_path):
     _, free, settings = adapted(tmp_path)
     limit = free.step_memory(settings).needed(4) / GIB
@@ -197,6 +198,7 @@ def test_held_out_windows_are_bounded_by_tokens(tmp_path):
     )[1].figures("site-0"), rtol=1e-5)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_larger_model_takes_fewer_at_a_time(tmp_path):
     """A limit bites by the model's own sizes: wide logits are most of a step."""
     write_model(tmp_path / "wide")

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from owners import DIMENSION, NAMES, ROSTER, SERVER, Owner, carried, invitation
-from recorded_site import session_of
+from recorded_site import CONFIG, session_of
 
 from securefed import PrivacyPolicy
 from securefed.agent.kept import Kept, KeptStates
@@ -350,6 +350,17 @@ def test_a_ledger_that_begins_like_one_of_this_clients_is_another(tmp_path, keep
     assert list((folder / "ended").iterdir()) == []
     assert owner.asked(ending(FIRST)) == b""
     assert len(list(folder.glob("*.jsonl"))) == 1
+
+
+def test_a_run_of_another_run_file_is_left_to_the_agent_of_that_one(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.asked(ending(FIRST))
+    owner.site.config = "33" * 32
+    owner.agent.finish()
+    assert owner.said[-1]["event"] == "ended"
+    owner.site.config = CONFIG
+    owner.agent.finish()
+    assert owner.said[-1]["event"] == "finished"
 
 
 def test_a_broken_file_of_an_ended_run_is_in_the_log_and_ends_nothing(tmp_path):

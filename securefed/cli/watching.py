@@ -131,7 +131,11 @@ def round_line(event: RoundEvent) -> str:
         )
     if event.clip_norm is not None and event.unclipped_fraction is not None:
         within = 100.0 * event.unclipped_fraction
-        parts.append(f"clip {event.clip_norm:g}, {within:.0f} % within it (noised)")
+        parts.append(
+            f"clip {event.clip_norm:g}, {within:.0f} % within it (noised)"
+            if 0.0 <= within <= 100.0
+            else f"clip {event.clip_norm:g}, the share within it is lost in noise"
+        )
     how = "estimated from noised counts" if event.held_out_guaranteed else "no guarantee"
     if event.perplexity is not None:
         parts.append(f"held-out perplexity {event.perplexity:.1f} ({how})")

@@ -109,7 +109,11 @@ class Run:
             raise BudgetExceeded(
                 f"{limit[0]} = {limit[1]:g}: the first round alone costs "
                 f"{epsilon_text(self.settings.epsilon_after(1))}; nothing was run. Raise it, or "
-                "privacy.noise_multiplier"
+                + (
+                    "privacy.noise_multiplier"
+                    if self.config.privacy.target_epsilon is None
+                    else "lower privacy.target_epsilon"
+                )
             )
         opening = self._opening()
         for line in self._told():

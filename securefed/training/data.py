@@ -29,6 +29,10 @@ __all__ = [
 # Sets this use of the hash apart from any other hash of the same keys.
 _HELD_OUT_TAG = b"securefed held-out documents 1"
 
+_REMEDY = "give it more or longer texts"
+# A window holds the template's own words and the question before it holds any of an answer.
+_REMEDY_CHATS = "raise data.window_tokens, which the template and the questions may fill"
+
 
 def tokenize_clients(
     corpus: Corpus,
@@ -107,8 +111,9 @@ def tokenize_clients(
         if len(train) < section.min_examples:
             raise DataError(
                 f"client {client}: has {len(train)} training examples of {section.window_tokens} "
-                f"tokens; data.min_examples = {section.min_examples} are needed: give it more or "
-                "longer texts, lower that, or leave the client out (data.clients)"
+                f"tokens; data.min_examples = {section.min_examples} are needed: "
+                f"{_REMEDY if section.messages_field is None else _REMEDY_CHATS}, lower that, or "
+                "leave the client out (data.clients)"
             )
         if not len(held_out):
             length = f" of {held_out_tokens} tokens" if labels is None else ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from deployed import write_deployment
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from securefed.agent.example import example_policy
 from securefed.config import load_config
@@ -105,6 +105,7 @@ def test_a_kept_state_of_another_run_is_refused(tmp_path):
         save({"state/control": torch.zeros(3, dtype=torch.float64)}),
         save({"control": torch.zeros(3)}),
         save({"personal/w": torch.zeros(3)}),
+        save(load(whole) | {"more": torch.zeros(3)}),
     ):
         with pytest.raises(LedgerTampered):
             site.take(wrong)

@@ -247,6 +247,7 @@ def after_one_round(folder):
 def test_a_run_that_ended_leaves_an_adapter_made_while_nobody_is_answered(tmp_path):
     owner = after_one_round(tmp_path)
     folder = tmp_path / "site-0" / "runs" / "ended"
+    assert folder.stat().st_mode & 0o777 == 0o700
     assert owner.asked(ending(FIRST)) == b""
     assert [path.suffix for path in folder.iterdir()] == [".ended"]
     owner.agent.finish()

@@ -176,3 +176,12 @@ def test_a_node_that_is_no_client_of_the_roster_is_not_taken(tmp_path):
     assert sorted(found.nodes) == list(NAMES)
     assert len(set(found.nodes.values())) == 4
     assert 7 not in found.nodes.values()
+
+
+def test_a_client_that_answers_at_two_nodes_is_at_the_first(tmp_path):
+    handle = Owner(tmp_path).agent.handle
+    courier = DirectCourier({1: handle, 2: handle})
+    greeted = greet(courier, CONFIG, ROSTER, SERVER, Silent(), min_clients=1)
+    assert greeted.nodes == {"site-0": 1}
+    with pytest.raises(ThresholdNotMet, match="1 clients are there"):
+        greet(courier, CONFIG, ROSTER, SERVER, Silent(), min_clients=2)

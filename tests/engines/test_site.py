@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from deployed import write_deployment
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from securefed.agent.example import example_policy
 from securefed.config import load_config
@@ -79,6 +79,22 @@ def test_a_factor_that_clients_keep_is_never_the_servers(tmp_path):
         assert session.context.digest == plain.context.digest
 
 
+def test_what_an_attempt_made_that_was_never_charged_is_not_a_later_one_s(tmp_path):
+    """A server that has a client train, asks for nothing, and then sends what nobody can train."""
+    world = write_deployment(tmp_path, lora={"sharing": "fedsa"}, privacy={"unit": "client"})
+    site, roster = world.site("site-0"), world.roster.clients
+    begun = site.kept()
+    session, encode = site.round(asked(world, site), roster)
+    encode(session.codec, NoiseGenerator())
+    assert site.kept() != begun
+    far = {name: torch.full_like(value, 3e38) for name, value in site._first.items()}
+    again = asked(world, site, session=b"b" * 16, adapter=save(far))
+    session, encode = site.round(again, roster)
+    encode(session.codec, NoiseGenerator())
+    assert site._bench.saw_non_finite
+    assert site.kept() == begun
+
+
 def test_a_kept_state_of_another_run_is_refused(tmp_path):
     world = write_deployment(tmp_path, **SCAFFOLD)
     site = world.site("site-0")
@@ -89,6 +105,7 @@ def test_a_kept_state_of_another_run_is_refused(tmp_path):
         save({"state/control": torch.zeros(3, dtype=torch.float64)}),
         save({"control": torch.zeros(3)}),
         save({"personal/w": torch.zeros(3)}),
+        save(load(whole) | {"more": torch.zeros(3)}),
     ):
         with pytest.raises(LedgerTampered):
             site.take(wrong)

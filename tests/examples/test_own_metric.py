@@ -1,7 +1,7 @@
 """The example of a metric of one's own, on a model that says the same token every time."""
 
 import torch
-from tiny import write_model
+from tiny import WORDS, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from securefed.training.folder import Document
@@ -13,7 +13,7 @@ def test_it_counts_the_tokens_that_are_foreseen(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
-    text = "the state of the union of the states"
+    text = " ".join(WORDS[place] for place in (0, 1, 2, 1, 3))
     ids = tokenizer(text, return_tensors="pt").input_ids[0]
     wanted = ids[1].item()
     with torch.no_grad():  # whatever comes in, this token comes out

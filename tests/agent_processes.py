@@ -36,13 +36,19 @@ class Agents(AbstractContextManager):
     Args:
         world: as ``write_deployment`` wrote it.
         accounts: where an owner's accounts lie, if elsewhere than in the world's folder.
+        relay_user: as of ``securefed client``.
         sections: of every policy, over those of ``policy_values``.
     """
 
     def __init__(
-        self, world: World, accounts: dict[str, Path] | None = None, **sections: Any
+        self,
+        world: World,
+        accounts: dict[str, Path] | None = None,
+        *,
+        relay_user: str | None = None,
+        **sections: Any,
     ) -> None:
-        self.world = world
+        self.world, self._relay_user = world, relay_user
         self._accounts, self._sections = accounts or {}, sections
         self._processes: dict[str, Any] = {}
         config = config_digest(load_config(world.run_file))
@@ -78,6 +84,7 @@ class Agents(AbstractContextManager):
                 "accounts": self.accounts(name),
                 "model": str(folder / "model"),
                 "data": str(folder / "data"),
+                "relay_user": self._relay_user,
                 "log": folder / f"{name}.log",
                 "offline": True,
                 "password_file": None,
@@ -98,6 +105,10 @@ class Agents(AbstractContextManager):
 
     def go_on(self, name: str) -> None:
         os.kill(self._processes[name].pid, signal.SIGCONT)
+
+    def pid(self, name: str) -> int:
+        pid: int = self._processes[name].pid
+        return pid
 
     def alive(self, name: str) -> bool:
         alive: bool = self._processes[name].is_alive()

@@ -37,6 +37,7 @@ BIN = Path(sys.executable).parent
 NAMES = ["site-0", "site-1", "site-2"]
 
 _RUNNING = "running on"
+_MARK = "SECUREFED_STARTED_BY"  # tells the processes of one test from others, whatever they become
 
 
 def free_port() -> int:
@@ -53,6 +54,7 @@ class Processes(AbstractContextManager):
         self.folder, self.started = folder, {}
         folder.mkdir(parents=True, exist_ok=True)
         self.environment = os.environ | {
+            _MARK: str(folder),
             "FLWR_HOME": str(folder / "flwr"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -103,7 +105,7 @@ class Processes(AbstractContextManager):
         """All that was started here and is still there, whoever its parent is by now."""
         for each in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if each.environ().get("FLWR_HOME") == self.environment["FLWR_HOME"]:
+                if each.environ().get(_MARK) == self.environment[_MARK]:
                     yield each
 
     def __exit__(self, *of: object) -> None:
@@ -272,8 +274,11 @@ class Machines:
     def log(self, name: str) -> Path:
         return self.folder / f"{name}.log"
 
-    def start_agent(self, name: str, *, under: Sequence[Any] = ()) -> None:
-        """The owner's agent; ``under`` as of ``Processes.start``, besides the host's own."""
+    def start_agent(self, name: str, *words: Any, under: Sequence[Any] = ()) -> None:
+        """The owner's agent; ``words`` are more of its own.
+
+        ``under``: as of ``Processes.start``, besides the host's own.
+        """
         folder = self.folder
         self.processes.start(
             name, "securefed", "client",
@@ -287,6 +292,7 @@ class Machines:
             "--data", folder / "data",
             "--log", self.log(name),
             "--offline",
+            *words,
             under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 
@@ -301,7 +307,9 @@ class Machines:
         )  # fmt: skip
         until(lambda: self.said("superlink").count(_RUNNING) > before, "SuperLink", 180)
 
-    def start_node(self, name: str, agent: str | None = None, *, under: Sequence[Any] = ()) -> None:
+    def start_node(
+        self, name: str, agent: str | None = None, *words: Any, under: Sequence[Any] = ()
+    ) -> None:
         """A SuperNode whose agent is the one of this name, or ``agent``.
 
         It listens on its own host's loopback, for its ClientApps.
@@ -317,7 +325,7 @@ class Machines:
         self.processes.start(
             f"{name}-supernode", "flower-supernode", "--superlink", f"{self.server}:{self.port}",
             "--host", "127.0.0.1", "--port", self.ports[name],
-            "--node-config", f'agent-socket="{self.socket(agent or name)}"', *trust,
+            "--node-config", f'agent-socket="{self.socket(agent or name)}"', *trust, *words,
             under=(*self.under.get(name, ()), *under),
         )  # fmt: skip
 
@@ -348,8 +356,16 @@ class Machines:
         values = {"address": f"{self.server}:{self.port}"} | trust
         (home / "config.toml").write_text(tomli_w.dumps({"superlink": {"dep": values}}))
 
-    def up(self, *words: Any, agents: Mapping[str, Sequence[Any]] = MappingProxyType({})) -> None:
-        """Start all of them; ``words`` are the SuperLink's, ``agents`` what each runs under."""
+    def up(
+        self,
+        *words: Any,
+        agents: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+        nodes: Sequence[Any] = (),
+    ) -> None:
+        """Start all of them.
+
+        ``words`` are the SuperLink's, ``nodes`` each SuperNode's, ``agents`` what each runs under.
+        """
         for name in NAMES:
             self.start_agent(name, under=agents.get(name, ()))
         self.start_superlink(*words)
@@ -358,7 +374,7 @@ class Machines:
             self.node_ids = {name: self.register(name) for name in NAMES}
         until(lambda: all(self.socket(name).exists() for name in NAMES), "agents", 300)
         for name in NAMES:
-            self.start_node(name)
+            self.start_node(name, None, *nodes)
 
     def run(self, name: str = "run", **settings: Any) -> None:
         """Start a run; ``settings`` override the app's configuration, dashes as underscores."""

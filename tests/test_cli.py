@@ -48,7 +48,7 @@ def is_one_clear_line(err: str, *words: str) -> bool:
 # -- wrong settings ------------------------------------------------------------------------
 
 
-EARLY = {"noise_multiplyer", "noise_multiplier", "data", "cohort", "trainer"}
+EARLY = {"noise_multiplyer", "noise_multiplier", "data", "cohort", "trainer", "metric"}
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_an_agent_says_which_model_it_found_before_it_listens(tmp_path, server):
     assert "runs.models" in str(done.exception)
     assert not (tmp_path / "s").exists()
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
-    assert set(events) == {"roster", "spent", "loading"}
+    assert set(events) == {"roster", "spent", "warning", "loading"}
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o600
     policy["server"] = public
     (folder / "policies" / "site-0.toml").write_text(tomli_w.dumps(policy))

@@ -60,6 +60,7 @@ FAILED = "Failed"
 
 _UNFORESEEN = (
     ArithmeticError,
+    AssertionError,  # how torch and transformers refuse an argument
     AttributeError,
     LookupError,
     OSError,
@@ -272,14 +273,26 @@ class Agent(SecretHolder):
             return
         try:
             for ended in self._runs.ended.due(self._site.config):
-                self._log.write("finishing", ledger=ended.ledger)
-                made = functools.partial(self._site.finish, ended.adapter, ended.kept)
-                place = self._runs.ended.make(ended, made)
-                self._log.write("finished", ledger=ended.ledger, folder=str(place))
-        except SecureFedError as error:
+                self._finish(ended)  # one that cannot be made keeps no other from being made
+        except (SecureFedError, OSError) as error:
             self._log.write("unfinished", kind=type(error).__name__, why=str(error))
+
+    def _finish(self, ended: Ended) -> None:
+        self._log.write("finishing", ledger=ended.ledger)
+        try:
+            made = functools.partial(self._site.finish, ended.adapter, ended.kept)
+            place = self._runs.ended.make(ended, made)
+        except SecureFedError as error:
+            self._log.write(
+                "unfinished", ledger=ended.ledger, kind=type(error).__name__, why=str(error)
+            )
         except _UNFORESEEN as error:
-            self._log.write("unfinished", kind=type(error).__name__, where=_raised_at(error))
+            where = _raised_at(error)
+            self._log.write(
+                "unfinished", ledger=ended.ledger, kind=type(error).__name__, where=where
+            )
+        else:
+            self._log.write("finished", ledger=ended.ledger, folder=str(place))
 
     def _introduced(self, request: bytes) -> bytes:
         hello = Hello.decode(request, self._roster.server)

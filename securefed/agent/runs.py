@@ -153,7 +153,12 @@ class RunAccounts:
             self.close()  # one is open at a time: how many runs there are is up to the server
             path = self._path(ledger)
             if path.exists():
-                self._open[ledger] = Ledger.open(path, clock=self._clock)
+                account = Ledger.open(path, clock=self._clock)
+                found = account.records[0].body.get("ledger")
+                if found != ledger:  # a server names ledgers as it likes, and a file by half a name
+                    account.close()
+                    raise LocalProtocolError(f"run {ledger}: {path} is the account of run {found}")
+                self._open[ledger] = account
         return self._open.get(ledger)
 
     def _path(self, ledger: str) -> Path:

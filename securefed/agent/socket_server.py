@@ -1,8 +1,9 @@
-"""Where an agent listens: a Unix-domain socket that its owner alone can reach.
+"""Where an agent listens: a Unix-domain socket that one user alone can reach.
 
-The socket has mode 0600 in a folder of mode 0700, and a peer of another user is turned away all the
-same (``SO_PEERCRED``, Linux).  Requests are answered one at a time, in the order in which they
-come, each on a connection of its own.  Nothing else is listened on.
+That user is the agent's own: the socket has mode 0600 in a folder of mode 0700.  Or it is another
+one, who relays: mode 0660 in a folder of mode 0710, both of that user's group.  A peer of any other
+user is turned away all the same (``SO_PEERCRED``, Linux).  Requests are answered one at a time, in
+the order in which they come, each on a connection of its own.  Nothing else is listened on.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from securefed.agent.relay_user import RelayUser, check_passable
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME, receive_frame, send_frame
 from securefed.federation.log import Log
-from securefed.federation.private_folder import private_folder
+from securefed.federation.private_folder import give_group, passable_folder, private_folder
 
 _BACKLOG = 8
 _LOOK_UP_SECONDS = 0.5
@@ -34,12 +36,13 @@ class SocketServer:
         path: of the socket; its folder is made if it is missing.
         handle: from a request to its reply.
         log: told of peers that are turned away.
+        relay: who is answered, and nobody else; None for the user of this process.
         patience: seconds without a byte after which a peer is given up.
         limit: bytes of a frame at most.
 
     Raises:
-        ConfigError: the folder is open to others, something else lies at ``path``, or another agent
-            listens there.
+        ConfigError: the folder is open to others, or closed to ``relay``; something else lies at
+            ``path``, or another agent listens there.
     """
 
     def __init__(
@@ -48,14 +51,19 @@ class SocketServer:
         handle: Callable[[bytes], bytes],
         log: Log,
         *,
+        relay: RelayUser | None = None,
         patience: float = 60.0,
         limit: int = MAX_FRAME,
     ) -> None:
-        self._path, self._handle, self._log = path, handle, log
+        self._path, self._handle, self._log, self._relay = path, handle, log, relay
         self._patience, self._limit = patience, limit
         if len(os.fsencode(path)) > _LONGEST_PATH:
             raise ConfigError(f"socket {path}: longer than {_LONGEST_PATH} bytes")
-        private_folder(path.parent, "socket folder")
+        if relay is None:
+            private_folder(path.parent, "socket folder")
+        else:
+            passable_folder(path.parent, "socket folder", relay.gid)
+            check_passable(path.parent, relay)
 
     def serve(self, stopped: Callable[[], bool]) -> None:
         """Answer until ``stopped`` says so; it is asked twice a second and after each request."""
@@ -71,8 +79,10 @@ class SocketServer:
 
     def _answer(self, stream: socket.socket) -> None:
         stream.settimeout(self._patience)
-        if (uid := _peer(stream)) != os.getuid():
-            self._log.write("turned away", uid=uid, why="another user than the agent's")
+        allowed = os.getuid() if self._relay is None else self._relay.uid
+        if (uid := _peer(stream)) != allowed:
+            whose = "the agent's" if self._relay is None else f"{self._relay.name} (--relay-user)"
+            self._log.write("turned away", uid=uid, why=f"another user than {whose}")
             return
         try:
             request = receive_frame(stream, limit=self._limit)
@@ -107,6 +117,9 @@ class SocketServer:
                     ) from None
                 finally:
                     os.umask(before)
+                if self._relay is not None:
+                    give_group(self._path, "socket", self._relay.gid)
+                    self._path.chmod(0o660)
                 listener.listen(_BACKLOG)
                 listener.settimeout(_LOOK_UP_SECONDS)
                 try:

@@ -30,6 +30,10 @@ def client(
     data: Annotated[
         str | None, typer.Option(help="What the run file's data.source stands for here.")
     ] = None,
+    relay_user: Annotated[
+        str | None,
+        typer.Option(help="Answer this user, whom the SuperNode runs as, and nobody else."),
+    ] = None,
     log: Annotated[
         Path | None, typer.Option(help="Append the log there (mode 0600); else standard error.")
     ] = None,
@@ -48,6 +52,8 @@ def client(
     """
     from securefed.agent.agent import Agent
     from securefed.agent.policy import load_policy
+    from securefed.agent.relay_user import check_unread, first_readable
+    from securefed.agent.relay_user import relay_user as user_of
     from securefed.agent.rosters import take_roster
     from securefed.agent.runs import RunAccounts
     from securefed.agent.socket_server import SocketServer
@@ -56,11 +62,18 @@ def client(
     from securefed.evidence.signed_roster import read_signed_roster
     from securefed.federation.log import Log, appended
 
+    relay = None if relay_user is None else user_of(relay_user)
+    if relay is not None:
+        check_unread(key, relay, "identity file")
+        check_unread(accounts, relay, "accounts")
+        if password_file is not None:
+            check_unread(password_file, relay, "password file")
     allowed = load_policy(policy)
     identity = IdentityKey.load(key, password=read_password(password_file))
     pinned = read_signed_roster(roster, allowed.server_key, least_serial=allowed.least_serial)
     run_file = load_config(config)
 
+    from securefed.engines.deployed import local_config
     from securefed.engines.events import Silent
     from securefed.engines.simulation import utc_now
     from securefed.engines.site import TrainingSite
@@ -102,6 +115,18 @@ def client(
         told.write("spent", **spending.terms())
         runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
         held.callback(runs.close)
+        if relay is None:
+            told.write("warning", why="no --relay-user: what a server sends runs as this user")
+        else:
+            source = Path(local_config(run_file, data=data).data.source)
+            if (open_to := first_readable(source, relay)) is not None:
+                told.write(
+                    "warning",
+                    why=f"data {open_to}: user {relay.name} (--relay-user), which runs what a "
+                    "server sends, can read it (chmod go-rwx)",
+                )
+            if metrics is not None:
+                told.write("warning", why=f"metrics {metrics}: user {relay.name} can read them")
         quiet_libraries()
         site = TrainingSite(
             run_file,
@@ -156,7 +181,7 @@ def client(
                 renewed()
             return stopped
 
-        server = SocketServer(socket, handle, told)
+        server = SocketServer(socket, handle, told, relay=relay)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
         server.serve(looked)

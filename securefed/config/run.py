@@ -321,12 +321,8 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.trainer = {self.training.trainer!r} cannot be used with privacy.unit = "
                 f"{unit!r}: DP-SGD (distributed or local) clips each {unit}'s own gradient, and a "
-                "trainer of your own, transformers' Trainer and trl's too, takes steps on several "
-                "at once, of which only the client's whole update can be clipped; and a client "
-                "that keeps state across rounds (optimiser moments, error feedback, control "
-                "variates) would carry what was drawn once into rounds for which it was not drawn, "
-                "which sampling is credited for; use privacy.unit = 'client', or leave "
-                "training.trainer out"
+                "trainer of your own takes steps on several at once, so that only the client's "
+                "whole update can be clipped; use privacy.unit = 'client', or leave training.trainer out"
             )
         if unit != "client" and self.cohort.schedule.local_steps:
             raise ValueError(

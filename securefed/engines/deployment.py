@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from securefed.config import RunConfig
 from securefed.config.base import Positive, Section
 from securefed.errors import ConfigError
+from securefed.federation.private_folder import check_unwritten_by_others
 
 ENVIRONMENT = "SECUREFED_DEPLOYMENT"
 RUN_FILE = "run-file-sha256"
@@ -65,8 +66,8 @@ class Deployment(Section):
             environment: of this process; ``SECUREFED_DEPLOYMENT`` names the file.
 
         Raises:
-            ConfigError: no file is named, it cannot be read, or a field is unknown, missing, out of
-                range, or in both.
+            ConfigError: no file is named, it cannot be read, others can write it, or a field is
+                unknown, missing, out of range, or in both.
         """
         named = environment.get(ENVIRONMENT, "")
         if not named:
@@ -76,7 +77,11 @@ class Deployment(Section):
             )
         path = Path(named)
         try:
-            places = tomllib.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                status, data = os.fstat(file.fileno()), file.read()
+            # It says which key signs, and where this user's files are written.
+            check_unwritten_by_others(status, f"{ENVIRONMENT} {path}", "chmod go-w")
+            places = tomllib.loads(data.decode("utf-8"))
         except OSError as error:
             raise ConfigError(f"{ENVIRONMENT} {path}: {error.strerror}") from None
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -24,6 +24,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.inflatable.inflatable_object import UnexpectedObjectContentError
+from google.protobuf.message import DecodeError
 
 from securefed.errors import ConfigError
 from securefed.federation.frames import ask
@@ -35,6 +37,17 @@ SOCKET = "agent-socket"
 
 _POLL_SECONDS = 1.0
 _SOONEST_LOOK, _LATEST_LOOK = 0.1, 1.0
+
+_UNREADABLE = (
+    AttributeError,
+    DecodeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    UnexpectedObjectContentError,
+    ValueError,
+)
+"""What Flower raises over a reply that is not one: it puts it together here, unchecked."""
 
 server_app = ServerApp()
 
@@ -126,30 +139,42 @@ class GridCourier:
             )
             for node, request in requests.items()
         ]
-        replies: dict[int, bytes] = {}
-        for reply in self._replies(messages):
-            node = reply.metadata.src_node_id
-            found = None if reply.has_error() else unpacked(reply.content)
-            if found is not None and node in requests:
-                replies.setdefault(node, found)
-        return replies
+        return dict(self._replies(messages))
 
-    def _replies(self, messages: list[Message]) -> Iterator[Message]:
-        """What comes back in time.
+    def _replies(self, messages: list[Message]) -> Iterator[tuple[int, bytes]]:
+        """Node and reply, as they come, in time.
 
         ``grid.send_and_receive`` looks for replies every three seconds, and so would each stage
         take that much longer; here it is looked soon at first and then more seldom.
+
+        A reply is asked for by the message that it answers, one at a time, and is that message's
+        node's: the SuperLink compared the two.  What the reply says of itself is up to its node,
+        which could name another one there, or fail to be read and take those beside it along.
         """
-        waiting = {each for each in self._grid.push_messages(messages) if each}
+        pushed = set(self._grid.push_messages(messages))
+        sent = {each.metadata.message_id: each.metadata.dst_node_id for each in messages}
+        waiting = {asked: node for asked, node in sent.items() if asked in pushed}
         until, pause = time.monotonic() + self._stage_seconds, _SOONEST_LOOK
         while waiting:
-            for reply in self._grid.pull_messages(waiting):
-                waiting.discard(reply.metadata.reply_to_message_id)
-                yield reply
+            for asked, node in list(waiting.items()):
+                for found in self._pulled(asked)[:1]:
+                    del waiting[asked]
+                    if found is not None:
+                        yield node, found
             if not waiting or time.monotonic() >= until or self._stopped():
                 return
             time.sleep(pause)
             pause = min(_LATEST_LOOK, 1.5 * pause)
+
+    def _pulled(self, asked: str) -> list[bytes | None]:
+        """What came back to one message, if anything did; None for what holds no bytes."""
+        try:
+            return [
+                None if reply.has_error() else unpacked(reply.content)
+                for reply in self._grid.pull_messages([asked])
+            ]
+        except _UNREADABLE:
+            return [None]
 
 
 @server_app.main()

@@ -34,8 +34,8 @@ from securefed.training.users import sampled_users, user_means
 class LocalTrainer(Protocol):
     """What a client runs on its own data in a round; write your own by having this method.
 
-    For transformers' Trainer and trl's there are :mod:`~securefed.training.hf_trainer` and
-    :mod:`~securefed.training.trl_trainer`.
+    For transformers' Trainer and trl's there are ``securefed.training.hf_trainer`` and
+    ``securefed.training.trl_trainer``.
 
     A trainer named in the run file (``training.trainer = "module:Class"``) is constructed with the
     ``training`` section as its one argument, anew for each client and each round.  Its update is

@@ -124,11 +124,11 @@ def made_up(count: int, tokens: int, labels: int | None) -> Examples:
     return Examples(ids, np.ones_like(ids), given)
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors that are alive, but for those that were there before."""
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
         self._now = self.peak = 0
         for tensor in before:
@@ -156,7 +156,8 @@ def _peak(run: Callable[[int], object], model: nn.Module, micro_batch: int) -> i
     gc.collect()
     with FakeTensorMode(allow_non_fake_inputs=True) as shapes:
         weights = [shapes.from_tensor(tensor) for tensor in _tensors(model)]
-        with _Live(weights) as live:
+        live = _Live(weights)
+        with live:
             run(micro_batch)
     return live.peak
 

@@ -48,18 +48,19 @@ def test_what_fails_unexpectedly_is_refused_and_the_agent_goes_on(tmp_path):
     assert owner.asked(hello.encode(SERVER))
 
 
-def test_the_text_of_an_unexpected_error_is_told_to_nobody(tmp_path):
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_the_text_of_an_unexpected_error_is_told_to_nobody(tmp_path, kind):
     owner = Owner(tmp_path)
 
     def fails(invitation, roster):
-        raise RuntimeError("the record of Jane Doe")
+        raise kind("the record of Jane Doe")
 
     owner.site.round = fails
     reply = owner.agent.handle(invitation())
-    assert b"RuntimeError" not in reply
+    assert kind.__name__.encode() not in reply
     assert "Jane" not in owner.log.getvalue()
     assert owner.said[-1]["event"] == "failed"
-    assert owner.said[-1]["kind"] == "RuntimeError"
+    assert owner.said[-1]["kind"] == kind.__name__
     assert owner.said[-1]["where"].startswith("test_hostile_server.py:")
 
 

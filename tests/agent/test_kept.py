@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 from owners import DIMENSION, NAMES, ROSTER, SERVER, Owner, carried, invitation
-from recorded_site import session_of
+from recorded_site import CONFIG, session_of
 
 from securefed import PrivacyPolicy
 from securefed.agent.kept import Kept, KeptStates
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import ConfigError, LedgerTampered, LocalProtocolError, RemoteProtocolError
-from securefed.federation.invitations import Ending, Step
+from securefed.federation.invitations import Ending, HeadRequest, Step
 from securefed.federation.server import ServerRound
 
 LEDGER = "ab" * 32
@@ -117,14 +117,14 @@ def keeping(folder, name="site-0", **sections):
     return owner
 
 
-def one_round(owners, session, number=1, summed=None):
+def one_round(owners, session, number=1, summed=None, ledger=bytes(32)):
     """A round of all owners; in which sum they were last is the server's word."""
     server = ServerRound(session_of(session, NAMES, ROSTER.clients, DIMENSION, number=number))
     said = {} if summed is None else dict.fromkeys(NAMES, summed.hex())
     inbox = dict.fromkeys(NAMES)
     while server.stage is not None:
         for name, message in inbox.items():
-            asked = invitation(session, round=number, summed=said)
+            asked = invitation(session, round=number, summed=said, ledger=ledger)
             request = asked if message is None else Step(session, message).encode()
             server.receive(name, owners[name].asked(request))
         inbox = server.advance()
@@ -309,3 +309,68 @@ def test_an_adapter_that_could_not_be_made_is_in_the_log_and_is_tried_again(tmp_
     owner.agent.finish()
     (made,) = (p for p in (tmp_path / "site-0" / "runs" / "ended").iterdir() if p.is_dir())
     assert [path.name for path in made.iterdir()] == ["adapter"]
+
+
+def test_an_adapter_that_cannot_be_made_keeps_no_other_from_being_made(tmp_path, monkeypatch):
+    """A server hands out what fits no model; its word of another run is worth what it was."""
+    owners = {name: keeping(tmp_path, name) for name in NAMES}
+    owner = owners["site-0"]
+    owner.site.leaves = True
+    one_round(owners, FIRST)
+    one_round(owners, SECOND, ledger=b"l" * 32)
+    owner.asked(ending(FIRST, adapter=b"fits nothing"))
+    owner.asked(ending(SECOND, ledger=b"l" * 32))
+    real = owner.site.finish
+
+    def finish(adapter, kept, folder):
+        if adapter == b"fits nothing":
+            raise RemoteProtocolError("adapter: does not fit the model")
+        real(adapter, kept, folder)
+
+    monkeypatch.setattr(owner.site, "finish", finish)
+    owner.agent.finish()
+    places = {p.name for p in (tmp_path / "site-0" / "runs" / "ended").iterdir() if p.is_dir()}
+    assert (b"l" * 16).hex() in places
+    assert "00" * 16 not in places
+    assert [line["event"] for line in owner.said[-4:]] == [
+        "finishing", "unfinished", "finishing", "finished",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_ledger_that_begins_like_one_of_this_clients_is_another(tmp_path, keeps):
+    """Files are named by half of a hash, which a server can give to a ledger of its making."""
+    owner = after_one_round(tmp_path)
+    owner.site.keeps = keeps
+    alike = bytes(16) + b"x" * 16
+    refused(owner, ending(FIRST, ledger=alike))
+    refused(owner, invitation(SECOND, round=2, ledger=alike, summed={"site-0": FIRST.hex()}))
+    refused(owner, HeadRequest(alike, b"{}", 0, ()).encode())
+    folder = tmp_path / "site-0" / "runs"
+    assert list((folder / "ended").iterdir()) == []
+    assert owner.asked(ending(FIRST)) == b""
+    assert len(list(folder.glob("*.jsonl"))) == 1
+
+
+def test_a_run_of_another_run_file_is_left_to_the_agent_of_that_one(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.asked(ending(FIRST))
+    owner.site.config = "33" * 32
+    owner.agent.finish()
+    assert owner.said[-1]["event"] == "ended"
+    owner.site.config = CONFIG
+    owner.agent.finish()
+    assert owner.said[-1]["event"] == "finished"
+
+
+def test_a_broken_file_of_an_ended_run_is_in_the_log_and_ends_nothing(tmp_path):
+    owner = after_one_round(tmp_path)
+    owner.asked(ending(FIRST))
+    (path,) = (tmp_path / "site-0" / "runs" / "ended").iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    owner.agent.finish()
+    assert "is no ended run" in owner.said[-1]["why"]
+    path.write_bytes(b"")
+    path.chmod(0o644)
+    owner.agent.finish()
+    assert "chmod 600" in owner.said[-1]["why"]

@@ -1,4 +1,5 @@
 import json
+import os
 from importlib import resources
 
 import jsonschema
@@ -91,4 +92,16 @@ def test_a_policy_that_others_can_write_is_refused(tmp_path, mode):
     load_policy(path)
     path.chmod(mode)
     with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w"):
+        load_policy(path)
+
+
+def test_a_policy_of_another_user_is_refused(tmp_path, monkeypatch):
+    path = written(tmp_path / "p.toml")
+    path.chmod(0o644)
+    here = path.stat().st_uid
+    monkeypatch.setattr("securefed.federation.private_folder.os.getuid", lambda: here + 1)
+    if here == 0:  # root may have written it for the agent's user
+        load_policy(path)
+        os.chown(path, here + 2, -1)
+    with pytest.raises(ConfigError, match="nobody but this user and root"):
         load_policy(path)

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 from deployed import CLOCK
+from other_users import open_folder
 
 from securefed.agent import socket_server
+from securefed.agent.relay_user import RelayUser
 from securefed.agent.socket_server import SocketServer
 from securefed.errors import ConfigError, RemoteProtocolError, WireError
 from securefed.federation.frames import ask, receive_frame, send_frame
@@ -45,6 +47,12 @@ def path(tmp_path):
     return tmp_path / "own" / "agent.sock"
 
 
+@pytest.fixture
+def passed():
+    with open_folder() as folder:
+        yield folder
+
+
 def test_a_request_gets_its_reply_again_and_again(path):
     with serving(path):
         for _ in range(3):
@@ -78,6 +86,31 @@ def test_a_peer_of_another_user_is_turned_away(path, monkeypatch):
         ask(path, b"abc", timeout=5)
     assert seen == []
     assert "another user" in (path.parent.parent / "log").read_text()
+
+
+def relaying(uid):
+    return RelayUser("relay", uid, os.getgid(), frozenset({os.getgid()}))
+
+
+def test_with_a_user_who_relays_its_group_comes_to_the_socket_and_no_further(passed):
+    path = passed / "own" / "agent.sock"
+    with serving(path, relay=relaying(os.getuid())):
+        assert ask(path, b"abc", timeout=5) == b"ABC"
+        found = [stat.S_IMODE(each.stat().st_mode) for each in (path, path.parent)]
+        assert found == [0o660, 0o710]
+        assert {each.stat().st_gid for each in (path, path.parent)} == {os.getgid()}
+        assert stat.S_IMODE((path.parent / "agent.sock.lock").stat().st_mode) == 0o600
+
+
+def test_with_a_user_who_relays_the_agents_own_is_turned_away(passed):
+    path, seen = passed / "own" / "agent.sock", []
+    with (
+        serving(path, seen.append, relay=relaying(os.getuid() + 1)),
+        pytest.raises(RemoteProtocolError),
+    ):
+        ask(path, b"abc", timeout=5)
+    assert seen == []
+    assert "another user than relay (--relay-user)" in (passed / "log").read_text()
 
 
 def test_the_peers_user_is_read_from_the_kernel():

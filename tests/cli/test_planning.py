@@ -1,5 +1,6 @@
 """`securefed plan` says what a run would spend, and it is what the run then spends."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,9 +16,19 @@ from securefed.evidence.ledger import read_ledger
 SIZES = dict.fromkeys((f"site-{n}" for n in range(6)), 80)
 
 
+def row_of(out: str, what: str) -> str:
+    """The second column of a table's row, its lines joined."""
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    rows = [row for row in cells if len(row) == 2]
+    start = next(n for n, (name, _) in enumerate(rows) if name == what)
+    rest = itertools.takewhile(lambda row: not row[0], rows[start + 1 :])
+    return " ".join(value for _, value in [rows[start], *rest])
+
+
 def test_what_is_planned_is_what_is_spent(cli, tmp_path):
     privacy = {"noise_multiplier": None, "target_epsilon": 6.0}
-    path = write_run(tmp_path, training={"rounds": 1}, privacy=privacy)
+    training = {"rounds": 1, "memory_gib": 4.0}
+    path = write_run(tmp_path, training=training, privacy=privacy)
     code, out, err = cli("plan", path, "--out", "plan.json")
     assert code == 0, err
     assert not list(Path.cwd().glob("runs*"))
@@ -36,6 +47,14 @@ def test_what_is_planned_is_what_is_spent(cli, tmp_path):
     closed = next(r for r in read_ledger(Path("out/ledger.jsonl")) if r.kind == "closed")
     assert written["guarantees"] == closed.body["guarantees"]
     assert written["memory"] > 2**26
+    at, needed, least = written["micro_batch"], written["client_memory"], written["least_memory"]
+    assert row_of(out, "examples at a time") == (
+        f"{at}: {needed / 2**30:.2f} GiB at one client, foreseen from shapes "
+        f"({least / 2**30:.2f} GiB for one at a time); training.memory_gib = 4"
+    )
+    assert at >= 1
+    assert 700 * 2**20 < least <= needed < 4 * 2**30
+    assert (least == needed) == (at == 1)
     assert set(written["seconds"]) == {"train", "encode", "mask"}
 
 

@@ -237,5 +237,5 @@ def test_an_mldsa_file_in_another_form_is_refused(tmp_path, key):
 def test_a_key_of_a_kind_that_the_library_does_not_know_is_refused(tmp_path):
     path = tmp_path / "identity.pem"
     write(path, pkcs8(20, bytes(64)))  # SLH-DSA-SHA2-128s
-    with pytest.raises(ConfigError, match=r"identity\.pem: Unknown key type"):
+    with pytest.raises(ConfigError, match=r"identity\.pem: holds a kind of key, or is encrypted"):
         IdentityKey.load(path)

@@ -55,6 +55,15 @@ def test_without_the_file_nothing_begins(tmp_path):
         Deployment.of({}, {ENVIRONMENT: str(tmp_path / "none.toml")})
 
 
+@pytest.mark.parametrize("mode", [0o664, 0o606])
+def test_places_that_others_can_write_are_refused(tmp_path, mode):
+    read(tmp_path)
+    path = tmp_path / "deployment.toml"
+    path.chmod(mode)
+    with pytest.raises(ConfigError, match=f"mode {mode:04o}.*chmod go-w"):
+        Deployment.of({}, {ENVIRONMENT: str(path)})
+
+
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -5,6 +5,7 @@ import os
 import secrets
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 import tomli_w
 from deployed import write_deployment
 from flower_grid import Grid
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from recorded_agents import listening, one_round, quiet, recorded_agents, total
 from recorded_site import session_of
 
-from securefed.engines.flower import GridCourier, client_app, server_app
+from securefed.engines.flower import GridCourier, client_app, packed, server_app
 from securefed.engines.in_process import carry
 from securefed.engines.verify import verify_run
 from securefed.federation.client import ClientRound
@@ -104,6 +108,87 @@ def test_an_agent_that_is_gone_is_an_error_message_and_a_dropout(recorded):
     assert half.survivors == ("site-0", "site-2", "site-3")
     assert "site-1" not in charged
     assert "site-1" in carried.unanswered
+
+
+class Inflated:
+    """A grid that puts replies together from objects of their node's, as the one over HTTP does."""
+
+    def __init__(self, grid, hostile, objects):
+        self._grid, self._hostile, self._objects = grid, hostile, objects
+        self.sent = {}
+
+    def push_messages(self, messages):
+        found = self._grid.push_messages(messages)
+        self.sent = {each.metadata.dst_node_id: each.metadata.message_id for each in messages}
+        return found
+
+    def pull_messages(self, message_ids):
+        return [self._inflated(each) for each in self._grid.pull_messages(message_ids)]
+
+    def _inflated(self, reply):
+        if reply.metadata.src_node_id != self._hostile:
+            return reply
+        return inflate_object_from_contents("reply", self._objects(self.sent, reply))
+
+
+def of_another_node(sent, reply):
+    """The SuperLink saw whose it is; the object says that it is the other node's."""
+    (victim,) = sent.keys() - {reply.metadata.src_node_id}
+    reply.metadata.__dict__["_src_node_id"] = victim
+    reply.metadata.__dict__["_reply_to_message_id"] = sent[victim]
+    return objects_of(reply)
+
+
+def of_no_kind(sent, reply):
+    objects = objects_of(reply)
+    return objects | {"reply": objects["reply"].replace(b"Message", b"Massage", 1)}
+
+
+def of_another_kind(sent, reply):
+    return {"reply": ConfigRecord({"no": "message"}).deflate()}
+
+
+def of_content_alone(sent, reply):
+    return {"reply": RecordDict().deflate()}
+
+
+def objects_of(reply):
+    found, waiting = {"reply": reply.deflate()}, [reply]
+    while waiting:
+        for key, child in (waiting.pop().children or {}).items():
+            found[key] = child.deflate()
+            waiting.append(child)
+    return found
+
+
+@pytest.mark.parametrize(
+    "objects", [of_another_node, of_no_kind, of_another_kind, of_content_alone]
+)
+def test_a_node_has_no_part_in_what_others_are_heard_to_say(tmp_path, objects):
+    app = ClientApp()
+
+    @app.train("relay")
+    def relay(message, context):
+        return Message(packed(b"of %d" % context.node_id), reply_to=message)
+
+    world = Grid(app, [tmp_path / "a", tmp_path / "b"])
+    hostile, honest = world.sockets
+    begun = time.monotonic()
+
+    def slowly(node, message, answer):
+        if node == honest:  # the other is first
+            time.sleep(1.0)
+        return answer(message)
+
+    world.deliver = slowly
+    with world.running() as grid:
+        courier = GridCourier(
+            Inflated(grid, hostile, objects), stage_seconds=30.0, wait_seconds=5.0
+        )
+        replies = courier.exchange({hostile: b"?", honest: b"?"}, what="hello")
+    assert replies[honest] == b"of %d" % honest
+    assert replies.keys() <= {hostile, honest}
+    assert time.monotonic() - begun < 20.0  # nobody was waited for in vain
 
 
 def test_the_whole_server_app_trains_a_tiny_model_over_flower(tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Rounds through Flower's simulation engine: its own nodes, workers and messages."""
 
 import builtins
-import importlib.util
 import os
 import subprocess
 import sys
@@ -20,8 +19,6 @@ from securefed.engines.verify import verified_run, verify_run
 from securefed.errors import ConfigError
 
 DIMENSION = 40
-HAS_RAY = importlib.util.find_spec("ray") is not None
-needs_ray = pytest.mark.skipif(not HAS_RAY, reason="needs securefed[simulation]")
 CONNECT = "import sys, ray; ray.init(address=sys.argv[1]); print('connected')"
 
 
@@ -39,7 +36,6 @@ def connected(address, **environment):
     return done.returncode == 0 and "connected" in done.stdout
 
 
-@needs_ray
 @pytest.mark.slow
 def test_sums_in_simulation_equal_plain_sums_to_the_bit_and_strangers_are_refused(tmp_path):
     found = []
@@ -65,7 +61,6 @@ def test_sums_in_simulation_equal_plain_sums_to_the_bit_and_strangers_are_refuse
     assert owner
 
 
-@needs_ray
 @pytest.mark.slow
 def test_what_the_server_raises_in_simulation_is_raised(tmp_path):
     def serve(courier):
@@ -79,7 +74,6 @@ def test_what_the_server_raises_in_simulation_is_raised(tmp_path):
         simulate(serve, world.sockets, folder=Path(short), workers=1, stage_seconds=60.0)
 
 
-@needs_ray
 @pytest.mark.slow
 def test_a_run_through_flowers_simulation_verifies(tmp_path):
     run_file = write_run(tmp_path, training={"rounds": 2}, budget={"epsilon": 1e4})

@@ -1,14 +1,20 @@
 """What an operator does to a running agent: scrape it, give it a roster, revoke it."""
 
+import contextlib
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 
 import pytest
 import tomli_w
 from deployment import (
+    NAMES,
+    Machines,
     Processes,
     free_port,
     listens_on,
@@ -17,12 +23,16 @@ from deployment import (
     write_certificates,
     write_node_key,
 )
+from hostile_app import hostile
 from tiny import write_run
 
 pytestmark = pytest.mark.deployment
 
+SIGN = Path(__file__).parents[2] / "examples" / "sign_app.py"
 GUIDE = Path(__file__).parents[2] / "examples" / "guides" / "deployment.md"
-(NGINX,) = re.findall(r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
+NGINX, REGISTRY = re.findall(
+    r"```nginx\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL
+)
 
 
 def prepared(folder, processes):
@@ -149,11 +159,16 @@ def test_a_node_that_is_unregistered_is_served_no_more(tmp_path):
         assert "Exit Code: 305" in processes.output("again")
 
 
+def nginx() -> str:
+    found = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    assert found is not None, (
+        "this test runs what the guide gives to nginx, which must be installed"
+    )
+    return found
+
+
 def test_through_the_guides_proxy_nodes_are_served_and_nobody_commands(tmp_path):
     """Without it, whoever reaches the port commands: that is shown first."""
-    nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if nginx is None:
-        pytest.skip("nginx is not installed")
     key, other = tmp_path / "node", tmp_path / "other"
     write_node_key(key)
     write_node_key(other)
@@ -163,10 +178,67 @@ def test_through_the_guides_proxy_nodes_are_served_and_nobody_commands(tmp_path)
         door = free_port()
         text = NGINX.replace("9380", f"127.0.0.1:{door}").replace("9390", str(link.port))
         (tmp_path / "nginx.conf").write_text(text)
-        processes.start("nginx", nginx, "-p", tmp_path, "-c", "nginx.conf", "-g", "daemon off;")
+        processes.start("nginx", nginx(), "-p", tmp_path, "-c", "nginx.conf", "-g", "daemon off;")
         link.name("outside", door)
         link.node("node", key, door)
         assert link.number("node") in link.call("supernode", "list", "dep")
         for words in (["supernode", "register", f"{other}.pub"], ["supernode", "list"]):
             with pytest.raises(AssertionError, match="403"):
                 link.call(*words, "outside")
+
+
+AS_ROOT = "daemon off; user root;"
+"""A worker of another user could not come to pytest's folders."""
+
+
+def bundled(machines: Machines, app: Path) -> Path:
+    """An app as `flwr build` makes it, which leaves it where it is called."""
+    before = set(machines.folder.glob("*.fab"))
+    with contextlib.chdir(machines.folder):
+        machines.flwr("build", "--app", app)
+    (bundle,) = set(machines.folder.glob("*.fab")) - before
+    return bundle
+
+
+def sign(folder: Path, bundle: Path, url: str) -> None:
+    """Sign a bundle as the guide does, and write what owners get."""
+    key = folder / "signing"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    words = ("--key", key, "--name", "reader", "--url", url, "--folder", folder / "signed")
+    subprocess.run([sys.executable, SIGN, bundle, *words], check=True)
+    public = key.with_name("signing.pub").read_text().strip()
+    (folder / "trusted.yaml").write_text(f"reader: '{public}'\n")
+
+
+def test_supernodes_that_trust_a_key_run_the_app_that_it_signed_and_no_other(tmp_path):
+    door = free_port()
+    with Processes(tmp_path / "processes") as processes:
+        machines = Machines(tmp_path, processes, tls=True, rounds=1)
+        sign(tmp_path, bundled(machines, machines.app), f"http://127.0.0.1:{door}")
+        text = NGINX[: NGINX.index("    server {")] + REGISTRY.replace("9480", str(door)) + "}"
+        (tmp_path / "nginx.conf").write_text(text)
+        processes.start("nginx", nginx(), "-p", tmp_path, "-c", "nginx.conf", "-g", AS_ROOT)
+        processes.environment["FLWR_SUPERGRID_API_URL"] = f"http://127.0.0.1:{door}"
+        machines.up(nodes=("--trusted-entities", tmp_path / "trusted.yaml"))
+        project = tomllib.loads((machines.app / "pyproject.toml").read_text())["project"]
+        registered = f"@securefed/{project['name']}=={project['version']}"
+        out, served = tmp_path / "stolen.json", tmp_path / "signed" / "app.fab"
+        theirs = hostile(machines.app, [tmp_path / f"{name}.pem" for name in NAMES], out)
+
+        def refused(app: object, why: str) -> None:
+            out.unlink(missing_ok=True)
+            machines.app = app
+            machines.run("hostile")
+            until(lambda: out.exists() and out.read_text().endswith("]"), "hostile app", 600)
+            assert out.read_text() == "[]"
+            assert all(why in machines.said(f"{name}-supernode") for name in NAMES)
+
+        refused(theirs, "The FAB could not be verified")  # without a signature
+        signed = served.read_bytes()
+        served.write_bytes(bundled(machines, theirs).read_bytes())
+        refused(registered, "FAB verification failed")  # with the signature of another bundle
+        served.write_bytes(signed)
+        machines.app = registered
+        machines.run()
+        machines.wait_for_the_end()
+        assert [sorted(each) for each in machines.survivors()] == [NAMES]

@@ -564,7 +564,7 @@ def test_a_plan_depends_on_no_clients_data(tmp_path):
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
-        ({"cohort": {"profiles": []}}, "carry_out without cohort.profiles"),
+        ({"cohort": {"profiles": []}}, "carry_out = true without cohort.profiles"),
         ({"aggregation": {"kind": "bfv"}}, "carry_out with aggregation.kind = 'bfv'"),
         ({"schedule": {"carry_out": False, "deadline": 1.0}}, "no round is timed"),
         ({"schedule": {"enough": 0.5}}, "enough = 0.5 without deadline"),

@@ -241,7 +241,7 @@ def test_every_mechanism_states_the_user(mechanism):
         ({"data": {"user_field": ""}}, ["data.user_field"]),
         (
             {"training": {"trainer": "a:B"}, "privacy": {"unit": "user"}},
-            ["unit = 'user'", "each user's own clipped gradient", "error feedback"],
+            ["unit = 'user'", "each user's own gradient", "unit = 'client'"],
         ),
         (
             {"privacy": {"unit": "client", "mechanism": "local"}},

@@ -158,7 +158,7 @@ def test_an_account_counts_over_openings_and_refuses_before_its_limit_is_passed(
         account.charge(session_of(3).event())
     account.close()
     # What it says is rounded up: never below what the round would cost.
-    shown = float(str(refusal.value).split("raise epsilon to ")[1].split(";")[0])
+    shown = float(str(refusal.value).split("epsilon to ")[1].split(";")[0])
     assert epsilon[3] <= shown <= 1.01 * epsilon[3]
     assert len(read_charges(path)) == 2
 

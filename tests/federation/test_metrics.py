@@ -104,6 +104,22 @@ def test_an_owner_sees_what_was_spent_and_refused_and_nothing_else(tmp_path):
     }  # fmt: skip
 
 
+def test_a_kind_that_is_not_ours_makes_no_series_of_its_own(tmp_path):
+    """What others name must not grow what a scrape holds."""
+    agent, server = AgentMetrics(), ServerMetrics()
+    stage = {"asked": 9, "answered": 0, "silent": (), "seconds": 1.0}
+    carried = {"bytes_up": 0, "bytes_down": 0}
+    for number in range(9):
+        agent.count("refused", {"request": "step", "kind": f"Kind{number}"})
+        refused = {"site-0": f"Kind{number}"}
+        server.count(
+            "stage", {"stage": "share", "of": "updates", "refused": refused} | stage | carried
+        )
+    for found, name in ((scraped(agent), "agent"), (scraped(server), "server")):
+        series = [dict(labels)["kind"] for n, labels in found if n == f"{name}_refusals_total"]
+        assert series == ["other"]
+
+
 def test_epsilon_is_the_account_s_own(tmp_path):
     metrics = AgentMetrics()
     owners = {

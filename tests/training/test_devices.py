@@ -1,6 +1,6 @@
 """A round of distributed DP-SGD in bfloat16 and in micro-batches under a limit, on any device.
 
-On a GPU: ``pytest -m cuda tests/training/test_devices.py``.  The quick suite does it on a CPU.
+On a GPU: ``pytest -m cuda tests/training/test_devices.py``; on a CPU: ``-m slow``.
 """
 
 import numpy as np
@@ -102,6 +102,7 @@ def compared_with_the_cpu(folder, device):
         assert torch.cuda.max_memory_allocated() <= limit * GIB
 
 
+@pytest.mark.slow
 def test_a_round_in_bfloat16_under_a_limit_is_that_in_float32_without_but_for_rounding(tmp_path):
     compared_with_the_cpu(tmp_path, "cpu")
 

@@ -322,8 +322,8 @@ class RunConfig(Section):
                 f"training.trainer = {self.training.trainer!r} cannot be used with privacy.unit = "
                 f"{unit!r}: DP-SGD (distributed or local) clips each {unit}'s own gradient, and a "
                 "trainer of your own takes steps on several at once, so that only the client's "
-                "whole update can be clipped; use privacy.unit = 'client', or leave training.trainer "
-                "out"
+                "whole update can be clipped; use privacy.unit = 'client', or leave "
+                "training.trainer out"
             )
         if unit != "client" and self.cohort.schedule.local_steps:
             raise ValueError(

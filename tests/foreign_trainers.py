@@ -69,6 +69,10 @@ class Adapted:
         return flat.numpy()
 
 
+_OUTWARD = {
+    "os.mkdir", "os.rename", "os.link", "os.symlink", "subprocess.Popen",
+    "socket.connect", "socket.sendto", "socket.getaddrinfo",
+}  # fmt: skip
 _SEEN: list[str] = []
 _WATCHED = [False]
 
@@ -79,7 +83,7 @@ def _hook(event, arguments):
     if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
         if (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             _SEEN.append(os.fsdecode(arguments[0]))
-    elif event in ("os.mkdir", "os.rename", "socket.connect", "socket.getaddrinfo"):
+    elif event in _OUTWARD:
         _SEEN.append(f"{event} {arguments[0]}")
 
 
@@ -91,7 +95,7 @@ def _hooked() -> None:
 
 @contextmanager
 def what_is_written():
-    """Paths that are made or opened for writing, and addresses that are asked for or called."""
+    """Paths made or opened for writing, programs started, addresses asked for or called."""
     _hooked()
     _SEEN.clear()
     _WATCHED[0] = True

@@ -72,8 +72,8 @@ def _values(name: str, given: GivenSection) -> dict[str, Any]:
     if name == "model":
         return {"source": str(given)}
     raise ConfigError(
-        f"Federation({name}={given!r}): must be a mapping of the section's settings (securefed "
-        "schema lists them)"
+        f"Federation({name}=...): is a {type(given).__name__}; it must be a mapping of the "
+        "section's settings (securefed schema lists them)"
     )
 
 

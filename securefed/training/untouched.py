@@ -29,8 +29,8 @@ _PLAIN = (bool, int, float, str, type(None))
 class Untouched:
     """A model's state but for what travels, to be compared with later.
 
-    Kept are: modules, hooks and plain attributes, of parameters too (numbers, texts, tensors, lists,
-    sets and dicts of them, and configurations: objects that have ``to_dict``); modes; which
+    Kept are: modules, hooks and plain attributes, also of parameters (numbers, texts, tensors,
+    lists, sets and dicts of them, and configurations: objects that have ``to_dict``); modes; which
     parameters there are, their type and device, and which have ``requires_grad``; and of every
     frozen parameter, every buffer and every tensor of an attribute a checksum, made where the
     tensor lies, so that no second copy of the weights is needed.  For a model of 135 million

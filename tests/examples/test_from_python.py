@@ -123,7 +123,7 @@ def test_a_function_that_raises_stops_the_run_which_can_be_resumed(model, tmp_pa
         ({"clients": {"a": ["w1"]}, "secrecy": {}}, "Federation(secrecy=...): there is no such"),
         ({"model": "m"}, "no clients are given"),
         ({"clients": "here", "data": {"source": "there"}}, "both say whose texts"),
-        ({"clients": "here", "privacy": "strong"}, "must be a mapping of the section's settings"),
+        ({"clients": "here", "privacy": "strong"}, "is a str; it must be a mapping of the section"),
         ({"clients": "here", "privacy": {"epsilon": 8.0}}, "privacy.epsilon: no such key"),
     ],
 )

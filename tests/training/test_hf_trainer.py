@@ -105,6 +105,24 @@ def test_a_step_on_records_is_the_gradient_of_the_mean_over_them(classifier, mic
     np.testing.assert_allclose(classifier.change(trainer, data), wanted, atol=1e-7)
 
 
+def test_a_loss_of_ones_own_is_divided_by_nothing_more(classifier):
+    """It is told how many examples a step has, and divides by that itself."""
+
+    class Own(Plain):
+        def build(self, **given):
+            def loss(found, labels, num_items_in_batch):
+                return torch.nn.functional.cross_entropy(
+                    found.logits, labels, reduction="sum"
+                ) / num_items_in_batch  # fmt: skip
+
+            return Trainer(**given, compute_loss_func=loss)
+
+    data = labelled()
+    trainer = Own(section(local_steps=1, batch_size=6, micro_batch=2))
+    wanted = -RATE * classifier.gradient(data)
+    np.testing.assert_allclose(classifier.change(trainer, data), wanted, atol=1e-7)
+
+
 def test_dropout_is_on_and_follows_the_seed(classifier):
     dropouts = [m for m in classifier.model.modules() if isinstance(m, torch.nn.Dropout)]
     data, trainer = labelled(), Plain(section(local_steps=1, batch_size=6, micro_batch=6))
@@ -201,6 +219,23 @@ def test_nothing_is_written_printed_or_sent(adapted, tmp_path, monkeypatch, capf
     assert "train_loss" in "".join(capfd.readouterr())
 
 
+def test_a_reporter_that_the_environment_asks_for_is_not_taken(adapted, monkeypatch, tmp_path):
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://127.0.0.1:9")
+    asked = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none").report_to
+    assert asked == ["kubeflow"]
+    built = []
+
+    class Kept(HfTrainer):
+        def build(self, **given):
+            built.append(super().build(**given))
+            return built[-1]
+
+    adapted.change(Kept(section(local_steps=1)), windows())
+    names = [type(each).__name__ for each in built[0].callback_handler.callbacks]
+    assert names
+    assert not any("Kubeflow" in name for name in names)
+
+
 def given(**settings):
     return type("Mine", (HfTrainer,), {"arguments": lambda self: settings})
 
@@ -226,6 +261,22 @@ def test_settings_that_reach_out_of_a_call_are_refused_when_the_trainer_is_made(
     assert said in str(raised.value)
 
 
+def test_settings_that_change_after_the_trainer_was_made_are_refused_too(adapted, tmp_path):
+    class Later(HfTrainer):
+        def arguments(self):
+            return getattr(self, "later", {})
+
+    trainer = Later(section())
+    trainer.later = {"logging_dir": str(tmp_path)}
+    with pytest.raises(ConfigError, match="'logging_dir' is not for a client's training"):
+        trainer.train(adapted.model, windows(), 1)
+
+
+def test_a_device_that_the_library_would_not_train_on_is_refused():
+    with pytest.raises(ConfigError, match=r"training\.device: the model is on cuda:1"):
+        HfTrainer(section())._settings(torch.device("cuda", 1), 1)
+
+
 def test_what_the_library_refuses_is_said_in_its_words(adapted):
     with pytest.raises(ConfigError, match=r"Mine\.arguments: adamx is not a valid"):
         given(optim="adamx")(section()).train(adapted.model, windows(), 1)
@@ -237,12 +288,19 @@ def test_a_trainer_of_another_model_is_refused(adapted, tmp_path):
             given["model"] = AutoModelForCausalLM.from_pretrained(write_model(tmp_path / "other"))
             return super().build(**given)
 
+    class OtherArguments(HfTrainer):
+        def build(self, **given):
+            given["args"] = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+            return super().build(**given)
+
     class Nothing(HfTrainer):
         def build(self, **given):
             return "trained"
 
     with pytest.raises(ConfigError, match=r"Other\.build: the trainer has another model"):
         Other(section()).train(adapted.model, windows(), 1)
+    with pytest.raises(ConfigError, match=r"or other arguments, than it was given"):
+        OtherArguments(section()).train(adapted.model, windows(), 1)
     with pytest.raises(ConfigError, match=r"Nothing\.build: gave a str"):
         Nothing(section()).train(adapted.model, windows(), 1)
     with pytest.raises(DataError, match="no example"):

@@ -70,6 +70,18 @@ def test_all_but_values_is_put_back_even_if_training_fails(fails):
     assert bool((last.weight == 5.0).all())
 
 
+def leave_traces_and_fail():
+    with process_as_it_was():
+        assert [dict(state._shared_state) for state in STATES] == [{}, {}, {}]
+        assert hub.HF_HUB_DISABLE_TELEMETRY
+        assert logging.get_verbosity() == logging.ERROR
+        os.environ.update(NEW="1", CHANGED="after")
+        del os.environ["TAKEN_AWAY"]
+        for state in STATES:
+            state._shared_state["left"] = "by this one"
+        raise RuntimeError("out of memory")
+
+
 def test_a_training_begins_without_what_another_left_in_the_process(monkeypatch):
     for state in STATES:
         monkeypatch.setitem(state._shared_state, "left", "by another")
@@ -81,15 +93,8 @@ def test_a_training_begins_without_what_another_left_in_the_process(monkeypatch)
     environment, before = dict(os.environ), logging.get_verbosity()
     logging.set_verbosity_info()
     try:
-        with pytest.raises(RuntimeError), process_as_it_was():
-            assert [dict(state._shared_state) for state in STATES] == [{}, {}, {}]
-            assert hub.HF_HUB_DISABLE_TELEMETRY
-            assert logging.get_verbosity() == logging.ERROR
-            os.environ.update(NEW="1", CHANGED="after")
-            del os.environ["TAKEN_AWAY"]
-            for state in STATES:
-                state._shared_state["left"] = "by this one"
-            raise RuntimeError("out of memory")
+        with pytest.raises(RuntimeError, match="memory"):
+            leave_traces_and_fail()
         assert logging.get_verbosity() == logging.INFO
     finally:
         logging.set_verbosity(before)

@@ -151,6 +151,24 @@ def test_under_a_limit_fewer_at_a_time_are_computed_and_the_same_integers_are_ma
     assert all(np.array_equal(bound[name], whole[name]) for name in whole)
 
 
+def test_what_is_foreseen_is_of_the_turn_that_takes_most_and_the_turn_stays(tmp_path):
+    _, one, settings = adapted(tmp_path)
+    _, two, same = adapted(tmp_path, lora={"sharing": "rolora"})  # A takes turns with B
+    two.begin_round(3)
+    turn = two.parts.turn
+    assert two.step_memory(same).each > one.step_memory(settings).each
+    assert two.parts.turn == turn
+
+
+def test_personal_adapters_keep_to_the_limit_too(tmp_path):
+    free, settings = adapted(tmp_path)[1:]
+    limit = free.step_memory(settings).needed(2) / GIB
+    own = {"kind": "adapter"}
+    bound = adapted(tmp_path, training={"memory_gib": limit}, personal=own)[1]
+    assert bound.micro_batch == 2
+    assert bound.own_adapters._trainer._micro_batch == 2
+
+
 def test_a_model_of_which_not_one_example_fits_is_refused_with_figures(tmp_path):
     path = write_run(tmp_path, training={"memory_gib": 0.25})
     with pytest.raises(ConfigError) as refused:

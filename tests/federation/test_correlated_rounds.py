@@ -156,7 +156,7 @@ def test_an_account_counts_the_rounds_that_its_client_missed(tmp_path):
             assert not account.affords(6)
         else:
             assert one < limit
-            with pytest.raises(BudgetExceeded, match="raise epsilon"):
+            with pytest.raises(BudgetExceeded, match="epsilon to"):
                 account.charge(again.event())
             account.charge(session_of(6).event())
         account.close()

@@ -42,9 +42,9 @@ from deployed import World, write_deployment
 from deployment import Processes, free_port, until
 from flower_grid import Grid
 from recorded_agents import listening, quiet
-from securefed.agent.log import Log
 
 from securefed.engines.flower import client_app
+from securefed.federation.log import Log
 
 HERE = Path(__file__).resolve()
 PRIVACY = {

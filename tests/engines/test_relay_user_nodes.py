@@ -31,6 +31,7 @@ def test_the_server_s_code_reads_an_owner_s_files_only_where_it_runs_as_the_owne
         folder.mkdir()
         machines = Machines(folder, processes, tls=True, rounds=1)
         give(folder, OWNER)
+        os.chown(machines.app / "deployment.toml", os.getuid(), os.getgid())  # the server's
         (folder / "data").chmod(0o700)
         owner = as_user(OWNER, RELAY.pw_gid, HOME=folder)
         for name in NAMES:

@@ -133,7 +133,7 @@ def test_a_template_that_cannot_be_used_is_named_and_nothing_of_what_was_said(
     tokenizer = AutoTokenizer.from_pretrained(chat_model(tmp_path / "model", template))
     with pytest.raises(error, match=said) as raised:
         conversation_tokens("c", talk(messages), tokenizer, section())
-    assert "w1" not in str(raised.value)
+    assert "w1" not in str(raised.value).replace(str(tmp_path), "")  # a worker may be gw1
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_what_is_no_conversation_is_refused_by_its_place(tmp_path, messages):
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": messages}))
     with pytest.raises(DataError, match=r"a.jsonl:1: field 'messages' must be a list") as raised:
         read_folder(tmp_path, section=DataSection(messages_field="messages"))
-    assert "w1" not in str(raised.value)
+    assert "w1" not in str(raised.value).replace(str(tmp_path), "")  # a worker may be gw1
 
 
 @pytest.mark.parametrize(

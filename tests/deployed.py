@@ -23,7 +23,7 @@ from securefed.engines.remote_federation import Deployment
 from securefed.engines.site import TrainingSite
 from securefed.evidence.roster import Roster
 from securefed.evidence.signed_roster import SignedRoster
-from securefed.federation.log import Log
+from securefed.operations.log import Log
 
 CLOCK = "2026-01-01T00:00:00Z"
 

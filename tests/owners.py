@@ -18,8 +18,8 @@ from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError
 from securefed.evidence.roster import Roster
 from securefed.federation.invitations import RUN_BYTES, Invitation, Step, answered
-from securefed.federation.log import Log
 from securefed.federation.server import ServerRound
+from securefed.operations.log import Log
 
 NAMES = tuple(f"site-{i}" for i in range(4))
 SERVER = IdentityKey.generate()

@@ -26,8 +26,8 @@ from securefed.engines.events import Silent
 from securefed.engines.in_process import Carried, carry_by
 from securefed.evidence.roster import Roster
 from securefed.federation.invitations import Invitation
-from securefed.federation.log import Log
 from securefed.federation.server import ServerRound
+from securefed.operations.log import Log
 
 ONE_AT_A_TIME = threading.Lock()  # torch's warnings are caught by a context that is the process's
 CLOCK = "2026-01-01T00:00:00Z"

@@ -52,8 +52,8 @@ from securefed.federation.invitations import (
     encode_answer,
     encode_refusal,
 )
-from securefed.federation.log import Log
 from securefed.federation.session import RoundSession
+from securefed.operations.log import Log
 
 FAILED = "Failed"
 """What a server is told of an error that is not one of this package's."""

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from securefed.agent.kept import read_private, sync, write_private
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import LedgerTampered, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
-from securefed.federation.private_folder import private_folder
+from securefed.operations.private_folder import private_folder, read_private
+from securefed.operations.whole_files import sync, write_whole
 
 _ENDED = 113
 _DIGEST_BYTES = 32
@@ -81,7 +81,7 @@ class EndedRuns:
             writer.fixed(bytes.fromhex(digest), _DIGEST_BYTES, field=name)
         writer.blob(ended.adapter, MAX_FRAME, field="adapter")
         writer.blob(ended.kept, MAX_FRAME, field="kept")
-        write_private(path, writer.done())
+        write_whole(path, writer.done(), private=True)
 
     def due(self, config: str) -> Iterator[Ended]:
         """Runs of one run file whose own adapter is still to be made.

@@ -15,14 +15,14 @@ An invitation writes nothing.  A state that was made and never charged is never 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from securefed.encoding.wire import Reader, Writer
 from securefed.errors import LedgerTampered, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME
-from securefed.federation.private_folder import check_private, private_folder
+from securefed.operations.private_folder import private_folder, read_private
+from securefed.operations.whole_files import write_whole
 from securefed.secagg.aggregator import SESSION_BYTES
 
 _KEPT = 112
@@ -115,7 +115,7 @@ class KeptStates:
             writer.u32(kept.round, field="round")
             writer.blob(bytes.fromhex(kept.session or ""), SESSION_BYTES, field="session")
             writer.blob(kept.state, MAX_FRAME, field="state")
-        write_private(self._path(ledger), writer.done())
+        write_whole(self._path(ledger), writer.done(), private=True)
 
     def _read(self, ledger: str) -> tuple[Kept, ...]:
         """The settled state and, if there is one, that of an attempt."""
@@ -138,50 +138,6 @@ class KeptStates:
 
     def _path(self, ledger: str) -> Path:
         return self._folder / f"{ledger[:32]}.kept"
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Replace a file of the owner's as a whole, mode 0600, durably.
-
-    Raises:
-        OSError: it could not be; what was there before is there still.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the names in a folder, to the disk.
-
-    Raises:
-        OSError: it could not be.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_private(path: Path, what: str, *, limit: int) -> bytes | None:
-    """What :func:`write_private` wrote, up to ``limit`` bytes; None where nothing is.
-
-    Raises:
-        ConfigError: others than its owner have access to it.
-    """
-    try:
-        with path.open("rb") as stream:
-            check_private(os.fstat(stream.fileno()), f"{what} {path}", "chmod 600")
-            return stream.read(limit)
-    except FileNotFoundError:
-        return None
 
 
 def _kept(reader: Reader) -> Kept:

@@ -7,8 +7,6 @@ does not name is refused.
 from __future__ import annotations
 
 import json
-import os
-import tomllib
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
@@ -17,10 +15,12 @@ from pydantic import Field, ValidationError, model_validator
 
 from securefed.config import KeyHolder, Mechanism, Unit
 from securefed.config.base import NonNegative, Positive, Section
+from securefed.config.complaints import complaints
+from securefed.config.files import read_toml
 from securefed.crypto.identity import IdentityPublicKey
 from securefed.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from securefed.federation.floors import ClientFloors
-from securefed.federation.private_folder import check_unwritten_by_others
+from securefed.operations.private_folder import check_unwritten_by_others
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Trainer = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -184,26 +184,11 @@ def load_policy(path: Path) -> AgentPolicy:
         ConfigError: it is missing, others can write it, it is not TOML, or a field is unknown or
             out of range; the message names each field.
     """
-    try:
-        with path.open("rb") as file:
-            status, data = os.fstat(file.fileno()), file.read()
-        check_unwritten_by_others(status, f"policy {path}", "chmod go-w")
-        values = tomllib.loads(data.decode("utf-8"))
-    except OSError as error:
-        raise ConfigError(f"policy {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"policy {path}: is not UTF-8 at byte {error.start}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"policy {path} is not TOML: {error}") from None
+    values = read_toml(path, "policy", check=check_unwritten_by_others)
     try:
         policy = AgentPolicy.model_validate(values)
     except ValidationError as error:
-        complaints = "; ".join(
-            f"{'.'.join(map(str, item['loc'])) or 'policy'}: "
-            f"{item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors()
-        )
-        raise ConfigError(f"policy {path}: {complaints}") from None
+        raise ConfigError(f"policy {path}: {complaints(error, AgentPolicy, 'policy')}") from None
     _ = policy.server_key
     return policy
 

@@ -22,7 +22,7 @@ from securefed.evidence.roster import Roster
 from securefed.evidence.signing import canonical
 from securefed.evidence.witness import Witness, account_genesis
 from securefed.federation.invitations import HeadRequest
-from securefed.federation.private_folder import private_folder
+from securefed.operations.private_folder import private_folder
 
 _COHORT = "cohort"
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from securefed.agent.relay_user import RelayUser, check_passable
 from securefed.errors import ConfigError, LocalProtocolError, WireError
 from securefed.federation.frames import MAX_FRAME, receive_frame, send_frame
-from securefed.federation.log import Log
-from securefed.federation.private_folder import give_group, passable_folder, private_folder
+from securefed.operations.log import Log
+from securefed.operations.private_folder import give_group, passable_folder, private_folder
 
 _BACKLOG = 8
 _LOOK_UP_SECONDS = 0.5

@@ -23,9 +23,9 @@ from securefed.evidence.budget import CHARGE, ClientBudget, read_charges
 from securefed.evidence.ledger import Ledger
 from securefed.evidence.signing import canonical
 from securefed.federation.account import open_account
-from securefed.federation.log import UNPROTECTED
-from securefed.federation.private_folder import private_folder
 from securefed.federation.session import RoundSession
+from securefed.operations.log import UNPROTECTED
+from securefed.operations.private_folder import private_folder
 from securefed.privacy.accounting import epsilon_text
 
 TOTAL = "total.jsonl"

@@ -20,7 +20,6 @@ from securefed.auditing.cells import Cell, NotApplicable
 from securefed.auditing.entries import CONTROL, Finding
 from securefed.auditing.from_config import AuditedRun
 from securefed.crypto.identity import IdentityKey
-from securefed.engines.whole_files import write_whole
 from securefed.errors import ConfigError, RemoteProtocolError
 from securefed.evidence.results import (
     About,
@@ -31,6 +30,7 @@ from securefed.evidence.results import (
 )
 from securefed.evidence.signing import key_id
 from securefed.evidence.software import source_sha256
+from securefed.operations.whole_files import write_whole
 
 _INPUTS = b"securefed/1/audited texts"
 

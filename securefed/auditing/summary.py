@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from securefed.auditing.cells import Cell
-from securefed.engines.whole_files import write_whole
 from securefed.evidence.results import AttackDocument
+from securefed.operations.whole_files import write_whole
 from securefed.reports.attack_plots import MatrixCell, SweepPoint
 
 _PROMISED = {True: "exceeds", False: "of"}

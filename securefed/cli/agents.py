@@ -60,7 +60,7 @@ def client(
     from securefed.agent.spending import Spending
     from securefed.crypto.identity import IdentityKey
     from securefed.evidence.signed_roster import read_signed_roster
-    from securefed.federation.log import Log, appended
+    from securefed.operations.log import Log, appended
 
     relay = None if relay_user is None else user_of(relay_user)
     if relay is not None:
@@ -103,7 +103,7 @@ def client(
         stream = sys.stderr if log is None else held.enter_context(appended(log))
         counted = None
         if metrics is not None:
-            from securefed.federation.metrics import AgentMetrics, answering
+            from securefed.operations.metrics import AgentMetrics, answering
 
             counted = AgentMetrics()
             held.enter_context(answering(metrics, counted.registry))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from securefed.engines.events import Observer
     from securefed.engines.results import RunResult
     from securefed.evidence.roster import Roster
-    from securefed.federation.log import Log
+    from securefed.operations.log import Log
 
 _STARTED_WITHIN = 60.0
 
@@ -108,7 +108,7 @@ def _simulated(
     from securefed.engines.remote_federation import federate
     from securefed.evidence.roster import Roster
     from securefed.evidence.signed_roster import SignedRoster
-    from securefed.federation.private_folder import private_folder
+    from securefed.operations.private_folder import private_folder
 
     common = common_config(config)
     names = _clients(config, offline, shown)
@@ -199,7 +199,7 @@ def _agent(
     from securefed.engines.simulation import utc_now
     from securefed.engines.site import TrainingSite
     from securefed.evidence.signed_roster import SignedRoster
-    from securefed.federation.log import Log, appended
+    from securefed.operations.log import Log, appended
     from securefed.training.assets import cache_dir
 
     site = TrainingSite(

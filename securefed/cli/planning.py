@@ -30,7 +30,7 @@ def plan(
     from securefed.engines.forecast import forecast
     from securefed.engines.planning import plan_cohort
     from securefed.engines.simulation import Federation
-    from securefed.engines.whole_files import write_whole
+    from securefed.operations.whole_files import write_whole
 
     quiet_libraries()
     with watching() as shown:

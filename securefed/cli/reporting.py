@@ -42,8 +42,8 @@ def report(
     report.  Exit code 1: tampered with, 2: usage.
     """
     from securefed.engines.verify import verified_run
-    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import read_public_key
+    from securefed.operations.whole_files import write_whole
     from securefed.reports.build import build
     from securefed.reports.catalogue import LANGUAGES, checked_language
     from securefed.reports.formats import format_of

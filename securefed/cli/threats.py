@@ -37,8 +37,8 @@ def threats(
     """
     from securefed.engines.run_facts import judge_run
     from securefed.engines.verify import verified_run
-    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import read_public_key
+    from securefed.operations.whole_files import write_whole
 
     trusted = [read_public_key(path) for path in signer or ()]
     try:
@@ -77,9 +77,9 @@ def statement(
     """Sign an answer to a claim that only people can answer; writes RUN/statements/."""
     from securefed.engines.run_facts import threat_models_of
     from securefed.engines.verify import verified_run
-    from securefed.engines.whole_files import write_whole
     from securefed.evidence.anchoring import signer_record
     from securefed.evidence.signing import key_id, signing_key
+    from securefed.operations.whole_files import write_whole
     from securefed.threats.statements import STATEMENTS, Statement
 
     try:  # first: nobody shall sign an answer to a question that somebody has changed

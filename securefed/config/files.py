@@ -7,7 +7,9 @@ its value and what is allowed.
 from __future__ import annotations
 
 import json
+import os
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,24 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(complaints(error, RunConfig, "run file")) from None
 
 
-def _read(path: Path, what: str) -> dict[str, Any]:
+def read_toml(
+    path: Path, what: str, *, check: Callable[[os.stat_result, str], None] | None = None
+) -> dict[str, Any]:
     """The values of a TOML file.
+
+    Args:
+        path: the file.
+        what: it is, for messages.
+        check: refuses a file by its status, told what to call it, before anything of it is used.
 
     Raises:
         ConfigError: the file is missing or is not TOML; it begins with ``what`` and its path.
+            And what ``check`` raises.
     """
     try:
         with path.open("rb") as file:
+            if check is not None:
+                check(os.fstat(file.fileno()), f"{what} {path}")
             data = file.read(_BYTES_LIMIT + 1)
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error.strerror})") from None
@@ -70,7 +82,7 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file is missing, is not TOML, or does not validate.
     """
-    values = _read(path, "run file")
+    values = read_toml(path, "run file")
     for section in ("model", "data"):
         table = values.get(section)
         if isinstance(table, dict) and isinstance(table.get("source"), str):
@@ -91,7 +103,7 @@ def load_pilot(path: Path) -> PilotConfig:
     Raises:
         ConfigError: the file is missing, is not TOML, or does not validate.
     """
-    values = _read(path, "pilot file")
+    values = read_toml(path, "pilot file")
     try:
         found = PilotConfig.model_validate(values)
     except ValidationError as error:

@@ -23,7 +23,7 @@ from securefed.engines.in_process import Carried
 from securefed.engines.metering import Work
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.settings import Settings
-from securefed.engines.whole_files import write_whole
+from securefed.operations.whole_files import write_whole
 from securefed.privacy.policy import PrivacyPolicy
 from securefed.secagg.aggregations import Aggregation, PairwiseAggregation, PlaintextAggregation
 from securefed.secagg.encryption import DECRYPTOR

@@ -8,7 +8,6 @@ would tell it.  Relative paths in it are taken from its own folder.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -18,8 +17,10 @@ from pydantic import Field, ValidationError
 
 from securefed.config import RunConfig
 from securefed.config.base import Positive, Section
+from securefed.config.complaints import complaints
+from securefed.config.files import read_toml
 from securefed.errors import ConfigError
-from securefed.federation.private_folder import check_unwritten_by_others
+from securefed.operations.private_folder import check_unwritten_by_others
 
 ENVIRONMENT = "SECUREFED_DEPLOYMENT"
 RUN_FILE = "run-file-sha256"
@@ -76,16 +77,8 @@ class Deployment(Section):
                 "deployment.toml that `securefed flower init` wrote"
             )
         path = Path(named)
-        try:
-            with path.open("rb") as file:
-                status, data = os.fstat(file.fileno()), file.read()
-            # It says which key signs, and where this user's files are written.
-            check_unwritten_by_others(status, f"{ENVIRONMENT} {path}", "chmod go-w")
-            places = tomllib.loads(data.decode("utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{ENVIRONMENT} {path}: {error.strerror}") from None
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{ENVIRONMENT} {path} is not TOML: {error}") from None
+        # It says which key signs, and where this user's files are written.
+        places = read_toml(path, ENVIRONMENT, check=check_unwritten_by_others)
         asked = {key.replace("-", "_"): value for key, value in values.items()}
         twice = sorted(places.keys() & asked.keys())
         if twice:
@@ -93,10 +86,8 @@ class Deployment(Section):
         try:
             found = cls.model_validate(places | asked)
         except ValidationError as error:
-            complaints = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()
-            )
-            raise ConfigError(f"{path} and app configuration: {complaints}") from None
+            what = complaints(error, cls, "deployment")
+            raise ConfigError(f"{path} and app configuration: {what}") from None
         return found.model_copy(update=found._placed(path.resolve().parent))
 
     def _placed(self, folder: Path) -> dict[str, str]:

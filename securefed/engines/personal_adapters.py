@@ -23,11 +23,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from securefed.config import RunConfig
-from securefed.engines.whole_files import write_whole
 from securefed.errors import LedgerTampered
 from securefed.lora.adapter import state_hash
 from securefed.lora.interpolation import interpolated
 from securefed.lora.sharing import factor_of, sharing_mode
+from securefed.operations.whole_files import write_whole
 from securefed.training.data import Examples
 from securefed.training.personal import PersonalTrainer
 from securefed.training.validation import Chosen

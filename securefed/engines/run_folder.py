@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from securefed.engines.accounts import ACCOUNT, HISTOGRAM_ACCOUNT
 from securefed.engines.openings import OPENINGS
 from securefed.engines.threat_model_files import THREAT_MODELS
-from securefed.engines.whole_files import sync, write_whole
 from securefed.errors import ConfigError, LedgerTampered
+from securefed.operations.whole_files import sync, write_whole
 
 _OWNERS_ALONE = 0o700
 """Of folders with what clients keep for themselves: parts made from their data without noise, and

@@ -17,8 +17,8 @@ from securefed.engines.deployed import config_digest
 from securefed.engines.deployment import Deployment
 from securefed.engines.events import Lines, RoundEvent, StageEvent
 from securefed.errors import SecureFedError
-from securefed.federation.log import UNPROTECTED, Log, appended
 from securefed.federation.scheduling import Schedule
+from securefed.operations.log import UNPROTECTED, Log, appended
 
 
 class Logged:
@@ -90,7 +90,7 @@ def logged(deployment: Deployment, clock: Callable[[], str]) -> Iterator[Logged]
     with ExitStack() as held:
         count = None
         if deployment.metrics:
-            from securefed.federation.metrics import ServerMetrics, answering
+            from securefed.operations.metrics import ServerMetrics, answering
 
             metrics = ServerMetrics()
             held.enter_context(answering(deployment.metrics, metrics.registry))

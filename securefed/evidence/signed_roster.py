@@ -13,7 +13,6 @@ Beside it the same roster lies unsigned, for ``securefed verify --roster``.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from securefed.errors import ConfigError, RemoteProtocolError
 from securefed.evidence.reading import read_bounded
 from securefed.evidence.roster import FORMAT, Roster
 from securefed.evidence.signing import sign, verify
+from securefed.operations.whole_files import write_whole
 
 ROSTER_TYPE = "application/vnd.securefed.roster+json"
 MOST_CHANGES = 2**31
@@ -65,13 +65,8 @@ class SignedRoster:
         """
         plain = path.with_name(f"{path.stem}.public.json")
         for place, text in ((path, self.to_text(server)), (plain, self.roster.to_text())):
-            partial = place.with_name(f".{place.name}.partial")
             try:
-                with partial.open("w", encoding="utf-8") as stream:
-                    stream.write(text)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                partial.replace(place)
+                write_whole(place, text)
             except OSError as error:
                 raise ConfigError(f"roster {place}: cannot be written ({error.strerror})") from None
         return plain

@@ -21,8 +21,8 @@ from securefed.config import (
 )
 from securefed.engines.run_folder import RunFolder
 from securefed.engines.simulation import utc_now
-from securefed.engines.whole_files import write_whole
 from securefed.errors import ConfigError
+from securefed.operations.whole_files import write_whole
 from securefed.pilot.charges import FILE as LEDGER
 from securefed.pilot.records import FILE as RECORD
 from securefed.pilot.records import PilotRecord, Trial, trial_of

@@ -98,7 +98,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as disk:
-        disk.setattr("securefed.agent.kept.os.fsync", full)
+        disk.setattr("securefed.operations.whole_files.os.fsync", full)
         with pytest.raises(OSError, match="No space"):
             kept.note(LEDGER, Kept(1, ONE, b"state"), Kept(2, TWO, b"next"))
     assert kept.base(LEDGER, 2, ONE).state == b"state"

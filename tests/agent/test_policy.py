@@ -99,7 +99,7 @@ def test_a_policy_of_another_user_is_refused(tmp_path, monkeypatch):
     path = written(tmp_path / "p.toml")
     path.chmod(0o644)
     here = path.stat().st_uid
-    monkeypatch.setattr("securefed.federation.private_folder.os.getuid", lambda: here + 1)
+    monkeypatch.setattr("securefed.operations.private_folder.os.getuid", lambda: here + 1)
     if here == 0:  # root may have written it for the agent's user
         load_policy(path)
         os.chown(path, here + 2, -1)

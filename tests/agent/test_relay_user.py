@@ -16,7 +16,7 @@ from securefed.agent.relay_user import (
 )
 from securefed.agent.socket_server import SocketServer
 from securefed.errors import ConfigError
-from securefed.federation.private_folder import passable_folder
+from securefed.operations.private_folder import passable_folder
 
 NOBODY = pwd.getpwnam("nobody")
 OTHER = RelayUser("other", os.getuid() + 1, 4_000_000, frozenset({4_000_000}))

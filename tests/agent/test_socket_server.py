@@ -14,7 +14,7 @@ from securefed.agent.relay_user import RelayUser
 from securefed.agent.socket_server import SocketServer
 from securefed.errors import ConfigError, RemoteProtocolError, WireError
 from securefed.federation.frames import ask, receive_frame, send_frame
-from securefed.federation.log import Log, appended
+from securefed.operations.log import Log, appended
 
 
 @contextmanager

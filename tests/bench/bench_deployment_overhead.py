@@ -44,7 +44,7 @@ from flower_grid import Grid
 from recorded_agents import listening, quiet
 
 from securefed.engines.flower import client_app
-from securefed.federation.log import Log
+from securefed.operations.log import Log
 
 HERE = Path(__file__).resolve()
 PRIVACY = {

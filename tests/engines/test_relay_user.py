@@ -21,7 +21,7 @@ from securefed.cli.commands import app
 from securefed.engines.remote_federation import federate
 from securefed.engines.verify import verified_run
 from securefed.errors import ConfigError, RemoteProtocolError
-from securefed.federation.private_folder import passable_folder
+from securefed.operations.private_folder import passable_folder
 
 pytestmark = pytest.mark.namespaces
 

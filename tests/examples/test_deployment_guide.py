@@ -13,7 +13,7 @@ from deployment import BIN
 from securefed.cli.commands import app
 from securefed.crypto.identity import IdentityKey
 from securefed.evidence.signed_roster import read_signed_roster
-from securefed.federation.metrics import AgentMetrics, ServerMetrics
+from securefed.operations.metrics import AgentMetrics, ServerMetrics
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "examples" / "guides" / "deployment.md").read_text(encoding="utf-8")

@@ -25,7 +25,7 @@ from prometheus_client import (
 
 from securefed import errors
 from securefed.errors import ConfigError
-from securefed.federation.log import UNPROTECTED
+from securefed.operations.log import UNPROTECTED
 
 OTHER = "other"
 

@@ -7,7 +7,7 @@ from deployed import CLOCK
 from owners import Owner
 
 from securefed.errors import ConfigError, RemoteProtocolError
-from securefed.federation.log import Log, appended
+from securefed.operations.log import Log, appended
 
 
 @contextmanager

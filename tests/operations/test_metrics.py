@@ -13,8 +13,8 @@ from securefed.config import RunConfig
 from securefed.engines.events import Lines, RoundEvent, StageEvent
 from securefed.engines.server_log import Logged
 from securefed.errors import ConfigError, RemoteProtocolError
-from securefed.federation.log import Log
-from securefed.federation.metrics import AgentMetrics, ServerMetrics, address, answering
+from securefed.operations.log import Log
+from securefed.operations.metrics import AgentMetrics, ServerMetrics, address, answering
 
 AGENT = {
     "agent_invitations_total": {"of"},

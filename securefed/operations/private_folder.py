@@ -67,6 +67,20 @@ def give_group(path: Path, what: str, gid: int) -> None:
         ) from None
 
 
+def read_private(path: Path, what: str, *, limit: int) -> bytes | None:
+    """What is in a file of this user's alone, up to ``limit`` bytes; None where nothing is.
+
+    Raises:
+        ConfigError: others than its owner have access to it.
+    """
+    try:
+        with path.open("rb") as stream:
+            check_private(os.fstat(stream.fileno()), f"{what} {path}", "chmod 600")
+            return stream.read(limit)
+    except FileNotFoundError:
+        return None
+
+
 def check_private(status: os.stat_result, what: str, remedy: str) -> None:
     """Refuse what is another user's, or open to group or others.
 
@@ -80,7 +94,7 @@ def check_private(status: os.stat_result, what: str, remedy: str) -> None:
         )
 
 
-def check_unwritten_by_others(status: os.stat_result, what: str, remedy: str) -> None:
+def check_unwritten_by_others(status: os.stat_result, what: str) -> None:
     """Refuse what another user owns, but for root, or what group or others can write.
 
     Raises:
@@ -89,7 +103,7 @@ def check_unwritten_by_others(status: os.stat_result, what: str, remedy: str) ->
     if status.st_uid not in (os.getuid(), 0) or status.st_mode & _OTHERS_WRITE:
         raise ConfigError(
             f"{what}: mode {stat.S_IMODE(status.st_mode):04o} of user {status.st_uid}; nobody but "
-            f"this user and root may write it ({remedy})"
+            "this user and root may write it (chmod go-w)"
         )
 
 

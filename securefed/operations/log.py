@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from securefed.errors import ConfigError
-from securefed.federation.private_folder import check_private
+from securefed.operations.private_folder import check_private
 
 UNPROTECTED = "unprotected"
 """What stands for an epsilon that is infinite, which JSON has no number for."""

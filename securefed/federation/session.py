@@ -28,6 +28,9 @@ MAX_DIMENSION = 2**31
 """Far above what memory holds; every length on the wire fits 32 bits."""
 
 
+_OF_THE_COHORT = ("corrupt_fraction", "dropout_fraction", "sample_is_secret")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RoundSession:
     """A round's public description.  Every party builds it for itself from what it was told.
@@ -75,6 +78,13 @@ class RoundSession:
                 f"stated = {self.stated.mechanism!r} with mechanism = {self.policy.mechanism!r}: "
                 "another policy than the sum's is stated of local DP-SGD alone, 'local' with 'none'"
             )
+        for name in _OF_THE_COHORT if self.stated is not None else ():
+            said, summed = getattr(self.stated, name), getattr(self.policy, name)
+            if said != summed:  # floors look at what is stated, thresholds follow from the sum's
+                raise ConfigError(
+                    f"stated.{name} = {said}: the sum's policy says {summed}, and both are of one "
+                    "cohort; give the same"
+                )
         if not 1 <= self.round < 2**32:
             raise ConfigError(f"round = {self.round}: must be in 1..2^32 - 1")
         if not 1 <= self.dimension <= MAX_DIMENSION:

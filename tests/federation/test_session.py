@@ -111,6 +111,16 @@ def test_what_is_stated_of_noise_at_clients_is_agreed_priced_and_guaranteed():
 
 
 @pytest.mark.parametrize(
+    "other", [{"corrupt_fraction": 0.3}, {"dropout_fraction": 0.3}, {"sample_is_secret": False}]
+)
+def test_no_other_cohort_is_stated_than_the_one_that_thresholds_follow_from(other):
+    session_of(policy=QUIET, stated=LOCAL)
+    (name,) = other
+    with pytest.raises(ConfigError, match=rf"stated\.{name} = "):
+        session_of(policy=QUIET, stated=replace(LOCAL, **other))
+
+
+@pytest.mark.parametrize(
     ("policy", "stated"),
     [(POLICY, LOCAL), (QUIET, EXAMPLES), (QUIET, replace(EXAMPLES, mechanism="central"))],
 )

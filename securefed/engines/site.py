@@ -103,7 +103,7 @@ class TrainingSite:
     @property
     def keeps(self) -> bool:
         """Whether a client of this run keeps something from round to round."""
-        return self._bench.keeps
+        return self._bench.kept.some
 
     def take(self, kept: bytes) -> None:
         """Go on from what :meth:`kept` gave in an earlier round; empty for the beginning.
@@ -112,13 +112,13 @@ class TrainingSite:
             LedgerTampered: it is not of this run.
         """
         try:
-            self._bench.take(self._client, load(kept) if kept else None)
+            self._bench.kept.take(self._client, load(kept) if kept else None)
         except SafetensorError as error:
             raise LedgerTampered(f"kept state: {error}") from None
 
     def kept(self) -> bytes:
         """What is kept if the contribution that was made last is in its sum."""
-        return save(self._bench.noted(self._client))
+        return save(self._bench.kept.noted(self._client))
 
     @property
     def leaves(self) -> bool:

@@ -28,6 +28,7 @@ from securefed.engines.combining import Combining
 from securefed.engines.events import Observer
 from securefed.engines.foreseen import GIB, foreseen_memory
 from securefed.engines.held_out import held_out_figures
+from securefed.engines.kept_parts import KeptParts
 from securefed.engines.metering import DeviceMemory, MemoryWatch, ResidentMemory
 from securefed.engines.mixed_ranks import MixedRanks, mixed_ranks
 from securefed.engines.personal import PersonalParts
@@ -64,7 +65,6 @@ from securefed.training.models import load_model, resolve_device
 from securefed.training.untouched import Untouched, own_random_state
 
 _CHECKED_EXAMPLES = 3
-_PERSONAL, _STATE = "personal/", "state/"
 
 
 class Workbench:
@@ -258,37 +258,9 @@ class Workbench:
         self.combining.state.take_over(survivors)
 
     @property
-    def keeps(self) -> bool:
-        """Whether a client keeps something from round to round."""
-        return self.personal.some or self.combining.state.some
-
-    def noted(self, client: str) -> dict[str, torch.Tensor]:
-        """What one client keeps if it is in the sum of the attempt that it trained for last."""
-        vectors = self.combining.state.noted(client)
-        return {
-            f"{_PERSONAL}{name}": part for name, part in self.personal.noted(client).items()
-        } | {f"{_STATE}{name}": torch.from_numpy(vector.copy()) for name, vector in vectors.items()}
-
-    def take(self, client: str, tensors: Mapping[str, torch.Tensor] | None) -> None:
-        """Have one client hold what :meth:`noted` gave; None for what it begins with.
-
-        Raises:
-            LedgerTampered: it is not of this run.
-        """
-        of = {
-            prefix: {
-                name.removeprefix(prefix): tensor
-                for name, tensor in (tensors or {}).items()
-                if name.startswith(prefix)
-            }
-            for prefix in (_PERSONAL, _STATE)
-        }
-        if len(of[_PERSONAL]) + len(of[_STATE]) != len(tensors or {}):
-            raise LedgerTampered(f"{client}: holds more than a client of this run keeps")
-        begins = tensors is None
-        self.personal.take(client, None if begins else of[_PERSONAL])
-        vectors = {name: tensor.numpy() for name, tensor in of[_STATE].items()}
-        self.combining.state.take(client, None if begins else vectors)
+    def kept(self) -> KeptParts:
+        """What clients keep from round to round, all of a client's together."""
+        return KeptParts(self.personal, self.combining.state)
 
     def save_kept(self, folder: Path, clients: tuple[str, ...], number: int) -> None:
         """Keep what the clients whose data are here keep after ``number`` rounds."""

@@ -232,18 +232,13 @@ class Invitation:
 
 def _description(encoded: bytes) -> dict[str, Any]:
     """Sizes, noise, fractions and last sums, each of its type."""
-    try:
-        found = json.loads(encoded)
-        again = rfc8785.dumps(found)
-    except (ValueError, RecursionError):
-        raise WireError("description: is not JSON") from None
-    match found:
+    match found := _canonical(encoded, "description"):
         case {
             "sizes": dict(sizes),
             "noise_multiplier": int() | float() as noise,
             "fractions": list(fractions),
             "summed": dict(summed),
-        } if len(found) == 4 and again == encoded:
+        } if len(found) == 4:
             pass
         case _:
             raise WireError("description: must hold sizes, noise_multiplier, fractions, summed")
@@ -385,14 +380,9 @@ class Ending:
         reader = Reader(message)
         reader.header(ENDING)
         ledger, number = reader.fixed(DIGEST_BYTES, field="ledger"), reader.u32(field="round")
-        encoded = reader.blob(_MAX_DESCRIPTION, field="summed")
-        try:
-            summed = json.loads(encoded)
-            again = rfc8785.dumps(summed)
-        except (ValueError, RecursionError):
-            raise WireError("summed: is not JSON") from None
-        if not isinstance(summed, dict) or again != encoded:
-            raise WireError("summed: must be an object, in canonical form")
+        summed = _canonical(reader.blob(_MAX_DESCRIPTION, field="summed"), "summed")
+        if not isinstance(summed, dict):
+            raise WireError("summed: must be an object")
         _check_summed(summed)
         found = cls(
             ledger=ledger,
@@ -402,6 +392,18 @@ class Ending:
         )
         _verify(reader, found._writer(), server, _LABEL)
         return found
+
+
+def _canonical(encoded: bytes, field: str) -> Any:
+    """What JSON in canonical form (RFC 8785) holds; any other spelling of it is refused."""
+    try:
+        found = json.loads(encoded)
+        again = rfc8785.dumps(found)
+    except (ValueError, RecursionError):
+        raise WireError(f"{field}: is not JSON") from None
+    if again != encoded:
+        raise WireError(f"{field}: is not in canonical form")
+    return found
 
 
 def _check_summed(summed: Mapping[str, Any]) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +16,9 @@ from securefed.cli.keys import Password, read_password
 from securefed.cli.watching import quiet_libraries
 from securefed.config import load_config
 from securefed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from securefed.agent.relay_user import RelayUser
 
 
 def client(
@@ -50,24 +54,23 @@ def client(
     On SIGHUP it reads the roster again; one that is not later and signed as it must be is refused,
     and one that no longer names this client ends the agent.
     """
+    from securefed.agent.accounts import opened_accounts
     from securefed.agent.agent import Agent
     from securefed.agent.policy import load_policy
-    from securefed.agent.relay_user import check_unread, first_readable
+    from securefed.agent.relay_user import check_unread
     from securefed.agent.relay_user import relay_user as user_of
     from securefed.agent.rosters import take_roster
-    from securefed.agent.runs import RunAccounts
     from securefed.agent.socket_server import SocketServer
-    from securefed.agent.spending import Spending
     from securefed.crypto.identity import IdentityKey
     from securefed.evidence.signed_roster import read_signed_roster
     from securefed.operations.log import Log, appended
 
     relay = None if relay_user is None else user_of(relay_user)
     if relay is not None:
-        check_unread(key, relay, "identity file")
-        check_unread(accounts, relay, "accounts")
-        if password_file is not None:
-            check_unread(password_file, relay, "password file")
+        secrets = {"identity file": key, "accounts": accounts, "password file": password_file}
+        for what, path in secrets.items():
+            if path is not None:
+                check_unread(path, relay, what)
     allowed = load_policy(policy)
     identity = IdentityKey.load(key, password=read_password(password_file))
     pinned = read_signed_roster(roster, allowed.server_key, least_serial=allowed.least_serial)
@@ -108,25 +111,11 @@ def client(
             counted = AgentMetrics()
             held.enter_context(answering(metrics, counted.registry))
         told = Log(stream, utc_now, count=None if counted is None else counted.count)
-        spending = Spending(accounts, allowed.client, allowed.budget, utc_now)
-        held.callback(spending.close)
-        take_roster(accounts, pinned, clock=utc_now)
+        spending, runs = held.enter_context(opened_accounts(accounts, allowed, pinned, utc_now))
         told.write("roster", serial=pinned.serial)
         told.write("spent", **spending.terms())
-        runs = RunAccounts(accounts / "runs", allowed.client, utc_now)
-        held.callback(runs.close)
-        if relay is None:
-            told.write("warning", why="no --relay-user: what a server sends runs as this user")
-        else:
-            source = Path(local_config(run_file, data=data).data.source)
-            if (open_to := first_readable(source, relay)) is not None:
-                told.write(
-                    "warning",
-                    why=f"data {open_to}: user {relay.name} (--relay-user), which runs what a "
-                    "server sends, can read it (chmod go-rwx)",
-                )
-            if metrics is not None:
-                told.write("warning", why=f"metrics {metrics}: user {relay.name} can read them")
+        for why in _open_to(relay, Path(local_config(run_file, data=data).data.source), metrics):
+            told.write("warning", why=why)
         quiet_libraries()
         site = TrainingSite(
             run_file,
@@ -187,3 +176,19 @@ def client(
         server.serve(looked)
         agent.finish()
         told.write("stopped")
+
+
+def _open_to(relay: RelayUser | None, data: Path, metrics: str | None) -> Iterator[str]:
+    """What code that the server sends can read beside the agent, though nothing is refused."""
+    from securefed.agent.relay_user import first_readable
+
+    if relay is None:
+        yield "no --relay-user: what a server sends runs as this user"
+        return
+    if (found := first_readable(data, relay)) is not None:
+        yield (
+            f"data {found}: user {relay.name} (--relay-user), which runs what a server sends, can "
+            "read it (chmod go-rwx)"
+        )
+    if metrics is not None:
+        yield f"metrics {metrics}: user {relay.name} can read them"

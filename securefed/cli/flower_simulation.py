@@ -189,12 +189,10 @@ def _agent(
     figures: bool,
 ) -> Iterator[tuple[Agent, Log]]:
     """One client's agent, with its accounts in its folder."""
+    from securefed.agent.accounts import opened_accounts
     from securefed.agent.agent import Agent
     from securefed.agent.example import example_policy
     from securefed.agent.policy import dump_policy
-    from securefed.agent.rosters import take_roster
-    from securefed.agent.runs import RunAccounts
-    from securefed.agent.spending import Spending
     from securefed.engines.events import Silent
     from securefed.engines.simulation import utc_now
     from securefed.engines.site import TrainingSite
@@ -223,11 +221,9 @@ def _agent(
     path.write_text(dump_policy(policy), encoding="utf-8")
     with ExitStack() as held:
         log = Log(held.enter_context(appended(place / "agent.log")), utc_now)
-        spending = Spending(place / "accounts", name, policy.budget, utc_now)
-        held.callback(spending.close)
-        take_roster(place / "accounts", SignedRoster(roster, 1), clock=utc_now)
-        runs = RunAccounts(place / "accounts" / "runs", name, utc_now)
-        held.callback(runs.close)
+        signed = SignedRoster(roster, 1)
+        opened = opened_accounts(place / "accounts", policy, signed, utc_now)
+        spending, runs = held.enter_context(opened)
         agent = Agent(
             policy,
             identity,

@@ -6,6 +6,7 @@ import stat
 
 import pytest
 from other_users import open_folder
+from typer.testing import CliRunner
 
 from securefed.agent.relay_user import (
     RelayUser,
@@ -15,6 +16,7 @@ from securefed.agent.relay_user import (
     relay_user,
 )
 from securefed.agent.socket_server import SocketServer
+from securefed.cli.commands import app
 from securefed.errors import ConfigError
 from securefed.operations.private_folder import passable_folder
 
@@ -128,3 +130,20 @@ def test_its_group_may_pass_the_socket_folder_and_no_more(folder, mode):
     passable_folder(path, "socket folder", os.getgid())
     status = path.stat()
     assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o710, os.getgid())
+
+
+@pytest.mark.parametrize("open_to_all", ["key.pem", "accounts/spent.jsonl", "password.txt"])
+def test_an_agent_whose_secrets_the_relay_can_read_does_not_start(folder, open_to_all):
+    (folder / "accounts").mkdir(mode=0o755)
+    for name in ("key.pem", "accounts/spent.jsonl", "password.txt"):
+        (folder / name).touch()
+        (folder / name).chmod(0o644 if name == open_to_all else 0o600)
+    words = {
+        "policy": "p", "config": "c", "roster": "r", "socket": "s/agent.sock", "key": "key.pem",
+        "accounts": "accounts", "password-file": "password.txt",
+    }  # fmt: skip
+    given = [w for option, name in words.items() for w in (f"--{option}", str(folder / name))]
+    done = CliRunner().invoke(app, ["client", *given, "--relay-user", "nobody"])
+    assert isinstance(done.exception, ConfigError)
+    assert f"{open_to_all}: user nobody (--relay-user)" in str(done.exception)
+    assert not (folder / "s").exists()

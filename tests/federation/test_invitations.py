@@ -1,11 +1,14 @@
 """What a server and an agent say to each other: round trips, and what is refused."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from securefed.crypto.identity import IdentityKey
 from securefed.errors import RemoteProtocolError, WireError
+from securefed.federation import invitations
 from securefed.federation.invitations import (
     Ending,
     HeadRequest,
@@ -129,6 +132,15 @@ def test_an_ending_that_names_no_sessions_is_refused_even_when_signed(summed):
 
     with pytest.raises(WireError, match="summed"):
         Ending.decode(replace(ENDING, summed=summed).encode(SERVER), SERVER.public)
+
+
+@pytest.mark.parametrize("message", [INVITATION, ENDING])
+def test_another_spelling_of_the_same_values_is_refused_even_when_signed(monkeypatch, message):
+    with monkeypatch.context() as spelt:
+        spelt.setattr(invitations.rfc8785, "dumps", lambda values: json.dumps(values).encode())
+        sent = message.encode(SERVER)
+    with pytest.raises(WireError, match="is not in canonical form"):
+        type(message).decode(sent, SERVER.public)
 
 
 def test_a_client_that_is_not_in_the_roster_is_refused():

@@ -11,6 +11,7 @@ import tomli_w
 from tiny import write_run
 from typer.testing import CliRunner
 
+from securefed.agent.example import example_policy
 from securefed.agent.policy import load_policy
 from securefed.cli.commands import app
 from securefed.config import load_config
@@ -141,6 +142,18 @@ def test_an_app_is_written_from_a_run_file_with_a_policy_that_its_run_keeps(tmp_
     assert Path(found.model).resolve() == tmp_path / "model"
     assert Path(found.out).resolve() == tmp_path / "runs" / "tiny"
     refused("is there already", "flower", "init", run_file, folder, "--server", server)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "held"), [({}, False), ({"trainer": "own_trainers:Quiet"}, True)]
+)
+def test_answers_are_held_back_where_own_code_trains(tmp_path, trainer, held):
+    path = write_run(tmp_path, privacy={"unit": "client", "expected_batch": None}, training=trainer)
+    policy = example_policy(
+        load_config(path), client="site-0", server="0" * 64, digest="0" * 64, model="0" * 64
+    )
+    assert (policy.answers.hold_seconds is not None) == held
+    assert policy.runs.trainers == list(trainer.values())
 
 
 def test_a_run_file_for_simulations_alone_makes_no_app(tmp_path, server):

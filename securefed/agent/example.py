@@ -31,7 +31,8 @@ def example_policy(
         server: the server's public key, hexadecimal.
         digest: SHA-256 of the resolved run file, hexadecimal.
         model: fingerprint of the base weights, hexadecimal.
-        hold_seconds: how long answers are held back where the run's samples are secret.
+        hold_seconds: how long answers are held back where the run's samples are secret, or the
+            owner's own code trains.
     """
     privacy = config.privacy
     clip = privacy.clip_norm
@@ -42,7 +43,9 @@ def example_policy(
         noise = 0.0
         if privacy.unit == "client":
             clip = privacy.update_clip_norm  # of whole vectors that are summed without noise
-    secret = privacy.unit != "client" and privacy.sample_is_secret
+    # A trainer of one's own may take longer on some texts than on others.
+    own = config.training.trainer is not None
+    held = own or (privacy.unit != "client" and privacy.sample_is_secret)
     return AgentPolicy(
         client=client,
         server=server,
@@ -70,5 +73,5 @@ def example_policy(
             unit=privacy.unit,
             against="release" if privacy.mechanism == "central" else "server",
         ),
-        answers=AnswersSection(hold_seconds=hold_seconds if secret else None),
+        answers=AnswersSection(hold_seconds=hold_seconds if held else None),
     )

@@ -40,7 +40,8 @@ def init(
         float | None,
         typer.Option(
             min=1.0,
-            help="answers.hold_seconds of the policies, where samples are secret or own code trains: well above what "
+            help="answers.hold_seconds of the policies, where samples are secret or own code "
+            "trains: well above what "
             "the work of a round takes at the slowest owner; default 120.",
         ),
     ] = None,
